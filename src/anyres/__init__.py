@@ -1,0 +1,1 @@
+"""anyres: one vision backbone that holds its accuracy at every input size."""

@@ -1,0 +1,45 @@
+"""Configuration as values: frozen dataclasses beside the code they configure, and one error for users' mistakes.
+
+A leaf: nothing of anyres is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C")
+D = TypeVar("D", bound="DataclassInstance")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: shown as one line, without a traceback, and the process exits with code 2."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type[C]) -> type[C]:
+    """Class decorator: a frozen, keyword-only dataclass that pydantic (in recipe.py) reads without extra keys."""
+    made = dataclass(frozen=True, kw_only=True)(cls)
+    made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return made
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """``"; did you mean 'a' or 'b'?"`` for the known words nearest to ``word``, else an empty string."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=0.5)
+    return "; did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?" if close else ""
+
+
+def override(base: D, values: Mapping[str, Any], what: str) -> D:
+    """``base`` with ``values`` replaced. Raises UserError naming an unknown key and the nearest known one."""
+    known = {f.name for f in fields(base)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"{what} has no option {key!r}{nearest(key, known)} (known: {', '.join(sorted(known))})")
+    return replace(base, **values)

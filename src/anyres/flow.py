@@ -1,0 +1,124 @@
+"""The nouns that travel down the river: Size, Record, Batch, Features, Report.
+
+A leaf but for the users' error it raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from anyres.config import UserError
+
+
+class Size(NamedTuple):
+    """Height and width of an image in pixels; written ``HxW``, or ``S`` for a square."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return str(self.height) if self.height == self.width else f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str | int) -> Size:
+        """``"320x192"`` (height x width) or ``"224"`` -> Size. Raises UserError for anything else."""
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).strip())
+        if not match or not all(int(g) for g in match.groups() if g):
+            raise UserError(f"size {text!r} is neither a side such as 224 nor HEIGHTxWIDTH such as 320x192")
+        height = int(match[1])
+        return cls(height, int(match[2] or height))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled image before decoding: where its bytes are, and its class index (-1: no label)."""
+
+    source: Path | bytes
+    target: int
+    name: str  # what a message calls it: the path below the root, or the row of a table
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The same b images as one or several views, largest first.
+
+    ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
+    or float (b, k) after mixing. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done
+    to an image to read it, as (image name, sentence).
+    """
+
+    views: tuple[Shaped[Tensor, "b 3 _ _"], ...]
+    target: Int64[Tensor, " b"] | Float[Tensor, "b k"]
+    index: Int64[Tensor, " b"]
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone sees: ``maps`` (b, c_i, h_i, w_i) from fine to coarse, and the ``pooled`` (b, c) vector."""
+
+    maps: tuple[Float[Tensor, "b _ _ _"], ...]
+    pooled: Float[Tensor, "b c"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model at one size: how good, how sure, how costly.
+
+    ``top1``, ``top5``, ``top1_low``, ``top1_high`` are shares in [0, 1] (95 % Wilson interval), ``loss`` is mean
+    cross-entropy in nats, ``latency_ms`` the median time of one batch of one image, ``macs`` multiply-accumulates
+    for one image.
+    """
+
+    model: str
+    height: int
+    width: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float
+    loss: float
+    n: int
+    latency_ms: float
+    images_per_s: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has to say at its end: one Point per size, and sentences about data and run."""
+
+    points: tuple[Point, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def pick_device() -> torch.device:
+    """The best device of this machine: CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:
+    """``["64:320:32", "320x192"]`` -> sizes; a range START:STOP:STEP includes STOP. Raises UserError."""
+    sizes: list[Size] = []
+    for text in (part for word in texts for part in str(word).split(",") if part):
+        match = re.fullmatch(r"(\d+):(\d+):(\d+)", text)
+        if match:
+            start, stop, step = map(int, match.groups())
+            if not (0 < start <= stop and step > 0):
+                raise UserError(f"size range {text!r} is empty: write START:STOP:STEP with START <= STOP, as in 64:320:32")
+            sizes += [Size(side, side) for side in range(start, stop + 1, step)]
+        else:
+            sizes.append(Size.parse(text))
+    return tuple(dict.fromkeys(sizes))
