@@ -1,0 +1,232 @@
+"""The picture of a curve: accuracy against image size, and against time, one colour per model, labelled in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from anyres.config import UserError
+from anyres.evaluate.labels import Labeller, spread
+from anyres.flow import Point, Size
+
+INCHES, DPI = (12.0, 5.2), 200  # 1200 x 520 CSS pixels at twice the density
+TOP, BOTTOM, LEFT, RIGHT, GAP = 0.81, 0.155, 0.045, 0.978, 0.045  # of the figure
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours of one theme; ``models`` are told apart by colour-blind readers too (after Okabe and Ito)."""
+
+    paper: str
+    text: str
+    quiet: str
+    grid: str
+    models: tuple[str, ...]
+
+
+ON_LIGHT = ("#0067a8", "#c2500a", "#00805c", "#a0478a", "#6b6b6b", "#8a6d00")
+ON_DARK = ("#5ab4f0", "#f0955a", "#3fc79c", "#e08fc6", "#b4b4b4", "#d9b93a")
+LIGHT = Ink("#ffffff", "#1c2430", "#5f6b7a", "#e6e9ee", ON_LIGHT)
+DARK = Ink("#161b22", "#e8ecf1", "#9aa6b4", "#2a313b", ON_DARK)
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def plot(
+    points: Sequence[Point],
+    path: Path,
+    title: str = "Accuracy at every image size",
+    train_sizes: Mapping[str, Sequence[Size]] | None = None,
+    dark: bool = False,
+) -> None:
+    """Draw ``points`` as a PNG of 2400 x 1040 pixels at ``path``.
+
+    Left: top-1 against the side of the image (of a non-square one, the root of its area) with its 95 % band.
+    Right: top-1 against the time of one image. Sizes in ``train_sizes[model]`` are filled. Raises UserError for no
+    points.
+    """
+    if not points:
+        raise UserError("there is nothing to draw: the curve is empty")
+    ink = DARK if dark else LIGHT
+    figure = Figure(figsize=INCHES, dpi=DPI, facecolor=ink.paper)
+    canvas = FigureCanvasAgg(figure)
+    series = _series(points, ink, train_sizes or {})
+    _words(figure, title, series, ink)
+    renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    names = [figure.text(0, 0, s.title, fontsize=10.5, fontweight="bold", color=s.colour) for s in series]
+    widest = max(name.get_window_extent(renderer).width for name in names) / figure.bbox.width
+    left, right = _panels(figure, min(widest, 0.2), ink)
+    _limits(left, right, points)
+    labeller = Labeller(renderer)
+    _by_size(left, series, ink, labeller)
+    _by_time(right, series, ink, labeller)
+    heights = [left.transData.transform((0, s.end))[1] for s in series]
+    edge = left.get_position().x1
+    for name, height in zip(names, spread(heights, 0.038 * figure.bbox.height), strict=True):
+        name.set(position=(edge + 0.008, height / figure.bbox.height), va="center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", facecolor=ink.paper)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model's points in one colour."""
+
+    model: str
+    colour: str
+    points: Sequence[Point]
+    trained: Mapping[str, Sequence[Size]]
+    mark: float  # diameter in typographic points; larger below, so that equal points show as rings
+
+    @property
+    def title(self) -> str:
+        """The model's name, cut where it is too long for the margin."""
+        return self.model if len(self.model) <= 26 else self.model[:25] + "…"
+
+    @property
+    def squares(self) -> list[Point]:
+        """Square sizes, ascending: the line."""
+        return sorted((p for p in self.points if p.height == p.width), key=lambda p: p.width)
+
+    @property
+    def end(self) -> float:
+        """Top-1 in percent where the line ends; of the widest point where there is no line."""
+        return 100 * (self.squares or sorted(self.points, key=lambda p: p.height * p.width))[-1].top1
+
+    def face(self, point: Point, ink: Ink) -> str:
+        """Filled where the model was trained at this size, hollow elsewhere."""
+        return self.colour if Size(point.height, point.width) in self.trained.get(self.model, ()) else ink.paper
+
+    def dot(self, axes: Axes, x: float, point: Point, ink: Ink) -> None:
+        """Mark ``point`` at ``x``: a circle for a square size, a diamond for any other."""
+        marker, face = "o" if point.height == point.width else "D", self.face(point, ink)
+        axes.plot([x], [100 * point.top1], marker, ms=self.mark, mfc=face, mec=self.colour, mew=1.7, zorder=4)
+
+
+def _series(points: Sequence[Point], ink: Ink, trained: Mapping[str, Sequence[Size]]) -> list[Series]:
+    """One Series per model, in the order they first appear."""
+    models = list(dict.fromkeys(p.model for p in points))
+    return [
+        Series(
+            model=model,
+            colour=ink.models[i % len(ink.models)],
+            points=[p for p in points if p.model == model],
+            trained=trained,
+            mark=6.5 + 2.5 * min(len(models) - 1 - i, 2),
+        )
+        for i, model in enumerate(models)
+    ]
+
+
+def _words(figure: Figure, title: str, series: Sequence[Series], ink: Ink) -> None:
+    """Title above, key to the marks below."""
+    figure.text(LEFT, 0.937, title, fontsize=15, fontweight="bold", color=ink.text, va="center")
+    marks = ["○ a size", "band: 95 % interval"]
+    if any(s.trained.get(s.model) for s in series):
+        marks[0] = "● trained at this size    ○ never seen in training"
+    if any(p.height != p.width for s in series for p in s.points):
+        marks.insert(1, f"◇ not square, height {TIMES} width")
+    figure.text(LEFT, 0.035, "    ".join(marks), fontsize=9.5, color=ink.quiet, va="center")
+    n = sorted({p.n for s in series for p in s.points})
+    images = f"{n[0]:,} images" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} images"
+    figure.text(RIGHT, 0.035, images, fontsize=9.5, color=ink.quiet, va="center", ha="right")
+
+
+def _panels(figure: Figure, margin: float, ink: Ink) -> tuple[Axes, Axes]:
+    """Two axes over one vertical scale; ``margin`` of the figure's width between them is for the models' names."""
+    room = RIGHT - LEFT - GAP - margin
+    first = figure.add_axes((LEFT, BOTTOM, 0.56 * room, TOP - BOTTOM))
+    second = figure.add_axes((RIGHT - 0.44 * room, BOTTOM, 0.44 * room, TOP - BOTTOM), sharey=first)
+    for axes, words in ((first, "image size (pixels)"), (second, "time for one image (ms)")):
+        axes.set_title("top-1 (%) against " + words, loc="left", fontsize=10.5, color=ink.quiet, pad=12)
+        axes.set_facecolor(ink.paper)
+        axes.grid(color=ink.grid, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=10, colors=ink.quiet, pad=6)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.spines["bottom"].set_color(ink.grid)
+    return first, second
+
+
+def _limits(left: Axes, right: Axes, points: Sequence[Point]) -> None:
+    """Scales and ticks: every square size that has room on the left, round numbers on the right."""
+    low, high = min(100 * p.top1_low for p in points), max(100 * p.top1_high for p in points)
+    air = max(0.06 * (high - low), 0.5)
+    left.set_ylim(max(low - air, -1), min(high + air, 101))
+    left.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    sides = [math.sqrt(p.height * p.width) for p in points]
+    reach = max(max(sides) - min(sides), 16)
+    left.set_xlim(min(sides) - 0.045 * reach, max(sides) + 0.03 * reach)
+    ticks: list[float] = []
+    for side in sorted({p.width for p in points if p.height == p.width}):
+        if not ticks or side - ticks[-1] > 0.055 * reach:
+            ticks.append(side)
+    left.xaxis.set_major_locator(FixedLocator(ticks or [round(side) for side in sides[:1]]))
+    times = [p.latency_ms for p in points if p.latency_ms > 0]
+    if not times:
+        return
+    right.set_xscale("log")
+    stretch = max((max(times) / min(times)) ** 0.09, 1.06)
+    start, stop = min(times) / stretch, max(times) * stretch
+    right.set_xlim(start, stop)
+    right.xaxis.set_major_locator(FixedLocator(_round_numbers(start, stop)))
+    right.xaxis.set_minor_locator(NullLocator())
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _round_numbers(start: float, stop: float) -> list[float]:
+    """Between three and about eight round numbers for a logarithmic axis, as the span allows."""
+    exponents = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
+    found: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        found = [d * 10.0**e for e in exponents for d in digits if start <= d * 10.0**e <= stop]
+        if len(found) >= 4:
+            break
+    return found
+
+
+def _by_size(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller) -> None:
+    """Lines over square sizes with their bands; diamonds for the others, each with its size."""
+    for s in series:
+        x = [p.width for p in s.squares]
+        low, high = [100 * p.top1_low for p in s.squares], [100 * p.top1_high for p in s.squares]
+        axes.fill_between(x, low, high, color=s.colour, alpha=0.13, linewidth=0, zorder=1)
+        y = [100 * p.top1 for p in s.squares]
+        axes.plot(x, y, color=s.colour, linewidth=2.2, zorder=3, solid_capstyle="round")
+        labeller.avoid(axes, x, y)
+        for point in s.points:
+            side = math.sqrt(point.height * point.width)
+            s.dot(axes, side, point, ink)
+            labeller.avoid(axes, [side], [100 * point.top1])
+            if point.height != point.width:
+                low_high = 100 * point.top1_low, 100 * point.top1_high
+                axes.plot([side, side], low_high, color=s.colour, alpha=0.5, linewidth=1.2, zorder=2)
+                labeller.avoid(axes, [side, side], low_high)
+    others = [p for s in series for p in s.points if p.height != p.width]
+    for height, width in dict.fromkeys((p.height, p.width) for p in others):
+        top = max(p.top1_high for p in others if (p.height, p.width) == (height, width))
+        labeller.put(axes, math.sqrt(height * width), 100 * top, f"{height}{TIMES}{width}", ink.text)
+
+
+def _by_time(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller) -> None:
+    """The same points against milliseconds, each with its size where there is room for it."""
+    axes.tick_params(labelleft=False)
+    for s in series:
+        squares = [p for p in s.squares if p.latency_ms > 0]
+        x, y = [p.latency_ms for p in squares], [100 * p.top1 for p in squares]
+        axes.plot(x, y, color=s.colour, linewidth=1.2, alpha=0.45, zorder=2)
+        labeller.avoid(axes, x, y)
+        for point in (p for p in s.points if p.latency_ms > 0):
+            s.dot(axes, point.latency_ms, point, ink)
+            labeller.avoid(axes, [point.latency_ms], [100 * point.top1])
+    for s in series:
+        for p in (p for p in s.points if p.latency_ms > 0):
+            words = str(p.width) if p.height == p.width else f"{p.height}{TIMES}{p.width}"
+            labeller.put(axes, p.latency_ms, 100 * p.top1, words, s.colour)

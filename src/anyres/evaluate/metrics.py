@@ -1,0 +1,186 @@
+"""How good, and how sure: scores per image, their intervals, and the comparison of two models on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.config import UserError
+from anyres.flow import Batch
+
+Gather = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model said about each of n labelled images, in the order of the dataset, every image once.
+
+    ``index`` are positions in the dataset, ascending; ``target`` and ``predicted`` class indices; ``confidence``
+    the softmax probability of the predicted class; ``correct5`` whether the class is among the five most likely;
+    ``losses`` cross-entropies in nats.
+    """
+
+    index: Int64[np.ndarray, " n"]
+    target: Int64[np.ndarray, " n"]
+    predicted: Int64[np.ndarray, " n"]
+    confidence: Float32[np.ndarray, " n"]
+    correct: Bool[np.ndarray, " n"]
+    correct5: Bool[np.ndarray, " n"]
+    losses: Float32[np.ndarray, " n"]
+
+    @property
+    def n(self) -> int:
+        """How many labelled images were scored."""
+        return len(self.index)
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose most likely class is theirs, in [0, 1]."""
+        return float(self.correct.mean())
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five most likely (fewer where there are fewer), in [0, 1]."""
+        return float(self.correct5.mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats, summed in double precision."""
+        return float(self.losses.mean(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model a minus model b on the same n images, in percentage points, with its 95 % interval.
+
+    ``p_value`` is the exact McNemar test's; ``only_a`` and ``only_b`` count the images that one model alone got
+    right; ``inside_noise`` is True unless both the test and the interval rule a difference of nought out.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    only_a: int
+    only_b: int
+    n: int
+    inside_noise: bool
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    gather: Gather = lambda local: local,
+) -> Scores:
+    """Run ``model`` over ``batches`` (first view, float (b, 3, H, W), already normalised) -> Scores.
+
+    Images without a label (target -1) are left out. Images met twice, as a distributed sampler deals them to fill
+    its last batch, count once. ``gather`` concatenates a (n,) tensor over processes (``accelerator.gather``); each
+    process must have had equally many images, which is accelerate's default. The model's mode is restored.
+
+    Raises UserError where nothing is labelled, a label has no logit, or the logits are not finite.
+    """
+    columns: list[tuple[Tensor, ...]] = []
+    with evaluating(model), torch.inference_mode():
+        for batch in batches:
+            pixels, target = batch.views[0].to(device, non_blocking=True), batch.target.to(device)
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                logits = model(pixels)
+            columns.append((batch.index.to(device), *_judge(logits.float(), target)))
+    if not columns:
+        raise UserError("there is no image to score: the split is empty")
+    joined = (gather(torch.cat(column)).cpu().numpy() for column in zip(*columns, strict=True))
+    index, target_, predicted, confidence, correct5, losses = joined
+    index, first = np.unique(index, return_index=True)
+    kept = target_[first] >= 0
+    index, first = index[kept], first[kept]
+    if not len(index):
+        raise UserError("there is no image to score: none has a label")
+    lost = index[~np.isfinite(losses[first])]
+    if len(lost):
+        raise UserError(f"the model's output is not finite for {len(lost)} images, the first at position {lost[0]}")
+    correct = predicted[first] == target_[first]
+    return Scores(index, target_[first], predicted[first], confidence[first], correct, correct5[first], losses[first])
+
+
+def _judge(logits: Float[Tensor, "b k"], target: Int64[Tensor, " b"]) -> tuple[Tensor, ...]:
+    """Per image: target, most likely class, its probability, whether the target is in the top five, cross-entropy."""
+    classes = logits.shape[1]
+    if int(target.max()) >= classes:
+        raise UserError(f"an image has class index {int(target.max())}, but the model knows {classes} classes")
+    top = logits.topk(min(5, classes), dim=1).indices  # b 5
+    confidence = logits.softmax(dim=1).gather(1, top[:, :1])[:, 0]
+    correct5 = (top == target[:, None]).any(dim=1)
+    return target, top[:, 0], confidence, correct5, F.cross_entropy(logits, target, ignore_index=-1, reduction="none")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode inside, every submodule in its own former mode afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of the share ``correct`` / ``n``, both ends in [0, 1]. Raises ValueError for n = 0."""
+    from scipy.stats import binomtest
+
+    if not 0 <= correct <= n or n == 0:
+        raise ValueError(f"{correct} right of {n} is no share")
+    interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def compare(correct_a: Bool[np.ndarray, " n"], correct_b: Bool[np.ndarray, " n"]) -> Comparison:
+    """Two models' right answers on the same images in the same order -> Comparison of a with b.
+
+    Test: exact McNemar, binomial on the images that only one model got right. Interval: Newcombe's for paired
+    shares (Statistics in Medicine 17, 1998, method 10), built from both Wilson intervals and their correlation.
+    Raises ValueError where the arrays differ in length or are empty.
+    """
+    from scipy.stats import binomtest
+
+    if correct_a.shape != correct_b.shape or not correct_a.size:
+        raise ValueError(f"cannot pair {correct_a.size} with {correct_b.size} images")
+    n = int(correct_a.size)
+    both, only_a = int((correct_a & correct_b).sum()), int((correct_a & ~correct_b).sum())
+    only_b, neither = int((~correct_a & correct_b).sum()), int((~correct_a & ~correct_b).sum())
+    discordant = only_a + only_b
+    p_value = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    low, high = _newcombe(both, only_a, only_b, neither)
+    noise = p_value >= 0.05 or low <= 0 <= high
+    return Comparison(100 * (only_a - only_b) / n, 100 * low, 100 * high, p_value, only_a, only_b, n, noise)
+
+
+def _newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
+    """95 % interval of (share a) - (share b) from the four counts of a paired table; shares in [-1, 1]."""
+    n = both + only_a + only_b + neither
+    right_a, right_b = both + only_a, both + only_b
+    share_a, share_b = right_a / n, right_b / n
+    (low_a, high_a), (low_b, high_b) = wilson(right_a, n), wilson(right_b, n)
+    product = float(both * neither - only_a * only_b)
+    product = max(product - n / 2, 0.0) if product > 0 else product  # his correction for continuity
+    scale = math.sqrt(right_a * (n - right_a)) * math.sqrt(right_b * (n - right_b))
+    phi = product / scale if scale else 0.0
+
+    def reach(first: float, second: float) -> float:
+        return math.sqrt(max(first * first - 2 * phi * first * second + second * second, 0.0))
+
+    middle = share_a - share_b
+    low = middle - reach(share_a - low_a, high_b - share_b)
+    return max(low, -1.0), min(middle + reach(high_a - share_a, share_b - low_b), 1.0)
