@@ -1,0 +1,104 @@
+"""Decode each image once and keep it in memory, as long as the whole set fits a budget."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from anyres.data.decode import Decoded, Unreadable, decode, decode_in_thread
+from anyres.data.sources import Source
+from anyres.flow import Record
+
+_SAMPLE = 32  # images decoded to estimate the whole
+
+
+class DecodedImages:
+    """The images of a source as uint8 (3, h, w), short side at most ``short_side`` pixels (None: as they are).
+
+    All are decoded now, by threads, and kept when their estimated total is at most ``budget_gib`` GiB (``cached``);
+    else each is decoded when asked for. ``images[i]`` -> Decoded, or raises Unreadable; the same either way.
+    """
+
+    def __init__(
+        self, source: Source, short_side: int | None = None, budget_gib: float = 4.0, *, progress: bool = True
+    ) -> None:
+        self.source, self.short_side = source, short_side
+        self._kept: list[Decoded | Unreadable] | None = None
+        self._unreadable: dict[int, Unreadable] = {}
+        self._converted: dict[int, tuple[str, str]] = {}
+        step = max(1, len(source.records) // _SAMPLE)
+        sample = dict(zip(range(0, len(source.records), step), self._decode_all(source.records[::step]), strict=True))
+        sizes = [done.image.numel() for done in sample.values() if isinstance(done, Decoded)]
+        self.estimated_bytes = int(sum(sizes) / max(1, len(sizes)) * len(source.records))
+        self.cached = self.estimated_bytes <= budget_gib * 2**30
+        if self.cached:
+            rest = [record for i, record in enumerate(source.records) if i not in sample]
+            decoded = iter(self._decode_all(rest, progress=progress))
+            self._kept = [sample[i] if i in sample else next(decoded) for i in range(len(source.records))]
+        for i, done in enumerate(self._kept) if self._kept else sample.items():
+            self._remember(i, done)
+
+    def __len__(self) -> int:
+        return len(self.source.records)
+
+    def __getitem__(self, i: int) -> Decoded:
+        if self._kept is not None:
+            kept = self._kept[i]
+            if isinstance(kept, Unreadable):
+                raise Unreadable(kept.name, kept.reason)
+            return kept
+        try:
+            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side)
+        except Unreadable as error:
+            done = error
+        self._remember(i, done)
+        if isinstance(done, Unreadable):
+            raise done
+        return done
+
+    def report(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """(unreadable, converted), as far as this process knows: (name, reason) and (name, what was done)."""
+        unreadable = [(error.name, error.reason) for _, error in sorted(self._unreadable.items())]
+        return unreadable, [note for _, note in sorted(self._converted.items())]
+
+    def _remember(self, i: int, done: Decoded | Unreadable) -> None:
+        if isinstance(done, Unreadable):
+            self._unreadable[i] = done
+        elif done.note:
+            self._converted[i] = (done.name, done.note)
+
+    def _decode_all(self, records: Sequence[Record], *, progress: bool = False) -> list[Decoded | Unreadable]:
+        def one(record: Record) -> Decoded | Unreadable:
+            try:
+                return decode_in_thread(record, self.short_side)
+            except Unreadable as error:
+                return error
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            warnings.simplefilter("ignore")  # Pillow's, in all threads
+            done = pool.map(one, records)
+            return list(_watched(done, len(records)) if progress else done)
+
+
+def _watched(done: Iterable[Decoded | Unreadable], total: int) -> Iterator[Decoded | Unreadable]:
+    """Pass on what is done; a progress bar on stderr from the second second on."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    start = time.monotonic()
+    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
+    task = bar.add_task("Decoding images", total=total)
+    shown = False
+    try:
+        for i, item in enumerate(done, 1):
+            if not shown and time.monotonic() - start > 1:
+                bar.start()
+                shown = True
+            bar.update(task, completed=i)
+            yield item
+    finally:
+        if shown:
+            bar.stop()

@@ -1,0 +1,154 @@
+"""Bytes -> uint8 (3, h, w) RGB, and a sentence on whatever had to be done to get there.
+
+Alpha is laid on white. 16-bit grey is divided by 257 (65535 -> 255), never clipped. Of several frames the first counts.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from anyres.flow import Record
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unreadable(Exception):
+    """An image that cannot be read: its ``name`` and one line of ``reason``."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, the sentence on what was done to read it (None: nothing), and the record's name."""
+
+    image: UInt8[Tensor, "3 h w"]
+    note: str | None
+    name: str
+
+
+def decode(record: Record, short_side: int | None = None) -> Decoded:
+    """Read one image; with ``short_side`` (pixels) a larger one is shrunk to it, by antialiased bicubic filtering.
+
+    Raises Unreadable for anything that Pillow cannot read to its end, and for decompression bombs.
+    """
+    with warnings.catch_warnings():  # not for threads: see decode_in_thread
+        warnings.simplefilter("ignore")
+        return decode_in_thread(record, short_side)
+
+
+def decode_in_thread(record: Record, short_side: int | None = None) -> Decoded:
+    """``decode`` without a guard of its own against Pillow's warnings: the caller ignores them around all threads."""
+    try:
+        source = record.source if isinstance(record.source, Path) else io.BytesIO(record.source)
+        with Image.open(source) as image:
+            notes = _frames(image)
+            if image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
+                notes.append("16-bit colour cut to 8 bit")
+            image.load()
+            rgb = _upright(image, notes)
+            if short_side is not None and min(rgb.size) > short_side:
+                w, h = rgb.size
+                scale = short_side / min(w, h)
+                rgb = rgb.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.BICUBIC)
+            pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()  # (h, w, 3) -> (3, h, w)
+    except UnidentifiedImageError:
+        raise Unreadable(record.name, "no image in a format that Pillow knows") from None
+    except Image.DecompressionBombError as error:
+        raise Unreadable(record.name, f"too large to be safe: {_line(error)}") from error
+    except Exception as error:  # Pillow raises almost anything on hostile bytes
+        raise Unreadable(record.name, _line(error)) from error
+    return Decoded(pixels, "; ".join(notes) or None, record.name)
+
+
+def _line(error: Exception) -> str:
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(told.split()) or type(error).__name__
+
+
+def _frames(image: Image.Image) -> list[str]:
+    count = int(getattr(image, "n_frames", 1))  # only formats with frames have it
+    if count < 2:
+        return []
+    kind = "animated" if image.format in ("GIF", "PNG", "WEBP", "AVIF") else "multi-page"
+    image.seek(0)
+    return [f"{kind} {image.format}: first of {count} frames"]
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The image in RGB, turned by its EXIF orientation."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        orientation = 1
+        notes.append("EXIF is broken: orientation not applied")
+    rgb = _to_rgb(image, notes)
+    if orientation not in _UPRIGHT:
+        return rgb
+    notes.append(f"{'mirrored' if orientation in (2, 4) else 'rotated'} by its EXIF orientation {orientation}")
+    return rgb.transpose(_UPRIGHT[orientation])
+
+
+def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return _scale_grey(image, notes)
+    if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        alpha = image.convert("RGBA")
+        white = Image.new("RGBA", alpha.size, "white")
+        notes.append(f"{mode} with alpha laid on white")
+        return Image.alpha_composite(white, alpha).convert("RGB")
+    if mode == "LAB":
+        notes.append("LAB converted to RGB")
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    names = {"L": "grey", "1": "black and white", "P": "palette"}
+    notes.append(f"{names.get(mode, mode)} converted to RGB")
+    return image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image, notes: list[str]) -> Image.Image:
+    """16-bit, 32-bit or float grey -> RGB. The range is the format's; where it has none, the image's own."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("grey values that are not finite")
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and (image.format in ("PNG", "PPM") or high > 255))
+    kind = {"F": "float", "I": "32-bit"}.get(image.mode, "16-bit")
+    if sixteen and low >= 0 and high <= 65535:
+        values, told = values / 257, "16-bit grey scaled to 8 bit"
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        values, told = values * 255, "float grey scaled from 0..1 to 8 bit"
+    elif low >= 0 and high <= 255:
+        told = f"{kind} grey taken as 8 bit"
+    else:
+        values, told = (values - low) * (255 / (high - low)), f"{kind} grey stretched from {low:g}..{high:g} to 8 bit"
+    notes.append(told)
+    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
