@@ -1,0 +1,155 @@
+"""One training view of one image: crop -> flip -> colour jitter or RandAugment, as a function of its seed alone.
+
+The operations are torchvision's and timm's; what is ours is that they draw from generators set by ``seeded``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from anyres.config import config
+from anyres.flow import Size
+
+_FILL = (124, 116, 104)  # 255 x the mean of ImageNet: what geometric operations of RandAugment leave bare
+_RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p)\d+(\.\d+)?)*")
+
+
+@config
+class AugmentConfig:
+    """How a training view is cut and coloured.
+
+    ``crop``: ``resized`` cuts a box of ``crop_scale`` of the area and ``crop_ratio`` (width/height) and resizes it;
+    ``padded`` pads 4 black pixels around and cuts at random (for pictures that have the view's size, as CIFAR's).
+    ``brightness``, ``contrast``, ``saturation``, ``hue``: strengths of colour jitter. ``rand_augment``: timm's string,
+    as ``rand-m9-mstd0.5-inc1``. ``erasing``: probability of a box of noise, drawn after normalising (mix.erase).
+    """
+
+    crop: Literal["resized", "padded"] = "resized"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    rand_augment: str | None = None
+    erasing: float = 0.0
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.jitters and self.rand_augment:
+            raise ValueError("colour jitter and rand_augment exclude each other: set one of them to 0 or null")
+        if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
+            raise ValueError(f"rand_augment {self.rand_augment!r} is not of the form 'rand-m9-mstd0.5-inc1'")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale} must be two shares of the area, 0 < low <= high <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {self.crop_ratio} must be two ratios, 0 < low <= high")
+        if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
+            raise ValueError(f"flip {self.flip} and erasing {self.erasing} are probabilities: 0 to 1")
+        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
+            raise ValueError("strengths of colour jitter are 0 or more, and hue is at most 0.5")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether any strength of colour jitter is set."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+@contextmanager
+def seeded(seed: int, epoch: int, index: int, view: int, stage: int = 0) -> Iterator[None]:
+    """Inside, Python's, NumPy's and torch's CPU generators depend on these numbers alone; after it they are as before.
+
+    ``stage`` keeps draws for different purposes apart. All numbers are non-negative.
+    """
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
+    number = key(seed, epoch, index, view, stage)
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.random.set_rng_state(cpu)
+
+
+def key(*numbers: int) -> int:
+    """A 63-bit number from whole numbers: the same on every machine, unlike for other numbers."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+def augment(image: UInt8[Tensor, "3 h w"], size: Size, how: AugmentConfig) -> UInt8[Tensor, "3 H W"]:
+    """One view at ``size``, drawn from the global generators: call it within ``seeded``."""
+    view: UInt8[Tensor, "3 H W"] = _transform(how, size)(_cover(image, size) if how.crop == "padded" else image)
+    return view
+
+
+def _cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+    """The image resized so that it just covers ``size``; itself when one side fits already."""
+    h, w = image.shape[-2:]
+    scale = max(size.height / h, size.width / w)
+    if scale == 1:
+        return image
+    new = [max(size.height, round(h * scale)), max(size.width, round(w * scale))]
+    covered: Tensor = F.resize(image, new, InterpolationMode.BICUBIC, antialias=True)
+    return covered
+
+
+@lru_cache(maxsize=64)
+def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if how.crop == "padded":
+        steps.append(v2.RandomCrop(size, padding=4))
+    else:
+        mode = InterpolationMode(how.interpolation)
+        steps.append(v2.RandomResizedCrop(size, how.crop_scale, how.crop_ratio, mode, antialias=True))
+    if how.flip:
+        steps.append(v2.RandomHorizontalFlip(how.flip))
+    if how.rand_augment:
+        steps.append(_rand_augment(how.rand_augment, size, how.interpolation))
+    elif how.jitters:
+        steps.append(v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue))
+
+    def run(image: Tensor) -> Tensor:
+        for step in steps:
+            image = step(image)
+        return image.contiguous()
+
+    return run
+
+
+def _rand_augment(text: str, size: Size, interpolation: str) -> Callable[[Tensor], Tensor]:
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    options = {
+        "translate_const": int(min(size) * 0.45),
+        "img_mean": _FILL,
+        "interpolation": filters[interpolation],
+    }
+    transform = rand_augment_transform(text, options)
+
+    def run(image: Tensor) -> Tensor:
+        pixels = np.array(transform(Image.fromarray(image.permute(1, 2, 0).numpy())))
+        return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+    return run

@@ -1,0 +1,140 @@
+"""On the device: bytes -> normalised floats, boxes of noise, and mixup or CutMix with one draw for all views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from anyres.config import config
+from anyres.data.augment import key, seeded
+from anyres.flow import Batch
+
+_ERASE, _CHOOSE, _MIX = 1, 2, 3  # stages of the seed: their draws are independent of each other
+Views = tuple[Float[Tensor, "b 3 _ _"], ...]
+
+
+@config
+class MixConfig:
+    """Mixup and CutMix: the alphas of their Beta distributions (0: off), and label smoothing.
+
+    ``prob``: probability that a batch is mixed. ``switch``: probability of CutMix where both are on. ``share``: one
+    draw for all views, else one for each, with a target for each.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch: float = 0.5
+    smoothing: float = 0.0
+    share: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.mixup, self.cutmix) < 0:
+            raise ValueError(f"mixup {self.mixup} and cutmix {self.cutmix} are alphas: 0 (off) or more")
+        if not all(0 <= p <= 1 for p in (self.prob, self.switch, self.smoothing)):
+            raise ValueError("prob, switch and smoothing of mix lie between 0 and 1")
+
+    @property
+    def on(self) -> bool:
+        """Whether targets become soft."""
+        return bool(self.mixup or self.cutmix or self.smoothing)
+
+
+def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
+    """uint8 views -> float32 (value / 255 - mean) / std per channel, with views and target on ``device``."""
+
+    def channels(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+
+    m, s = channels(mean), channels(std)
+    views = tuple(v.to(device, non_blocking=True).float().div_(255).sub_(m).div_(s) for v in batch.views)
+    return replace(batch, views=views, target=batch.target.to(device, non_blocking=True))
+
+
+def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
+    """Normalised views with, in each with ``probability``, a box of N(0, 1) noise of 2-33 % of the area (in place).
+
+    Box and noise depend on (seed, epoch, index, view) alone, whatever the device and rank.
+    """
+    from timm.data.random_erasing import RandomErasing
+
+    box = RandomErasing(probability=1.0, max_area=0.333, mode="pixel", device="cpu")
+    if probability > 0:
+        for i, view in enumerate(batch.views):
+            for image, index in zip(view, batch.index.tolist(), strict=True):
+                if key(seed, epoch, index, i, _CHOOSE) < probability * 2**63:
+                    with seeded(seed, epoch, index, i, _ERASE):
+                        box(image)
+    return batch
+
+
+def mix_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
+    """The generator of one step's mix: ranks draw differently, and a resumed run draws the same."""
+    return np.random.default_rng(key(seed, step, rank, _MIX))
+
+
+def mix(
+    views: Views, target: Int64[Tensor, " b"], classes: int, how: MixConfig, rng: np.random.Generator
+) -> tuple[Views, Float32[Tensor, "*v b k"]]:
+    """Mix each image with its opposite in the batch (first with last): new views and the soft target (b, k).
+
+    Mixup: lam x + (1 - lam) x'. CutMix: a box of x' in x, drawn at the largest view and scaled to the others with
+    truncation, lam being the share left of the largest view. An odd batch's middle image meets itself.
+    With ``share`` off each view has its own draw and the target is (v, b, k).
+    """
+    hot = smooth_one_hot(target, classes, how.smoothing)
+    if how.share or len(views) == 1:
+        mixed, lam = _mix_once(views, how, rng)
+        soft = _blend(hot, lam)
+        return mixed, soft if how.share else soft[None]
+    each = [_mix_once((view,), how, rng) for view in views]
+    return tuple(mixed[0] for mixed, _ in each), torch.stack([_blend(hot, lam) for _, lam in each])
+
+
+def smooth_one_hot(target: Int64[Tensor, " b"], classes: int, smoothing: float) -> Float32[Tensor, "b k"]:
+    """1 - s + s/k on the label, s/k elsewhere."""
+    off = smoothing / classes
+    hot = torch.full((len(target), classes), off, dtype=torch.float32, device=target.device)
+    return hot.scatter_(1, target[:, None], 1 - smoothing + off)
+
+
+def _blend(x: Tensor, lam: float) -> Tensor:
+    return x if lam == 1 else x * lam + x.flip(0) * (1 - lam)
+
+
+def _mix_once(views: Views, how: MixConfig, rng: np.random.Generator) -> tuple[Views, float]:
+    """The views after one draw, and the share of each image's own label."""
+    if not (how.mixup or how.cutmix) or rng.random() >= how.prob:
+        return views, 1.0
+    cut = rng.random() < how.switch if how.mixup and how.cutmix else how.cutmix > 0
+    alpha = how.cutmix if cut else how.mixup
+    lam = float(rng.beta(alpha, alpha))
+    if not cut:
+        return tuple(_blend(view, lam) for view in views), lam
+    height, width = views[0].shape[-2:]
+    box = draw_box(height, width, lam, rng)
+    top, bottom, left, right = box
+    mixed = tuple(_paste(view, box, height, width) for view in views)
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def draw_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """CutMix's (top, bottom, left, right): sides of sqrt(1 - lam), a uniform centre, clipped at the borders."""
+    side = float(np.sqrt(1 - lam))
+    half_h, half_w = int(height * side) // 2, int(width * side) // 2
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    return max(0, y - half_h), min(height, y + half_h), max(0, x - half_w), min(width, x + half_w)
+
+
+def _paste(view: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
+    """The opposite image's box into each image; the box was drawn at (height, width), each axis scales by itself."""
+    h, w = view.shape[-2:]
+    top, bottom, left, right = box[0] * h // height, box[1] * h // height, box[2] * w // width, box[3] * w // width
+    pasted = view.clone()
+    pasted[:, :, top:bottom, left:right] = view.flip(0)[:, :, top:bottom, left:right]
+    return pasted

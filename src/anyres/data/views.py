@@ -1,0 +1,97 @@
+"""The sizes at which one image is seen, in training and in evaluation. Sizes are decided here and only here."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from anyres.config import UserError, config
+from anyres.data.augment import AugmentConfig, augment, seeded
+from anyres.flow import Size
+
+_LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
+
+
+@config
+class ViewsConfig:
+    """The views of each training image, sorted so that the largest area comes first.
+
+    ``sizes``: as ``224`` or ``320x192`` (height x width). ``share``: one augmentation at the largest size, from which
+    the others are resized; else each view is augmented by itself.
+    """
+
+    sizes: tuple[str | int, ...] = ("224",)
+    share: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise UserError("views.sizes is empty: give one size or more, as 128, 96, 64")
+        ordered = sorted(map(Size.parse, self.sizes), key=lambda s: (s.height * s.width, s.height), reverse=True)
+        object.__setattr__(self, "sizes", tuple(map(str, ordered)))
+
+    @property
+    def parsed(self) -> tuple[Size, ...]:
+        """The sizes as numbers, largest first."""
+        return tuple(map(Size.parse, self.sizes))
+
+
+def make_views(
+    image: UInt8[Tensor, "3 h w"], how: AugmentConfig, views: ViewsConfig, seed: int, epoch: int, index: int
+) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
+    """The training views of one image, uint8 (3, H_i, W_i), largest first; a function of (seed, epoch, index).
+
+    Shared augmentation: the smaller views are resized from the largest one by bicubic interpolation in float without
+    antialiasing, which is what ResFormer's published runs did (torchvision 0.8); unlike there they are then rounded
+    and clipped to uint8, an error of half a grey level, so that every view leaves the loader as bytes.
+    """
+    sizes = views.parsed
+    if not views.share:
+        made = []
+        for i, size in enumerate(sizes):
+            with seeded(seed, epoch, index, i):
+                made.append(augment(image, size, how))
+        return tuple(made)
+    with seeded(seed, epoch, index, 0):
+        largest = augment(image, sizes[0], how)
+    return (largest, *(_shrink(largest, size) for size in sizes[1:]))
+
+
+def _shrink(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 H W"]:
+    batch = image[None].float()
+    resized = torch.nn.functional.interpolate(batch, size=list(size), mode="bicubic", antialias=False)
+    return resized[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def eval_view(
+    image: UInt8[Tensor, "3 h w"], size: Size, crop: float = 0.875, warp: bool = False
+) -> UInt8[Tensor, "3 H W"]:
+    """The image resized to cover int(H / crop) x int(W / crop), then its centre H x W; bicubic, antialiased.
+
+    For a square of side S that is torchvision's Resize(int(S / crop)) and CenterCrop(S). ``warp``: resized to H x W
+    whatever its shape. An image more than 8 times as elongated as the view loses its ends first, for memory's sake.
+    Raises UserError when ``crop`` is not in (0, 1].
+    """
+    if not 0 < crop <= 1:
+        raise UserError(f"crop {crop} is the share of a side that is kept: it must be above 0 and at most 1, as 0.875")
+    if warp:
+        return _resize(image, size.height, size.width)
+    tall, wide = int(size.height / crop), int(size.width / crop)
+    h, w = image.shape[-2:]
+    w_kept, h_kept = min(w, max(1, _LONGEST * h * wide // tall)), min(h, max(1, _LONGEST * w * tall // wide))
+    if (h, w) != (h_kept, w_kept):
+        top, left = (h - h_kept) // 2, (w - w_kept) // 2
+        image, h, w = image[:, top : top + h_kept, left : left + w_kept], h_kept, w_kept
+    if tall * w >= wide * h:  # as wide as the view or wider: the height decides
+        covered = _resize(image, tall, max(wide, int(tall * w / h)))
+    else:
+        covered = _resize(image, max(tall, int(wide * h / w)), wide)
+    cropped: Tensor = F.center_crop(covered, list(size))
+    return cropped.contiguous()
+
+
+def _resize(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 H W"]:
+    resized: Tensor = F.resize(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    return resized
