@@ -1,0 +1,142 @@
+"""From keys (epoch, index) to the tensors of a batch: what a loader's worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anyres.config import UserError
+from anyres.data.augment import AugmentConfig
+from anyres.data.decode import Decoded, Unreadable
+from anyres.data.views import ViewsConfig, eval_view, make_views
+from anyres.flow import Size
+
+_IN_A_ROW = 64  # so many unreadable images one after another end the run
+
+
+class Images(Protocol):
+    """What the loader reads: DecodedImages, or anything like it. ``cached``: whether they lie in memory."""
+
+    cached: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Decoded:
+        """Image i; raises Unreadable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as views, before batching; ``views`` is empty when it cannot be read."""
+
+    views: tuple[UInt8[Tensor, "3 _ _"], ...]
+    target: int
+    index: int
+    notes: tuple[tuple[str, str], ...]
+
+
+Key = tuple[int, int]  # (epoch, index); evaluation uses epoch 0
+Collated = tuple[Sequence[Tensor], Tensor, Tensor, Sequence[tuple[str, str]]]  # lists, once pinned
+
+
+class TrainSamples(Dataset[Sample]):
+    """Training batches by their keys. A UserError is returned, not raised: from a worker it would arrive as a page."""
+
+    def __init__(
+        self,
+        images: Images,
+        targets: list[int],
+        augment: AugmentConfig,
+        views: ViewsConfig,
+        seed: int,
+        max_unreadable: float,
+    ) -> None:
+        self.images, self.targets, self.augment, self.views, self.seed = images, targets, augment, views, seed
+        self.allowed = max(1.0, max_unreadable * len(images)) if max_unreadable else 0.0
+        self.unreadable: set[int] = set()
+
+    def __getitems__(self, keys: list[Key]) -> Collated | UserError:
+        with _one_thread():
+            try:
+                return _collate([self._sample(*key) for key in keys])
+            except UserError as error:
+                return error
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        decoded, shown, notes = self._read(index % len(self.images))
+        views = make_views(decoded.image, self.augment, self.views, self.seed, epoch, index)
+        return Sample(views, self.targets[shown], shown, notes)
+
+    def _read(self, first: int) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:
+        """The image, or the next readable one after it; its position; notes on both."""
+        n = len(self.images)
+        failed: list[Unreadable] = []
+        for i in range(first, first + min(n, _IN_A_ROW)):
+            try:
+                decoded = self.images[i % n]
+            except Unreadable as error:
+                failed.append(error)
+                self.unreadable.add(i % n)
+                if len(self.unreadable) > self.allowed:
+                    raise UserError(_too_many(len(self.unreadable), n, error)) from error
+                continue
+            notes = [(e.name, f"unreadable ({e.reason}): {decoded.name} takes its place") for e in failed]
+            return decoded, i % n, (*notes, *_note(decoded))
+        raise UserError(_too_many(len(failed), n, failed[0]))
+
+
+def _too_many(count: int, n: int, first: Unreadable) -> str:
+    return f"{count} or more of {n} images are unreadable, as {first}: repair or remove them, or raise max_unreadable"
+
+
+def _note(decoded: Decoded) -> tuple[tuple[str, str], ...]:
+    return ((decoded.name, decoded.note),) if decoded.note else ()
+
+
+class EvalSamples(Dataset[Sample]):
+    """Evaluation batches by their keys; what cannot be read is left out, with a note."""
+
+    def __init__(self, images: Images, targets: list[int], size: Size, crop: float, warp: bool) -> None:
+        self.images, self.targets, self.size, self.crop, self.warp = images, targets, size, crop, warp
+
+    def __getitems__(self, keys: list[Key]) -> Collated | UserError:
+        with _one_thread():
+            try:
+                return _collate([self._sample(i) for _, i in keys])
+            except UserError as error:
+                return error
+
+    def _sample(self, i: int) -> Sample:
+        try:
+            decoded = self.images[i]
+        except Unreadable as error:
+            return Sample((), -1, i, ((error.name, f"unreadable ({error.reason}): left out"),))
+        return Sample((eval_view(decoded.image, self.size, self.crop, self.warp),), self.targets[i], i, _note(decoded))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread, as DataLoader's workers have: sums come out bit-equal, and small copies need not wait for a
+    second thread (on a busy machine that wait took a hundred times as long as the copy)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _collate(samples: list[Sample]) -> Collated:
+    read = [s for s in samples if s.views]
+    views = tuple(torch.stack(same) for same in zip(*(s.views for s in read), strict=True))  # (b, 3, H_i, W_i) each
+    target = torch.tensor([s.target for s in read], dtype=torch.int64)
+    index = torch.tensor([s.index for s in read], dtype=torch.int64)
+    return views, target, index, tuple(note for s in samples for note in s.notes)
