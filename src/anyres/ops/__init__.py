@@ -1,1 +1,1 @@
-
+"""Maths that two families share. A leaf of the tree but for the users' error it raises."""

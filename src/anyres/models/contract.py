@@ -1,0 +1,113 @@
+"""What every family promises: timm's model contract, and three methods of ours. Signatures only, no behaviour."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anyres.config import UserError
+
+Format = Literal["NCHW", "NLC"]
+"""Layout of intermediate features: maps (b, c, h, w), or tokens (b, n, c)."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module, ABC):
+    """A backbone with its classifier, for images of any height and width.
+
+    ``model(x)`` is the logits (b, k), in training as in evaluation, and equals
+    ``get_classifier()(forward_head(forward_features(x), pre_logits=True))``.
+    """
+
+    num_classes: int
+    """Classes of the head; 0: no head, ``model(x)`` is the pooled vector."""
+    num_features: int
+    """Channels of the pooled vector."""
+    feature_info: list[dict[str, Any]]
+    """For each feature of ``forward_intermediates``: num_chs, reduction (pixels per token), module."""
+    pretrained_cfg: dict[str, Any]
+    """timm's: input_size, mean, std, interpolation, crop_pct, classifier, first_conv, num_classes."""
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Draws every parameter and resets every buffer anew, as the paper's code does."""
+
+    @abstractmethod
+    def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b ..."]:
+        """Image -> the family's features after the final norm: tokens (b, n, c) or a map (b, c, h, w)."""
+
+    @abstractmethod
+    def forward_head(self, x: Float[Tensor, "b ..."], pre_logits: bool = False) -> Float[Tensor, "b _"]:
+        """Features -> logits (b, k); with ``pre_logits`` the pooled vector (b, c) that the classifier sees."""
+
+    @abstractmethod
+    def patch_tokens(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b n c"]:
+        """Features -> the normalised patch tokens in row-major order, without class token."""
+
+    @abstractmethod
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "b k h w"],
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        intermediates_only: bool = False,
+        output_fmt: Format = "NCHW",
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features listed in ``feature_info`` at ``indices`` (None: all, an int: the last so many).
+
+        Returns (``forward_features(x)``, intermediates), or the intermediates alone. ``norm`` puts the final norm on
+        those it fits. Raises UserError for an index out of range.
+        """
+
+    @abstractmethod
+    def get_classifier(self) -> nn.Module:
+        """The classifier: pooled vector (b, c) -> logits (b, k)."""
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier; ``global_pool`` may only name the pooling the family has. Raises UserError."""
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay, beyond biases and vectors."""
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of storing their activations."""
+
+    @abstractmethod
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Which of ``count`` features: None is all, an int the last so many, a list is itself with negatives from the end.
+
+    ``take_indices(12, 4) == [8, 9, 10, 11]``. Raises UserError for an index out of range.
+    """
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise UserError(f"the last {indices} features were asked for, but there are {count}")
+        return list(range(count - indices, count))
+    wrong = [i for i in indices if not -count <= i < count]
+    if wrong:
+        raise UserError(f"feature index {wrong[0]} is out of range: there are {count} features")
+    return [i % count for i in indices]
+
+
+def check_pool(asked: str | None, own: str, family: str) -> None:
+    """Raises UserError unless ``asked`` is None or the family's own pooling."""
+    if asked not in (None, own):
+        raise UserError(f"{family} has one pooling, global_pool={own!r}; {asked!r} is not available")

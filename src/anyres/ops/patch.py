@@ -1,0 +1,39 @@
+"""Patch projection: an image of any height and width becomes tokens and the grid they lie on."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+"""Rows and columns of tokens."""
+
+
+def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c hp wp"]:
+    """Zeros on the right and at the bottom until both sides are multiples of ``multiple``; itself if they are.
+
+    Zero is the mean colour of a normalised image. Nothing is cut, so no pixel of the border is lost.
+    """
+    height, width = image.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
+class PatchEmbed(nn.Module):
+    """Conv2d(in_chans, dim, kernel = stride = patch_size) with bias; tokens in row-major order.
+
+    A side that is no multiple of the patch is padded (``pad_to_multiple``), so h x w pixels give
+    ceil(h / patch) x ceil(w / patch) tokens. Weights keep PyTorch's default initialisation.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, image: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
+        """Returns tokens (b, n, c), n = rows * columns, and the grid (rows, columns)."""
+        maps = self.proj(pad_to_multiple(image, self.patch_size))
+        rows, columns = maps.shape[-2:]
+        return maps.flatten(2).transpose(1, 2), (rows, columns)  # (b, c, rows, columns) -> (b, n, c)
