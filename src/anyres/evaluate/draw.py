@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,38 +16,34 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from anyres.config import UserError
 from anyres.evaluate.labels import Labeller, spread
+from anyres.evaluate.sheet import DARK, DPI, HEADLINE, LIGHT, WIDE, Ink, Sheet
 from anyres.flow import Point, Size
 
-INCHES, DPI = (12.0, 5.2), 200  # 1200 x 520 CSS pixels at twice the density
-TOP, BOTTOM, LEFT, RIGHT, GAP = 0.81, 0.155, 0.045, 0.978, 0.045  # of the figure
-
-
-@dataclass(frozen=True)
-class Ink:
-    """Colours of one theme; ``models`` are told apart by colour-blind readers too (after Okabe and Ito)."""
-
-    paper: str
-    text: str
-    quiet: str
-    grid: str
-    models: tuple[str, ...]
-
-
-ON_LIGHT = ("#0067a8", "#c2500a", "#00805c", "#a0478a", "#6b6b6b", "#8a6d00")
-ON_DARK = ("#5ab4f0", "#f0955a", "#3fc79c", "#e08fc6", "#b4b4b4", "#d9b93a")
-LIGHT = Ink("#ffffff", "#1c2430", "#5f6b7a", "#e6e9ee", ON_LIGHT)
-DARK = Ink("#161b22", "#e8ecf1", "#9aa6b4", "#2a313b", ON_DARK)
+TITLE = "Accuracy at every image size"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def plot(
     points: Sequence[Point],
     path: Path,
-    title: str = "Accuracy at every image size",
+    title: str = TITLE,
     train_sizes: Mapping[str, Sequence[Size]] | None = None,
     dark: bool = False,
 ) -> None:
-    """Draw ``points`` as a PNG of 2400 x 1040 pixels at ``path``.
+    """Write the wide picture of ``png`` to ``path``. Raises UserError for no points."""
+    picture = png(points, title, train_sizes, dark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
+
+
+def png(
+    points: Sequence[Point],
+    title: str = TITLE,
+    train_sizes: Mapping[str, Sequence[Size]] | None = None,
+    dark: bool = False,
+    sheet: Sheet = WIDE,
+) -> bytes:
+    """Draw ``points`` as a PNG: 2400 x 1040 pixels on WIDE, 1080 x 1680 on TALL, less without title.
 
     Left: top-1 against the side of the image (of a non-square one, the root of its area) with its 95 % band.
     Right: top-1 against the time of one image. Sizes in ``train_sizes[model]`` are filled. Raises UserError for no
@@ -55,24 +52,27 @@ def plot(
     if not points:
         raise UserError("there is nothing to draw: the curve is empty")
     ink = DARK if dark else LIGHT
-    figure = Figure(figsize=INCHES, dpi=DPI, facecolor=ink.paper)
+    if not title:
+        sheet = replace(sheet, top=sheet.top - HEADLINE, height=sheet.height - HEADLINE)
+    figure = Figure(figsize=(sheet.width, sheet.height), dpi=DPI, facecolor=ink.paper)
     canvas = FigureCanvasAgg(figure)
     series = _series(points, ink, train_sizes or {})
-    _words(figure, title, series, ink)
+    _words(figure, sheet, title, series, ink)
     renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
     names = [figure.text(0, 0, s.title, fontsize=10.5, fontweight="bold", color=s.colour) for s in series]
     widest = max(name.get_window_extent(renderer).width for name in names) / figure.bbox.width
-    left, right = _panels(figure, min(widest, 0.2), ink)
+    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink)
     _limits(left, right, points)
     labeller = Labeller(renderer)
     _by_size(left, series, ink, labeller)
     _by_time(right, series, ink, labeller)
     heights = [left.transData.transform((0, s.end))[1] for s in series]
     edge = left.get_position().x1
-    for name, height in zip(names, spread(heights, 0.038 * figure.bbox.height), strict=True):
-        name.set(position=(edge + 0.008, height / figure.bbox.height), va="center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", facecolor=ink.paper)
+    for name, height in zip(names, spread(heights, 0.2 * DPI), strict=True):
+        name.set(position=(edge + 0.1 / sheet.width, height / figure.bbox.height), va="center")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=ink.paper)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -125,25 +125,39 @@ def _series(points: Sequence[Point], ink: Ink, trained: Mapping[str, Sequence[Si
     ]
 
 
-def _words(figure: Figure, title: str, series: Sequence[Series], ink: Ink) -> None:
+def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], ink: Ink) -> None:
     """Title above, key to the marks below."""
-    figure.text(LEFT, 0.937, title, fontsize=15, fontweight="bold", color=ink.text, va="center")
+    left, right = sheet.left / sheet.width, 1 - sheet.right / sheet.width
+    top = 1 - 0.33 / sheet.height
+    figure.text(left, top, title, fontsize=15, fontweight="bold", color=ink.text, va="center")
     marks = ["○ a size", "band: 95 % interval"]
     if any(s.trained.get(s.model) for s in series):
         marks[0] = "● trained at this size    ○ never seen in training"
     if any(p.height != p.width for s in series for p in s.points):
         marks.insert(1, f"◇ not square, height {TIMES} width")
-    figure.text(LEFT, 0.035, "    ".join(marks), fontsize=9.5, color=ink.quiet, va="center")
     n = sorted({p.n for s in series for p in s.points})
     images = f"{n[0]:,} images" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} images"
-    figure.text(RIGHT, 0.035, images, fontsize=9.5, color=ink.quiet, va="center", ha="right")
+    lines = ["    ".join(marks)] if sheet.columns else [marks[0], "    ".join(marks[1:])]
+    for i, line in enumerate(lines):
+        height = (0.18 + 0.25 * (len(lines) - 1 - i)) / sheet.height
+        figure.text(left, height, line, fontsize=9.5, color=ink.quiet, va="center")
+    figure.text(right, 0.18 / sheet.height, images, fontsize=9.5, color=ink.quiet, va="center", ha="right")
 
 
-def _panels(figure: Figure, margin: float, ink: Ink) -> tuple[Axes, Axes]:
-    """Two axes over one vertical scale; ``margin`` of the figure's width between them is for the models' names."""
-    room = RIGHT - LEFT - GAP - margin
-    first = figure.add_axes((LEFT, BOTTOM, 0.56 * room, TOP - BOTTOM))
-    second = figure.add_axes((RIGHT - 0.44 * room, BOTTOM, 0.44 * room, TOP - BOTTOM), sharey=first)
+def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink) -> tuple[Axes, Axes]:
+    """Two axes over one vertical scale; ``margin`` inches beside the first are for the models' names."""
+    across, along = sheet.width - sheet.left - sheet.right, sheet.height - sheet.top - sheet.foot
+    if sheet.columns:
+        room = across - margin - sheet.between
+        first_box = (sheet.left, sheet.foot, 0.56 * room, along)
+        second_box = (sheet.width - sheet.right - 0.44 * room, sheet.foot, 0.44 * room, along)
+    else:
+        half = (along - sheet.between) / 2
+        first_box = (sheet.left, sheet.foot + half + sheet.between, across - margin - 0.1, half)
+        second_box = (sheet.left, sheet.foot, across, half)
+    first = figure.add_axes(sheet.share(*first_box))
+    second = figure.add_axes(sheet.share(*second_box), sharey=first)
+    second.tick_params(labelleft=not sheet.columns)
     for axes, words in ((first, "image size (pixels)"), (second, "time for one image (ms)")):
         axes.set_title("top-1 (%) against " + words, loc="left", fontsize=10.5, color=ink.quiet, pad=12)
         axes.set_facecolor(ink.paper)
@@ -217,7 +231,6 @@ def _by_size(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller)
 
 def _by_time(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller) -> None:
     """The same points against milliseconds, each with its size where there is room for it."""
-    axes.tick_params(labelleft=False)
     for s in series:
         squares = [p for p in s.squares if p.latency_ms > 0]
         x, y = [p.latency_ms for p in squares], [100 * p.top1 for p in squares]

@@ -77,7 +77,7 @@ class Labeller:
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """``heights`` moved as little as needed, in their order, so that neighbours are at least ``gap`` apart."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    order = sorted(range(len(heights)), key=lambda i: (heights[i], -i))  # of equals the first on top
     groups: list[tuple[float, int]] = []  # (mean height, members) of runs of neighbours that touch
     for i in order:
         mean, members = heights[i], 1
