@@ -1,1 +1,32 @@
-"""anyres: one vision backbone that holds its accuracy at every input size."""
+"""anyres: train one vision backbone that holds its accuracy at every input size.
+
+model = anyres.create_model("resformer_small", num_classes=10)
+anyres.load_weights(model, "runs/mine")
+anyres.list_models("rest*")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anyres.config import UserError
+    from anyres.models.registry import create_model, list_models
+    from anyres.models.weights import load_weights
+
+__all__ = ["UserError", "create_model", "list_models", "load_weights"]
+
+_HOMES = {
+    "UserError": "anyres.config",
+    "create_model": "anyres.models.registry",
+    "list_models": "anyres.models.registry",
+    "load_weights": "anyres.models.weights",
+}
+
+
+def __getattr__(name: str) -> Any:  # torch is imported when a model is wanted, not before
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'anyres' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

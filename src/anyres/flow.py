@@ -51,12 +51,12 @@ class Batch:
     """The same b images as one or several views, largest first.
 
     ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
-    or float (b, k) after mixing. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done
+    or float (b, k) after mixing, or (v, b, k) where each view was mixed by itself. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done
     to an image to read it, as (image name, sentence).
     """
 
     views: tuple[Shaped[Tensor, "b 3 _ _"], ...]
-    target: Int64[Tensor, " b"] | Float[Tensor, "b k"]
+    target: Int64[Tensor, " b"] | Float[Tensor, "*v b k"]
     index: Int64[Tensor, " b"]
     notes: tuple[tuple[str, str], ...] = ()
 
@@ -117,7 +117,9 @@ def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:
         if match:
             start, stop, step = map(int, match.groups())
             if not (0 < start <= stop and step > 0):
-                raise UserError(f"size range {text!r} is empty: write START:STOP:STEP with START <= STOP, as in 64:320:32")
+                raise UserError(
+                    f"size range {text!r} is empty: write START:STOP:STEP with START <= STOP, as in 64:320:32"
+                )
             sizes += [Size(side, side) for side in range(start, stop + 1, step)]
         else:
             sizes.append(Size.parse(text))

@@ -1,0 +1,48 @@
+# On a machine with only Python 3.11+, pip and make, each verb installs what it needs into .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo test check bench docs clean lock
+
+setup: $(READY)                          ## install anyres and its pinned dependencies into .venv
+
+# uv is used for its speed where it can be had; pip does the same otherwise.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyres needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had: using pip"
+	if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
+	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
+	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e . ; \
+	else \
+	  $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --no-deps -e . ; \
+	fi
+	touch $(READY)
+
+demo: $(READY)                           ## train on real photographs and compare sizes (about 9 minutes on 2 cores)
+	$(BIN)/anyres demo --out runs/demo
+
+test: $(READY)                           ## every test
+	$(BIN)/python -m pytest
+
+check: $(READY)                          ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab.md
+	$(BIN)/python benchmarks/any_size.py
+
+docs: $(READY)                           ## the documentation is Markdown: check that its links and snippets hold
+	$(BIN)/python -m pytest tests/test_docs.py
+
+lock:                                    ## pin every dependency anew
+	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
+	  --no-header --quiet pyproject.toml -o requirements.lock
+
+clean:                                   ## remove what setup and runs made
+	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

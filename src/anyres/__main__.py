@@ -1,0 +1,5 @@
+"""``python -m anyres`` is the ``anyres`` command; torchrun starts it so."""
+
+from anyres.cli import main
+
+main()

@@ -1,0 +1,184 @@
+"""The command line: one verb per task. Heavy imports happen inside the verbs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anyres.config import UserError
+
+app = typer.Typer(
+    help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
+    "that does the job.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `anyres train`.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="A folder (root/class/*.jpg or root/train|val/...), a CSV manifest, or a built-in set."
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="train, val, trainval or test; the recipe's own if not given.")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--sizes", help="Sizes such as 224, 320x192 (height x width) or 64:320:32; may be repeated."),
+]
+
+
+def main() -> None:
+    """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="See `anyres recipes` and `anyres models`.")],
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/NAME if not given.")] = None,
+) -> None:
+    """Train a model; the same command again resumes an interrupted run, or says that it is done.
+
+    Example: `anyres train restv2_nano --data groceries --out runs/first train.epochs=2`
+    """
+    from anyres.recipe import load_recipe
+    from anyres.run import train_run
+
+    given = [*(overrides or []), *([f"data.source={data}"] if data else [])]
+    train_run(load_recipe(recipe, given), out or Path("runs") / recipe.removesuffix(".yaml").replace("/", "-"))
+
+
+@app.command("eval")
+def evaluate(run: RunFolder, data: Data = None, split: Split = None, sizes: Sizes = None) -> None:
+    """Score a trained run at its recipe's sizes, or at the sizes given.
+
+    Example: `anyres eval runs/first --sizes 64,128 --split test`
+    """
+    from anyres.verbs import evaluate_run
+
+    evaluate_run(run, data, split, sizes)
+
+
+@app.command()
+def curve(
+    run: RunFolder,
+    data: Data = None,
+    split: Split = None,
+    sizes: Sizes = None,
+) -> None:
+    """Accuracy, cost and speed at every size: a table, `curve.csv` and `curve.png` in the run folder.
+
+    Example: `anyres curve runs/first --sizes 64:320:32 --sizes 320x192`
+    """
+    from anyres.verbs import curve_run
+
+    curve_run(run, data, split, sizes or ["64:320:32"])
+
+
+@app.command()
+def pick(
+    run: RunFolder,
+    min_top1: Annotated[float | None, typer.Option(help="Least top-1 accuracy, a share such as 0.9.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,
+) -> None:
+    """Name the cheapest size that is accurate enough, or the most accurate that is fast enough (after `curve`).
+
+    Example: `anyres pick runs/first --min-top1 0.9`
+    """
+    from anyres.verbs import pick_size
+
+    pick_size(run, min_top1, max_ms)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    size: Annotated[str | None, typer.Option(help="224 or 320x192; the recipe's largest if not given.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
+) -> None:
+    """Print the likeliest classes of images.
+
+    Example: `anyres predict runs/first photo.jpg --size 96`
+    """
+    from anyres.verbs import predict_images
+
+    predict_images(run, images, size, top)
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?.")] = "*") -> None:
+    """List the models, their sizes and published accuracies.
+
+    Example: `anyres models "rest*"`
+    """
+    from anyres.show import show_models
+
+    show_models(pattern)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package.
+
+    Example: `anyres recipes`
+    """
+    from anyres.show import show_recipes
+
+    show_recipes()
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL")],
+    overrides: Overrides = None,
+) -> None:
+    """Print a recipe with every value written out, as a run would use it.
+
+    Example: `anyres show demo/any_size train.epochs=5`
+    """
+    from anyres.recipe import dump_recipe, load_recipe
+
+    print(dump_recipe(load_recipe(recipe, overrides or [])), end="")
+
+
+@app.command("data")
+def data_sets() -> None:
+    """Describe the built-in image sets: contents, licence, citation.
+
+    Example: `anyres data`
+    """
+    from anyres.show import show_data
+
+    show_data()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where curve.csv, curve.png and report.html go.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Fewer for a quick look; the recipe's if not given.")] = None,
+) -> None:
+    """Train an any-size model and its single-size twin on real photographs and compare them at many sizes.
+
+    Example: `anyres demo --epochs 2 --out runs/quick`
+    """
+    from anyres.demo import run_demo
+
+    run_demo(out, seed, epochs)

@@ -1,0 +1,210 @@
+"""A recipe: every room's configuration composed into one value, read from YAML and ``key=value``, written back whole.
+
+Defaults stand in the dataclasses, a YAML file states what differs, the command line has the last word. An unknown
+key is one line that names the nearest known one. The only module that knows pydantic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields, is_dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from anyres.config import UserError, config, nearest, override
+from anyres.data.augment import AugmentConfig
+from anyres.data.mix import MixConfig
+from anyres.data.views import ViewsConfig
+from anyres.flow import parse_sizes
+from anyres.models import list_models, variant
+from anyres.train.loop import TrainConfig
+from anyres.train.objective import ObjectiveConfig
+from anyres.train.optim import OptimConfig
+
+
+@config
+class Claim:
+    """What the recipe is expected to give: ``top1`` in per cent by size (``"224": 82.2``), and where that is said."""
+
+    source: str = ""
+    top1: dict[str, float] = field(default_factory=dict)
+
+
+@config
+class DataConfig:
+    """``source``: a folder, a CSV manifest or a built-in set. ``batch_size`` is global, over all processes.
+    ``workers``: loader processes per process (null: chosen by the data and the machine). ``cache_side``: images are
+    kept decoded in memory with this short side when all fit into ``cache_gib`` (null: never). More than
+    ``max_unreadable`` (a share) of unreadable images stops the run."""
+
+    source: str | None = None
+    train_split: Literal["train", "trainval"] = "train"
+    eval_split: Literal["val", "test"] = "val"
+    val_share: float = 0.2
+    batch_size: int = 128
+    workers: int | None = None
+    cache_side: int | None = None
+    cache_gib: float = 2.0
+    max_unreadable: float = 0.01
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@config
+class EvalConfig:
+    """``sizes`` scored at the end and named in the report; ``crop``: centre-crop ratio (null: the model's own)."""
+
+    sizes: tuple[str | int, ...] = ("224",)
+    crop: float | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        parse_sizes([str(size) for size in self.sizes])
+
+
+@config
+class Recipe:
+    """A whole training run. ``model`` holds ``name`` and any option of that family's configuration."""
+
+    model: dict[str, Any]
+    claim: Claim = field(default_factory=Claim)
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+
+@cache
+def _adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def list_recipes() -> dict[str, str]:
+    """Every recipe shipped with the package: name (``resformer/small_mr``) -> the first line of its opening comment."""
+    root = Path(str(files("anyres.recipes")))
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path.read_text().splitlines()[0].lstrip("# ")
+        for path in sorted(root.rglob("*.yaml"))
+    }
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe's name, a model's name (then the recipe ``nano`` or ``folder`` with that model) or a YAML file.
+
+    ``overrides`` are ``key.path=value`` with YAML values. Raises UserError for an unknown name, key or value.
+    """
+    values, what = _find(source)
+    for text in overrides:
+        _set(values, text)
+    return build_recipe(values, what)
+
+
+def build_recipe(values: Mapping[str, Any], what: str) -> Recipe:
+    """Plain values -> Recipe. Raises UserError with one line for the first thing that is wrong; ``what`` names it."""
+    try:
+        recipe = _adapter().validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{what}: {_explain(error)}") from None
+    options = dict(recipe.model)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{what}: model.name is missing; name one of `anyres models`")
+    known = variant(name).config
+    override(known, options, f"{what}: {name}")
+    try:
+        TypeAdapter(type(known)).validate_python({f.name: getattr(known, f.name) for f in fields(known)} | options)
+    except ValidationError as error:
+        raise UserError(f"{what}: {_explain(error)}") from None
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every value written out; reads back equal."""
+    return yaml.safe_dump(_adapter().dump_python(recipe, mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe file. Raises UserError when it is missing, not YAML, or not a recipe."""
+    return build_recipe(_read(path), str(path))
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The keys in which two recipes differ, each as ``key: old -> new``."""
+    a, b = (_flatten(_adapter().dump_python(r, mode="json")) for r in (old, new))
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def _find(source: str) -> tuple[dict[str, Any], str]:
+    known = list_recipes()
+    root = Path(str(files("anyres.recipes")))
+    if source.endswith((".yaml", ".yml")):
+        return _read(Path(source)), source
+    if source in known:
+        return _read(root / f"{source}.yaml"), f"recipe {source}"
+    if source in list_models():
+        values = _read(root / ("nano.yaml" if source.endswith("_nano") else "folder.yaml"))
+        values["model"] = {"name": source}
+        return values, f"model {source}"
+    hint = nearest(source, [*known, *list_models()])
+    raise UserError(f"{source!r} is neither a recipe (`anyres recipes`) nor a model (`anyres models`){hint}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a recipe: a mapping with `model:` is expected")
+    return values
+
+
+def _set(values: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"{text!r} is not KEY=VALUE, as in optim.lr=3e-4")
+    *path, leaf = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{key!r}: {part!r} is a value, not a group of keys")
+    try:
+        values[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        values[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple", "dict"))]
+    key = ".".join(path)
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{key!r} is not a key{nearest(path[-1], _keys(path[:-1]))}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{key or 'recipe'}: {said} (given: {first['input']!r})" if first["type"] != "value_error" else said
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """The known keys of the group at ``path``."""
+    group: Any = Recipe
+    for part in path:
+        group = get_type_hints(group).get(part)
+    return [f.name for f in fields(group)] if is_dataclass(group) else []
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,193 @@
+"""Read this first: how a source of images becomes a trained model with a report.
+
+    recipe -> images -> views -> objective and loop -> checkpoints -> weights -> a point for every size -> report
+
+Every other module does one part of this; here they are only joined.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor, nn
+
+from anyres.config import UserError
+from anyres.data.cache import DecodedImages
+from anyres.data.loader import steps_per_epoch, train_batches
+from anyres.data.mix import erase, mix, mix_rng, normalise
+from anyres.evaluate.metrics import score
+from anyres.flow import Batch
+from anyres.models.weights import save_weights
+from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
+from anyres.train import checkpoint
+from anyres.train.loop import NonFiniteLoss, Plan, train
+from anyres.train.objective import Student
+from anyres.train.optim import build_optimizer
+from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
+from anyres.train.state import State, build_ema
+from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, report_on, scored_batches
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did so with a checkpoint written."""
+
+
+def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
+    """Train ``recipe`` in the folder ``run``: from the start, from its newest checkpoint, or not at all if it is done.
+
+    The folder ends with ``model.safetensors``, ``recipe.yaml``, ``metrics.jsonl``, ``run.json``, ``curve.csv``,
+    ``curve.png`` and ``report.html`` (these three only with ``report``). Raises UserError when it holds another recipe's run and for every fault of data
+    or recipe; Stopped after Ctrl-C or SIGTERM.
+    """
+    accelerator = build_accelerator(recipe.train.precision)
+    console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
+    with accelerator.main_process_first():
+        claim_folder(recipe, run)
+    if (run / WEIGHTS).exists():
+        console.print(f"{run} is done: it holds {WEIGHTS} and report.html. Choose another --out to train again.")
+        return
+    images, held_out = (open_images(recipe, s) for s in (recipe.data.train_split, recipe.data.eval_split))
+    plan = make_plan(recipe, len(images))
+    model = build_model(recipe, len(images.source.classes)).to(accelerator.device)
+    synchronise_batch_norm(model)
+    optimizer = build_optimizer(model, recipe.optim, model.no_weight_decay())
+    state = State(model, build_ema(model, recipe.train.ema_decay), optimizer)
+    said = checkpoint.restore(run, state)
+    for sentence in (*said, *describe(recipe, images, held_out, plan, state, accelerator)):
+        console.print(sentence)
+    student = accelerator.prepare(Student(model, recipe.objective.target))
+    state.optimizer = accelerator.prepare(optimizer)
+
+    def evaluate(scored: nn.Module) -> dict[str, float]:
+        return score_views(recipe, scored, held_out, accelerator)
+
+    batches = feed(recipe, images, plan, state.progress.step, accelerator)
+    try:
+        ended = train(accelerator, student, state, batches, plan, run, evaluate, run.name)
+    except NonFiniteLoss as error:
+        names = ", ".join(images.source.records[i].name for i in error.index.tolist()[:8])
+        raise UserError(f"{error}, in the batch {names}; {run} keeps the last good state: lower optim.lr") from None
+    if ended == "stopped":
+        raise Stopped(
+            f"stopped after step {state.progress.step} of {plan.steps}: the same command continues from there"
+        )
+    if accelerator.is_main_process:
+        publish(recipe, run, state, images, held_out)
+        if report:
+            report_on(open_run(run), held_out)
+    accelerator.wait_for_everyone()
+
+
+def claim_folder(recipe: Recipe, run: Path) -> None:
+    """Make ``run`` this recipe's folder. Raises UserError when it is a file or holds something else."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file: choose another --out")
+    if (run / RECIPE).is_file():
+        changed = differences(read_recipe(run / RECIPE), recipe)
+        if changed:
+            raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
+        return
+    if run.is_dir() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and has no {RECIPE}: choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / RECIPE).write_text(dump_recipe(recipe))
+
+
+def make_plan(recipe: Recipe, images: int) -> Plan:
+    """What the recipe comes to for so many training images."""
+    per_epoch = steps_per_epoch(images, recipe.data.batch_size)
+    steps = recipe.train.epochs * per_epoch
+    return Plan(steps, per_epoch, recipe.data.batch_size, recipe.train, recipe.optim, recipe.objective)
+
+
+def describe(
+    recipe: Recipe, images: DecodedImages, held_out: DecodedImages, plan: Plan, state: State, accelerator: Accelerator
+) -> Iterator[str]:
+    """What is about to happen, worked out, one sentence at a time."""
+    yield from dict.fromkeys((*images.source.notes, *held_out.source.notes))
+    for part, those in (("training", images), ("held-out", held_out)):
+        unreadable, converted = those.report()
+        yield from (f"{part} image {name} is unreadable ({reason}): left out" for name, reason in unreadable[:10])
+        yield from (f"{part} image {name}: {what}" for name, what in converted[:10])
+        if len(unreadable) > 10 or len(converted) > 10:
+            yield f"{len(unreadable)} unreadable and {len(converted)} converted {part} images in all"
+    classes = len(images.source.classes)
+    yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
+    parameters = sum(p.numel() for p in state.model.parameters())
+    dtype = autocast_dtype(recipe.train.precision)
+    yield (
+        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, views {', '.join(map(str, recipe.views.sizes))}, "
+        f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
+    )
+    yield (
+        f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
+        f"peak learning rate {recipe.optim.peak_lr(plan.batch_size):.3g}"
+    )
+    if state.progress.step:
+        yield f"continuing from step {state.progress.step} of {plan.steps}"
+
+
+def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelerator: Accelerator) -> Iterator[Batch]:
+    """Training batches from step ``start`` on: loaded, normalised on the device, erased, mixed."""
+    seed, rank, classes = recipe.train.seed, accelerator.process_index, len(images.source.classes)
+    loaded = train_batches(
+        images,
+        images.source.targets,
+        recipe.augment,
+        recipe.views,
+        batch_size=recipe.data.batch_size,
+        seed=seed,
+        start_step=start,
+        stop_step=plan.steps,
+        rank=rank,
+        world=accelerator.num_processes,
+        workers=recipe.data.workers,
+        max_unreadable=recipe.data.max_unreadable,
+    )
+    for step, raw in enumerate(loaded, start):
+        batch = normalise(raw, recipe.data.mean, recipe.data.std, accelerator.device)
+        batch = erase(batch, recipe.augment.erasing, seed, step // plan.steps_per_epoch)
+        if recipe.mix.on:
+            views, target = mix(batch.views, batch.target, classes, recipe.mix, mix_rng(seed, step, rank))
+            batch = replace(batch, views=views, target=target)
+        yield batch
+
+
+def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, accelerator: Accelerator) -> dict[str, float]:
+    """Top-1 of ``model`` on ``images`` at each training size, as shares, and their mean as ``top1``."""
+
+    def gather(local: Tensor) -> Tensor:
+        padded: Tensor = accelerator.gather(accelerator.pad_across_processes(local, pad_index=-1))
+        return padded
+
+    top1: dict[str, float] = {}
+    crop = crop_ratio(recipe)
+    for size in recipe.views.parsed:
+        batches = scored_batches(
+            recipe, images, size, crop, accelerator.device, accelerator.process_index, accelerator.num_processes
+        )
+        dtype = autocast_dtype(recipe.train.precision)
+        top1[f"top1/{size}"] = score(model, batches, accelerator.device, dtype, gather).top1
+    return {"top1": sum(top1.values()) / len(top1), **top1}
+
+
+def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held_out: DecodedImages) -> None:
+    """Write what the run was for: its facts, and weights that know their classes."""
+    progress = state.progress
+    facts = {
+        "images": progress.images,
+        "pixels": progress.pixels,
+        "seconds": round(progress.seconds, 1),
+        "steps": progress.step,
+        "best_top1": progress.best,
+        "notes": [f"{name}: {what}" for those in (images, held_out) for part in those.report() for name, what in part],
+    }
+    (run / "run.json").write_text(json.dumps(facts, indent=1))
+    about = {"model": recipe.model, "classes": images.source.classes, "mean": recipe.data.mean, "std": recipe.data.std}
+    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})

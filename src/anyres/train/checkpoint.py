@@ -1,0 +1,110 @@
+"""Checkpoints: folders ``step_000100`` written whole or not at all, verified when read.
+
+Each holds ``model.safetensors``, ``ema.safetensors`` (when one is kept), ``optimizer.pt`` (read with
+``weights_only=True``) and ``state.json`` with the progress and every file's SHA-256. The folder is filled under
+another name and renamed at the end; the newest two are kept; a damaged newest falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from anyres.config import UserError
+from anyres.train.state import Progress, State
+
+KEPT = 2
+
+
+def save(run: Path, state: State) -> Path:
+    """Write ``run/step_NNNNNN`` atomically, drop all but the newest two, and return the folder."""
+    final = run / f"step_{state.progress.step:06d}"
+    partial = run / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_flat(state.model), partial / "model.safetensors")
+    if state.ema is not None:
+        save_file(_flat(state.ema.module), partial / "ema.safetensors")
+    torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
+    digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+    text = json.dumps({"progress": dataclasses.asdict(state.progress), "sha256": digests}, indent=1)
+    (partial / "state.json").write_text(text)
+    for file in partial.iterdir():
+        _sync(file)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync(run)
+    for old in found(run)[KEPT:]:
+        shutil.rmtree(old)
+    return final
+
+
+def found(run: Path) -> list[Path]:
+    """The run's checkpoint folders, newest first."""
+    return sorted((p for p in run.glob("step_*") if p.is_dir()), key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def restore(run: Path, state: State) -> list[str]:
+    """Fill ``state`` from the newest sound checkpoint; returns what there is to say (damage, fallback).
+
+    With no checkpoint at all the state is left alone. Raises UserError when checkpoints exist and all are damaged.
+    """
+    said: list[str] = []
+    folders = found(run)
+    for folder in folders:
+        problem = _damage(folder)
+        if problem is None:
+            _load(folder, state)
+            return said
+        said.append(f"checkpoint {folder.name} is damaged ({problem}); falling back to the one before")
+    if folders:
+        raise UserError(f"every checkpoint in {run} is damaged ({said[0]}); delete the folder's step_* to start anew")
+    return said
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        digests: dict[str, str] = json.loads((folder / "state.json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"state.json: {type(error).__name__}"
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _sha256(file) != digest:
+            return f"{name} differs from its recorded SHA-256"
+    return None
+
+
+def _load(folder: Path, state: State) -> None:
+    state.model.load_state_dict(load_file(folder / "model.safetensors"))
+    if state.ema is not None:
+        state.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+    optimizer: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    state.optimizer.load_state_dict(optimizer)
+    state.progress = Progress(**json.loads((folder / "state.json").read_text())["progress"])
+
+
+def _flat(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""One process or many: accelerate decides; torchrun and ``accelerate launch`` both work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from anyres.flow import pick_device
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def build_accelerator(precision: Precision) -> Accelerator:
+    """An Accelerator on the best device. ``auto`` is bf16 autocast where the chip multiplies bf16 natively."""
+    dtype = autocast_dtype(precision)
+    mixed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=mixed, cpu=pick_device().type == "cpu", kwargs_handlers=[kwargs])
+
+
+def autocast_dtype(precision: Precision) -> torch.dtype | None:
+    """The dtype matrix products are made in; None: float32 throughout."""
+    if precision == "auto":
+        return torch.bfloat16 if has_fast_bf16(pick_device()) else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has bf16 matrix instructions (CUDA 8.0 and later, AVX512-BF16, AMX, Arm BF16)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """With several processes, batch statistics over the global batch, so that the split does not change the training.
+
+    Each BatchNorm2d of ``model`` is replaced by one with the same keys; torch's own SyncBatchNorm needs a GPU.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    replace = nn.SyncBatchNorm.convert_sync_batchnorm if pick_device().type == "cuda" else GlooBatchNorm
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, replace(child))
+
+
+class GlooBatchNorm(nn.Module):
+    """BatchNorm2d over the batch of all processes by a differentiable all-reduce of sum and sum of squares."""
+
+    def __init__(self, source: nn.BatchNorm2d) -> None:
+        super().__init__()
+        if source.momentum is None or source.running_mean is None or source.running_var is None:
+            raise ValueError("only batch norm with an affine and a moving average is synchronised")
+        self.eps, self.momentum = source.eps, source.momentum
+        self.weight, self.bias = source.weight, source.bias
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.num_batches_tracked: Tensor
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(source, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w), normalised by the statistics of every process's batch while training."""
+        if not self.training:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        wide = x.float()
+        count = wide.new_full((1,), wide.numel() / wide.shape[1])
+        sums = all_reduce(  # type: ignore[no-untyped-call]
+            torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
+        )
+        c, n = wide.shape[1], sums[-1]
+        mean = sums[:c] / n
+        variance = sums[c : 2 * c] / n - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * n / (n - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        out: Tensor = (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return out

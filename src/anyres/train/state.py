@@ -1,0 +1,55 @@
+"""Everything that survives a crash, in one dataclass.
+
+There is no random-number state here: every draw of a step is seeded by (seed, step, rank), and every sample by
+(seed, epoch, index), so a step is a function of this state and the recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass
+class Progress:
+    """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels."""
+
+    step: int = 0
+    images: int = 0
+    pixels: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    best_step: int = -1
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """The model being trained, its moving average (None: not kept), the optimiser and the progress."""
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: Optimizer
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and published: the moving average where one is kept."""
+        module: nn.Module = self.ema.module if self.ema is not None else self.model
+        return module
+
+
+def build_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+    """A moving average of the whole state (parameters and buffers) with timm's warm-up, so that short runs and small
+    data sets do not end with the initial weights in it."""
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step, so that a resumed run draws what an uninterrupted one would."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,89 @@
+"""What the command line does with a finished run: score it, draw its curve, pick a size, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, UInt8
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from anyres.config import UserError
+from anyres.data.decode import Unreadable, decode
+from anyres.data.mix import normalise
+from anyres.data.views import eval_view
+from anyres.evaluate.curve import pick, read_csv
+from anyres.evaluate.report import console_table
+from anyres.flow import Batch, Record, Size, parse_sizes
+from anyres.trained import Trained, crop_ratio, evaluated_sizes, open_run, report_on
+
+out = Console(highlight=False)
+
+
+def evaluate_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:
+    """Print accuracy and cost of a run at ``sizes``, its recipe's if none are given; writes nothing."""
+    trained = open_run(folder)
+    measured = trained.measure(
+        trained.images(data, split), parse_sizes(sizes) if sizes else evaluated_sizes(trained.recipe)
+    )
+    out.print(console_table([m.point for m in measured]))
+
+
+def curve_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str]) -> None:
+    """Measure a run at ``sizes``; writes ``curve.csv``, ``curve.png`` and ``report.html`` in its folder."""
+    wanted = parse_sizes(sizes)
+    trained = open_run(folder)
+    report_on(trained, trained.images(data, split), wanted)
+    out.print(f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}")
+
+
+def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> None:
+    """Name the size of a measured run that does the job."""
+    point = pick(read_csv(folder / "curve.csv"), min_top1, max_ms)
+    size = Size(point.height, point.width)
+    out.print(
+        f"{size}  top-1 {100 * point.top1:.1f} %, {point.latency_ms:.2f} ms an image, {point.macs / 1e6:.0f} M MACs"
+    )
+
+
+def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -> Float32[Tensor, " k"]:
+    """The class probabilities of one image seen at ``size``."""
+    view = eval_view(image, size, crop_ratio(trained.recipe))
+    batch = Batch((view[None],), torch.tensor([-1]), torch.tensor([0]))
+    pixels = normalise(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
+    with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
+        logits: Tensor = trained.model(pixels)
+    return logits[0].float().softmax(0).cpu()
+
+
+def predict_images(folder: Path, paths: Sequence[Path], size: str | None, top: int) -> None:
+    """Print the likeliest classes of image files. Unreadable files are named; if all are, UserError."""
+    trained = open_run(folder)
+    view = Size.parse(size or trained.recipe.views.sizes[0])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("image", *(f"{i + 1}." for i in range(min(top, len(trained.classes))))):
+        table.add_column(column, overflow="fold")
+    unreadable = []
+    for path in paths:
+        try:
+            image = decode(Record(path, -1, str(path))).image
+        except Unreadable as error:
+            unreadable.append(f"{error.name} is unreadable: {error.reason}")
+            continue
+        raw = Batch((eval_view(image, view, crop_ratio(trained.recipe))[None],), torch.tensor([-1]), torch.tensor([0]))
+        pixels = normalise(raw, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
+        with (
+            torch.inference_mode(),
+            torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None),
+        ):
+            shares = trained.model(pixels)[0].float().softmax(0)
+        best = shares.topk(len(table.columns) - 1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        table.add_row(str(path), *(f"{trained.classes[i]} {100 * share:.1f} %" for i, share in pairs))
+    if table.rows:
+        out.print(table)
+    if unreadable:
+        raise UserError("; ".join(unreadable))
