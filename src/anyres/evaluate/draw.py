@@ -119,7 +119,7 @@ def _series(points: Sequence[Point], ink: Ink, trained: Mapping[str, Sequence[Si
             colour=ink.models[i % len(ink.models)],
             points=[p for p in points if p.model == model],
             trained=trained,
-            mark=6.5 + 2.5 * min(len(models) - 1 - i, 2),
+            mark=9 - 3 * i / max(len(models) - 1, 1),
         )
         for i, model in enumerate(models)
     ]
@@ -130,14 +130,14 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     left, right = sheet.left / sheet.width, 1 - sheet.right / sheet.width
     top = 1 - 0.33 / sheet.height
     figure.text(left, top, title, fontsize=15, fontweight="bold", color=ink.text, va="center")
-    marks = ["○ a size", "band: 95 % interval"]
+    marks = ["band: 95 % interval"]
     if any(s.trained.get(s.model) for s in series):
-        marks[0] = "● trained at this size    ○ never seen in training"
+        marks[:0] = ["● trained at this size    ○ never seen in training"]
     if any(p.height != p.width for s in series for p in s.points):
-        marks.insert(1, f"◇ not square, height {TIMES} width")
+        marks.insert(-1, f"◇ not square, height {TIMES} width")
     n = sorted({p.n for s in series for p in s.points})
     images = f"{n[0]:,} images" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} images"
-    lines = ["    ".join(marks)] if sheet.columns else [marks[0], "    ".join(marks[1:])]
+    lines = ["    ".join(marks)] if sheet.columns or len(marks) < 3 else [marks[0], "    ".join(marks[1:])]
     for i, line in enumerate(lines):
         height = (0.18 + 0.25 * (len(lines) - 1 - i)) / sheet.height
         figure.text(left, height, line, fontsize=9.5, color=ink.quiet, va="center")
@@ -174,7 +174,7 @@ def _limits(left: Axes, right: Axes, points: Sequence[Point]) -> None:
     low, high = min(100 * p.top1_low for p in points), max(100 * p.top1_high for p in points)
     air = max(0.06 * (high - low), 0.5)
     left.set_ylim(max(low - air, -1), min(high + air, 101))
-    left.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    left.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     sides = [math.sqrt(p.height * p.width) for p in points]
     reach = max(max(sides) - min(sides), 16)
     left.set_xlim(min(sides) - 0.045 * reach, max(sides) + 0.03 * reach)
@@ -209,7 +209,7 @@ def _round_numbers(start: float, stop: float) -> list[float]:
 def _by_size(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller) -> None:
     """Lines over square sizes with their bands; diamonds for the others, each with its size."""
     for s in series:
-        x = [p.width for p in s.squares]
+        x = [float(p.width) for p in s.squares]
         low, high = [100 * p.top1_low for p in s.squares], [100 * p.top1_high for p in s.squares]
         axes.fill_between(x, low, high, color=s.colour, alpha=0.13, linewidth=0, zorder=1)
         y = [100 * p.top1 for p in s.squares]

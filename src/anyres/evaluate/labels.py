@@ -5,44 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 
 MARK = 11.0  # half the side, in pixels, of the square that a mark keeps free
 STEP = 8.0  # pixels between the spots that a line keeps free
-RINGS = (26.0, 34.0, 44.0, 56.0)  # pixels between a mark and the near edge of its words
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def meets(self, other: Box) -> bool:
-        """Whether the two share more than an edge."""
-        return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
-
-    def inside(self, other: Box) -> bool:
-        """Whether this one lies wholly in the other."""
-        return other.x0 <= self.x0 and self.x1 <= other.x1 and other.y0 <= self.y0 and self.y1 <= other.y1
+RINGS = (18.0, 26.0, 36.0, 48.0)  # pixels between a mark and the near edge of its words
+WAYS = (90, 270, 60, 120, 240, 300, 30, 150, 210, 330, 0, 180)  # degrees: above first, then below
 
 
 @dataclass
 class Labeller:
-    """Keeps what is taken (boxes in pixels) and finds free places for words."""
+    """Keeps what is taken and finds free places for words. A box is (x0, y0, x1, y1) in pixels."""
 
     renderer: RendererBase
-    taken: list[Box] = field(default_factory=list)
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def avoid(self, axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
         """Keep the line through (x, y), in data units, free of words; one point is a mark."""
-        spots = [axes.transData.transform(spot) for spot in zip(x, y, strict=True)]
+        spots = [tuple(map(float, axes.transData.transform(spot))) for spot in zip(x, y, strict=True)]
         if len(spots) == 1:
             self._keep(spots[0][0], spots[0][1], MARK)
         for (x0, y0), (x1, y1) in pairwise(spots):
@@ -51,7 +35,7 @@ class Labeller:
                 self._keep(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps, STEP / 2)
 
     def _keep(self, x: float, y: float, half: float) -> None:
-        self.taken.append(Box(x - half, y - half, x + half, y + half))
+        self.taken.append((x - half, y - half, x + half, y + half))
 
     def put(self, axes: Axes, x: float, y: float, words: str, colour: str) -> bool:
         """Write ``words`` near (x, y), in data units; False, and nothing written, where every place is taken."""
@@ -59,18 +43,19 @@ class Labeller:
         extent = text.get_window_extent(self.renderer)
         half_w, half_h = extent.width / 2, extent.height / 2
         centre_x, centre_y = axes.transData.transform((x, y))
-        extent = axes.get_window_extent(self.renderer)
-        frame = Box(extent.x0, extent.y0, extent.x1 + 20, extent.y1 + 10)  # a little may stand out
-        for ring in RINGS:
-            for degrees in (90, 270, 60, 120, 240, 300, 30, 150, 210, 330, 0, 180):
-                way_x, way_y = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-                middle_x = centre_x + way_x * (ring - 8 + half_w)
-                middle_y = centre_y + way_y * (ring - 8 + half_h)
-                box = Box(middle_x - half_w - 3, middle_y - half_h - 1, middle_x + half_w + 3, middle_y + half_h + 1)
-                if box.inside(frame) and not any(box.meets(other) for other in self.taken):
-                    text.set_position(tuple(axes.transData.inverted().transform((middle_x, middle_y))))
-                    self.taken.append(box)
-                    return True
+        frame = axes.get_window_extent(self.renderer)
+        x0, y0, x1, y1 = np.asarray(self.taken, dtype=float).reshape(-1, 4).T
+        for ring, degrees in product(RINGS, WAYS):
+            way = math.radians(degrees)
+            middle_x = centre_x + math.cos(way) * (ring + half_w)
+            middle_y = centre_y + math.sin(way) * (ring + half_h)
+            left, right = middle_x - half_w - 3, middle_x + half_w + 3
+            low, high = middle_y - half_h - 1, middle_y + half_h + 1
+            inside = frame.x0 <= left and right <= frame.x1 + 20 and frame.y0 <= low and high <= frame.y1 + 10
+            if inside and not ((x0 < right) & (left < x1) & (y0 < high) & (low < y1)).any():
+                text.set_position(tuple(axes.transData.inverted().transform((middle_x, middle_y))))
+                self.taken.append((left, low, right, high))
+                return True
         text.remove()
         return False
 
