@@ -51,8 +51,8 @@ class Batch:
     """The same b images as one or several views, largest first.
 
     ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
-    or float (b, k) after mixing, or (v, b, k) where each view was mixed by itself. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done
-    to an image to read it, as (image name, sentence).
+    or float (b, k) after mixing, or (v, b, k) where each view was mixed by itself. ``index``: int64 (b,) positions in
+    the dataset. ``notes``: what had to be done to an image to read it, as (image name, sentence).
     """
 
     views: tuple[Shaped[Tensor, "b 3 _ _"], ...]

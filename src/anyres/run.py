@@ -42,8 +42,8 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     """Train ``recipe`` in the folder ``run``: from the start, from its newest checkpoint, or not at all if it is done.
 
     The folder ends with ``model.safetensors``, ``recipe.yaml``, ``metrics.jsonl``, ``run.json``, ``curve.csv``,
-    ``curve.png`` and ``report.html`` (these three only with ``report``). Raises UserError when it holds another recipe's run and for every fault of data
-    or recipe; Stopped after Ctrl-C or SIGTERM.
+    ``curve.png`` and ``report.html`` (these three only with ``report``). Raises UserError when it holds another
+    recipe's run and for every fault of data or recipe; Stopped after Ctrl-C or SIGTERM.
     """
     accelerator = build_accelerator(recipe.train.precision)
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
@@ -121,8 +121,9 @@ def describe(
     yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
     parameters = sum(p.numel() for p in state.model.parameters())
     dtype = autocast_dtype(recipe.train.precision)
+    sizes = ", ".join(map(str, recipe.views.sizes))
     yield (
-        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, views {', '.join(map(str, recipe.views.sizes))}, "
+        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, views {sizes}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
     )
     yield (

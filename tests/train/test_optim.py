@@ -7,16 +7,16 @@ from anyres.train.optim import OptimConfig, build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize(
-    ("epoch", "expected"), [(0, 0.0), (1, 2e-4), (2.5, 5e-4), (5, 1e-3), (150, 5.18177e-4), (299.5, 1.0007e-5)]
+    ("epoch", "expected"), [(0.0, 0.0), (1.0, 2e-4), (2.5, 5e-4), (5.0, 1e-3), (150.0, 5.18177e-4), (299.5, 1.0007e-5)]
 )
 def test_resformer_schedule_check_values(epoch: float, expected: float) -> None:
-    config = OptimConfig(lr=5e-4, lr_batch=512, min_lr=1e-5, warmup_epochs=5)
+    config = OptimConfig(lr=5e-4, lr_batch=512, min_lr=1e-5, warmup_epochs=5.0)
     rate = learning_rate(round(epoch * 1250), config.peak_lr(1024), config, 1250, 300 * 1250)
     assert rate == pytest.approx(expected, rel=2e-5)
 
 
 def test_warmup_longer_than_the_run_stays_finite() -> None:
-    config = OptimConfig(warmup_epochs=20)
+    config = OptimConfig(warmup_epochs=20.0)
     assert [learning_rate(s, 1.0, config, 1, 4) for s in range(4)] == [0.0, 0.25, 0.5, 0.75]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class ObjectiveConfig:
             raise ValueError("objective.temperature must be above 0")
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """The part of timm's contract that the objective uses, and ``patch_tokens`` for the ``gap`` target."""
 
