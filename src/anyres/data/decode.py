@@ -149,6 +149,7 @@ def _scale_grey(image: Image.Image, notes: list[str]) -> Image.Image:
     elif low >= 0 and high <= 255:
         told = f"{kind} grey taken as 8 bit"
     else:
-        values, told = (values - low) * (255 / (high - low)), f"{kind} grey stretched from {low:g}..{high:g} to 8 bit"
+        values = (values - low) * (255 / max(high - low, 1e-9))
+        told = f"{kind} grey stretched from {low:g}..{high:g} to 8 bit"
     notes.append(told)
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

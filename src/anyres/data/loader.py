@@ -29,7 +29,7 @@ from anyres.flow import Batch, Size
 @config
 class LoaderConfig:
     """``batch_size``: of all ranks together. ``workers``: processes per rank (None: chosen). ``cache_gib``: memory for
-    decoded images. ``max_unreadable``: share of the images that may be unreadable before the run ends (or one image)."""
+    decoded images. ``max_unreadable``: share of the images (or one image) that may be unreadable before a run ends."""
 
     batch_size: int = 64
     workers: int | None = None
@@ -164,11 +164,14 @@ def _batches(loader: DataLoader[Sample]) -> Iterator[Batch]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12, fork
         collated = iter(loader)
-    for item in collated:
-        if isinstance(item, UserError):
-            raise item
-        views, target, index, notes = item
-        yield Batch(tuple(views), target, index, tuple((name, note) for name, note in notes))
+    try:
+        for item in collated:
+            if isinstance(item, UserError):
+                raise item
+            views, target, index, notes = item
+            yield Batch(tuple(views), target, index, tuple((name, note) for name, note in notes))
+    finally:
+        del collated  # ends the workers now, though a traceback may hold this frame
 
 
 def _without_empty(batches: Iterator[Batch], must_read: bool) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -21,6 +21,7 @@ from anyres.flow import Size
 _IN_A_ROW = 64  # so many unreadable images one after another end the run
 
 
+@runtime_checkable
 class Images(Protocol):
     """What the loader reads: DecodedImages, or anything like it. ``cached``: whether they lie in memory."""
 

@@ -89,7 +89,7 @@ def open_source(data: str, split: str, *, val_share: float = 0.2) -> Source:
 def _missing(path: Path, data: str) -> str:
     parent = path.absolute().parent
     siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-    hint = nearest(path.name, siblings, 1) or nearest(data, BUILTIN, 1)
+    hint = nearest(path.name, [*siblings, *BUILTIN], 1)
     known = ", ".join(BUILTIN)
     return f"no folder or table {data}{hint} (give a folder of class folders, a .csv table, or a built-in set: {known})"
 
@@ -208,7 +208,10 @@ def _assemble(name: str, parts: Parts, split: str, val_share: float, notes: list
             hint = nearest(strange[0], classes, 1)
             raise UserError(f"{name}: class {strange[0]!r} of {part} has no images in train{hint}")
     if not parts.get("val"):
-        parts = {**parts, **_hold_out(parts["train"], val_share, notes)}
+        parts = {**parts, **_hold_out(parts["train"], val_share)}
+        if split != "trainval":
+            held, whole = len(parts["val"]), len(parts["val"]) + len(parts["train"])
+            notes.append(f"no val split: {held} of {whole} images held out of train for it")
     if split == "test" and not parts.get("test"):
         parts = {**parts, "test": parts["val"]}
         notes.append("no test split: test is the validation split")
@@ -222,7 +225,7 @@ def _assemble(name: str, parts: Parts, split: str, val_share: float, notes: list
     return Source(name, classes, records, tuple(notes), split)
 
 
-def _hold_out(items: list[Item], share: float, notes: list[str]) -> Parts:
+def _hold_out(items: list[Item], share: float) -> Parts:
     """Split train: in each class the images with the smallest hash of their path become val; order is kept."""
     by_class: dict[str, list[str]] = defaultdict(list)
     for item in items:
@@ -231,7 +234,6 @@ def _hold_out(items: list[Item], share: float, notes: list[str]) -> Parts:
     for keys in by_class.values():
         count = min(max(1, round(len(keys) * share)), len(keys) - 1)
         held.update(sorted(keys, key=_hash)[:count])
-    notes.append(f"no val split: {len(held)} of {len(items)} images held out of train for it")
     return {"train": [i for i in items if i.key not in held], "val": [i for i in items if i.key in held]}
 
 

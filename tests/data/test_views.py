@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from anyres.config import UserError
+from anyres.data.augment import AugmentConfig
+from anyres.data.views import ViewsConfig, eval_view, make_views
+from anyres.flow import Size
+
+RNG = np.random.default_rng(0)
+SMOOTH = np.asarray(
+    Image.fromarray(RNG.integers(0, 256, (7, 9, 3), np.uint8)).resize((130, 90), Image.Resampling.BICUBIC)
+)
+IMAGE = torch.from_numpy(SMOOTH.copy()).permute(2, 0, 1).contiguous()
+PLAIN = AugmentConfig()
+
+
+def test_sizes_are_sorted_not_asserted() -> None:
+    views = ViewsConfig(sizes=(64, "96x160", "128"))
+    assert views.sizes == ("128", "96x160", "64")
+    assert views.parsed == (Size(128, 128), Size(96, 160), Size(64, 64))
+    with pytest.raises(UserError, match=r"views\.sizes is empty"):
+        ViewsConfig(sizes=())
+    with pytest.raises(UserError, match="size 'big'"):
+        ViewsConfig(sizes=("big",))
+
+
+def test_separate_views_are_independent_crops_and_do_not_depend_on_each_other() -> None:
+    three = make_views(IMAGE, PLAIN, ViewsConfig(sizes=("48", "48", "32x40")), 1, 2, 3)
+    assert [tuple(v.shape) for v in three] == [(3, 48, 48), (3, 48, 48), (3, 32, 40)]
+    assert not torch.equal(three[0], three[1])
+    one = make_views(IMAGE, PLAIN, ViewsConfig(sizes=("48",)), 1, 2, 3)
+    assert torch.equal(one[0], three[0])
+
+
+def test_shared_views_are_the_largest_resized_without_antialiasing() -> None:
+    large, small = make_views(IMAGE, PLAIN, ViewsConfig(sizes=("64", "40"), share=True), 1, 2, 3)
+    expected = torch.nn.functional.interpolate(large[None].double(), size=(40, 40), mode="bicubic", antialias=False)[0]
+    assert (small.double() - expected.clamp(0, 255)).abs().max() <= 0.501
+    assert torch.equal(large, make_views(IMAGE, PLAIN, ViewsConfig(sizes=("64",)), 1, 2, 3)[0])
+
+
+@pytest.mark.parametrize("crop", [0.875, 0.9, 1.0])
+@pytest.mark.parametrize("side", [32, 48, 96, 112])
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_square_is_resize_and_centre_crop(side: int, crop: float, turn: bool) -> None:
+    """Against torchvision on PIL images: the published evaluation transform (recipes 0.11)."""
+    array = SMOOTH.transpose(1, 0, 2) if turn else SMOOTH
+    pipeline = transforms.Compose(
+        [
+            transforms.Resize(int(side / crop), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(side),
+        ]
+    )
+    expected = np.asarray(pipeline(Image.fromarray(array))).astype(int)
+    image = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    got = eval_view(image, Size(side, side), crop).permute(1, 2, 0).numpy().astype(int)
+    error = np.abs(got - expected)
+    assert error.max() <= 2
+    assert error.mean() < 0.02
+
+
+def test_published_resize_sides() -> None:
+    """recipes F5: the short side before the crop; seen here as the one column that an unresized image would lose."""
+    known = {
+        96: 109,
+        112: 128,
+        128: 146,
+        160: 182,
+        192: 219,
+        224: 256,
+        288: 329,
+        384: 438,
+        448: 512,
+        512: 585,
+        640: 731,
+    }
+    for side, short in known.items():
+        ramp = torch.linspace(0, 255, short).round().to(torch.uint8).expand(3, short, short).contiguous()
+        left = round((short - side) / 2)
+        assert torch.equal(eval_view(ramp, Size(side, side), 0.875), ramp[:, :side, left : left + side])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.integers(1, 70), st.integers(1, 70), st.floats(0.3, 1.0), st.booleans()
+)
+def test_any_image_gives_any_size(h: int, w: int, height: int, width: int, crop: float, warp: bool) -> None:
+    image = torch.full((3, h, w), 77, dtype=torch.uint8)
+    view = eval_view(image, Size(height, width), crop, warp)
+    assert view.shape == (3, height, width)
+    assert view.dtype == torch.uint8
+    assert (view == 77).all()  # no border enters: the image covers the view
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (3, 20_000)])
+def test_a_line_does_not_fill_the_memory(shape: tuple[int, int]) -> None:
+    assert eval_view(torch.zeros(3, *shape, dtype=torch.uint8), Size(64, 48)).shape == (3, 64, 48)
+
+
+def test_warp_shows_the_whole_image() -> None:
+    ramp = torch.arange(200, dtype=torch.uint8).expand(3, 20, 200).contiguous()
+    view = eval_view(ramp, Size(32, 32), warp=True)
+    assert view[0, 0, 0] < 5
+    assert view[0, 0, -1] > 194
+
+
+@pytest.mark.parametrize("crop", [0.0, -1.0, 1.1])
+def test_a_crop_that_is_no_share(crop: float) -> None:
+    with pytest.raises(UserError, match="above 0 and at most 1"):
+        eval_view(IMAGE, Size(8, 8), crop)
