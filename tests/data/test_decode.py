@@ -42,11 +42,16 @@ def test_truncated_renamed_missing_and_empty_files(paint, tmp_path: Path) -> Non
     assert "image file is truncated" in reason(path)
     for name, text in (("text.jpg", b"I am no image"), ("empty.png", b"")):
         (tmp_path / name).write_bytes(text)
-        assert reason(tmp_path / name) == "no image in a format that Pillow knows"
+        assert reason(tmp_path / name) == "no JPEG, PNG, WebP, TIFF or other picture"
     assert reason(tmp_path / "absent.jpg") == "No such file or directory"
     half = paint("half.png", (60, 60))
     half.write_bytes(half.read_bytes()[:200])
     assert reason(half)
+
+
+def test_postscript_is_not_run(paint) -> None:
+    path = paint("a.eps", (8, 8))
+    assert reason(path.rename(path.with_suffix(".jpg"))) == "no JPEG, PNG, WebP, TIFF or other picture"
 
 
 def test_a_bomb_is_refused_and_a_large_image_does_not_warn(paint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def decode_in_thread(record: Record, short_side: int | None = None) -> Decoded:
     """``decode`` without a guard of its own against Pillow's warnings: the caller ignores them around all threads."""
     try:
         source = record.source if isinstance(record.source, Path) else io.BytesIO(record.source)
-        with Image.open(source) as image:
+        with Image.open(source, formats=_formats()) as image:
             notes = _frames(image)
             if image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
                 notes.append("16-bit colour cut to 8 bit")
@@ -76,12 +77,20 @@ def decode_in_thread(record: Record, short_side: int | None = None) -> Decoded:
                 rgb = rgb.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.BICUBIC)
             pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()  # (h, w, 3) -> (3, h, w)
     except UnidentifiedImageError:
-        raise Unreadable(record.name, "no image in a format that Pillow knows") from None
+        raise Unreadable(record.name, "no JPEG, PNG, WebP, TIFF or other picture") from None
     except Image.DecompressionBombError as error:
         raise Unreadable(record.name, f"too large to be safe: {_line(error)}") from error
     except Exception as error:  # Pillow raises almost anything on hostile bytes
         raise Unreadable(record.name, _line(error)) from error
     return Decoded(pixels, "; ".join(notes) or None, record.name)
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Raster formats only: Pillow would hand an EPS named .jpg to Ghostscript, a program that runs what it reads."""
+    Image.init()
+    wanted = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO"]
+    return tuple(name for name in wanted if name in Image.OPEN)
 
 
 def _line(error: Exception) -> str:
