@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from anyres.config import UserError
+from anyres.config import Stopped, UserError
 
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
@@ -42,6 +42,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
 
 
 @app.command()

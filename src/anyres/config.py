@@ -21,6 +21,10 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line, without a traceback, and the process exits with code 2."""
 
 
+class Stopped(Exception):
+    """Work was asked to stop and did, with everything saved: shown as one line, and the process exits with 130."""
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[C]) -> type[C]:
     """Class decorator: a frozen, keyword-only dataclass that pydantic (in recipe.py) reads without extra keys."""

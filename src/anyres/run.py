@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
-from anyres.config import UserError
+from anyres.config import Stopped, UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.loader import steps_per_epoch, train_batches
 from anyres.data.mix import erase, mix, mix_rng, normalise
@@ -32,10 +32,6 @@ from anyres.train.optim import build_optimizer
 from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
 from anyres.train.state import State, build_ema
 from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, report_on, scored_batches
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and did so with a checkpoint written."""
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:

@@ -1,0 +1,39 @@
+"""Two processes under torchrun train the demo's recipe as one process does with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEPS = 20
+
+
+def losses(out: Path, *launcher: str) -> list[float]:
+    train = ["-m", "anyres", "train", "demo/any_size", "--out", str(out)]
+    changes = ["train.epochs=1", "train.precision=fp32", "train.log_every=1", "data.workers=0", "evaluate.sizes=[64]"]
+    done = subprocess.run(
+        [*launcher, *train, *changes],
+        text=True,
+        capture_output=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.builtin
+@pytest.mark.timeout(600)
+def test_two_processes_match_one(tmp_path: Path) -> None:
+    one = losses(tmp_path / "one", sys.executable)
+    two = losses(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    assert len(one) == len(two) >= STEPS
+    assert one[:STEPS] == pytest.approx(two[:STEPS], rel=2e-3)
+    assert one[:3] == pytest.approx(two[:3], rel=1e-5)
