@@ -261,21 +261,26 @@ class ResMLP(Backbone):
         A matrix of as many tokens as this model has is taken as it is. Raises UserError for another count without a
         whole square root, since a file does not say on which grid it was trained.
         """
-        state = {rename(key): tensor for key, tensor in state.items()}
-        grid = self.config.grid
+        if any(".linear_tokens." in key for key in state):
+            state = {rename(key): tensor for key, tensor in state.items()}
         for key, tensor in state.items():
-            if re.search(r"(norm\d?\.(alpha|beta))$", key):
+            n = tensor.shape[-1] if tensor.ndim else 0
+            if re.search(r"norm\d?\.(alpha|beta)$", key):
                 state[key] = tensor.flatten()  # timm writes (1, 1, c)
-            elif re.search(r"\.attn\.(weight|bias)$", key) and len(tensor) != grid[0] * grid[1]:
-                side = math.isqrt(len(tensor))
-                if side * side != len(tensor):
-                    raise UserError(
-                        f"{key} mixes {len(tensor)} tokens, which is no square grid: build the model at the file's own"
-                        " img_size"
-                    )
-                resample = resample_mixing if tensor.ndim == 2 else resample_bias
-                state[key] = resample(tensor, (side, side), grid)
+            elif re.search(r"\.attn\.(weight|bias)$", key) and tensor.shape in ((n, n), (n,)):
+                state[key] = self.carry(key, tensor)
         return state
+
+    def carry(self, key: str, tensor: Tensor) -> Tensor:
+        """A mixing matrix (n, n) or bias (n) of a file, on this model's grid."""
+        n, grid = len(tensor), self.config.grid
+        if n == math.prod(grid):
+            return tensor
+        side = math.isqrt(n)
+        if side * side != n:
+            raise UserError(f"{key} mixes {n} tokens, no square grid: build the model at the img_size of the file")
+        resample = resample_mixing if tensor.ndim == 2 else resample_bias
+        return resample(tensor, (side, side), grid)
 
 
 RENAMES = (

@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
@@ -211,7 +210,8 @@ class ResTv2(Backbone):
         self.feature_info = [{"num_chs": dims[i], "reduction": 4 * 2**i, "module": f"stage{i + 1}"} for i in range(4)]
         self.pretrained_cfg = preprocessing(config)
 
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        total = sum(config.depths)
+        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
 
         def stage(i: int) -> nn.ModuleList:
             first = sum(config.depths[:i])

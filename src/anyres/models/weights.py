@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,7 +39,11 @@ def load_weights(model: Backbone, source: str | Path, *, replace_head: bool = Fa
     Raises UserError, one line, for a file that cannot be read or does not fit; the model is then unchanged.
     """
     path = weights_file(source)
-    state = model.adapt_state(read_state(path))
+    state = read_state(path)
+    try:
+        state = model.adapt_state(state)
+    except UserError as error:
+        raise UserError(f"{path} does not fit this model: {error}") from error
     own = model.state_dict()
     if replace_head:
         state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
@@ -107,7 +113,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+                warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
                 content = torch.load(path, map_location="cpu", weights_only=True)
     state: dict[str, Tensor] = {}
     for key, tensor in _unwrap(path, content).items():
@@ -137,7 +144,7 @@ def _check_fit(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor
     theirs, ours = state.get("head.bias"), own.get("head.bias")
     if theirs is not None and (ours is None or theirs.shape != ours.shape):
         raise UserError(
-            f"{path} has {len(theirs)} classes, the model {0 if ours is None else len(ours)}:"
+            f"{path} has {theirs.numel()} classes, the model {0 if ours is None else ours.numel()}:"
             " give the model as many, or replace the head (replace_head)"
         )
     shapes = [
@@ -169,11 +176,14 @@ def _readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # readers raise a dozen types for broken bytes, and none is our fault
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "it holds more than tensors, which could run code"
-        else:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"cannot read {path} as weights (cut short, or another kind of file?): {reason}") from error
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise UserError(
+                f"{path} is refused: it holds {foreign[1]}, not only tensors, and could run code"
+            ) from error
+        plain = isinstance(error, SafetensorError | RuntimeError)
+        reason = str(error).splitlines()[0].split(". ")[0] if plain and str(error) else "no weights format known here"
+        raise UserError(f"{path} cannot be read, it is cut short or another kind of file ({reason})") from error
 
 
 @contextmanager

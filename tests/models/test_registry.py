@@ -1,0 +1,71 @@
+"""Names: the light table equals the family files, mistakes are answered with the nearest names."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from anyres.config import UserError
+from anyres.models import create_model, list_models, variant
+from anyres.models.registry import ALIASES, CLAIMS, FAMILIES, OURS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_table_equals_the_family_file(family: str) -> None:
+    assert tuple(import_module(f"anyres.models.{family}").VARIANTS) == FAMILIES[family]
+
+
+def test_listing() -> None:
+    names = list_models()
+    assert names == sorted(names)
+    assert len(names) == 12
+    assert list_models("restv2_[st]*") == ["restv2_small", "restv2_tiny"]
+    assert list_models("resmlp_s*") == ["resmlp_12", "resmlp_24"]
+    assert list_models("nothing*") == []
+    assert set(ALIASES.values()) <= set(names)
+    assert set(names) == set(CLAIMS) | OURS
+    assert not set(CLAIMS) & OURS
+
+
+def test_listing_loads_no_torch() -> None:
+    code = "import sys, anyres.models as m; assert m.list_models(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [*list_models(), *ALIASES])
+def test_variant_and_model_agree(name: str) -> None:
+    about = variant(name)
+    with torch.device("meta"):
+        model = create_model(name)
+    assert about.name == ALIASES.get(name, name) == model.pretrained_cfg["architecture"]
+    assert about.ours == name.endswith("_nano") == (not about.claims)
+    assert model.config == about.config
+    assert model.pretrained_cfg == about.preprocessing | {"architecture": about.name}
+    assert all(0 < top1 < 100 for claim in about.claims for top1 in claim.top1.values())
+
+
+def test_claims() -> None:
+    assert variant("resformer_small").claims[0].top1[224] == 82.16
+    assert variant("resformer_tiny").claims[0].top1[640] == 71.65
+    assert [claim.top1 for claim in variant("restv2_tiny").claims] == [{224: 82.3}, {384: 83.7}]
+    assert [claim.top1[224] for claim in variant("resmlp_s12").claims] == [76.6, 77.8]
+    assert variant("resformer_tiny_patch16").alias == "resformer_tiny"
+
+
+def test_mistakes_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"no model 'resformer_tinny'; did you mean 'resformer_tiny'"):
+        create_model("resformer_tinny")
+    with pytest.raises(UserError, match="no model 'zzz'"):
+        variant("zzz")
+    with pytest.raises(UserError, match=r"resmlp_nano has no option 'drop_pth'; did you mean 'drop_path'"):
+        create_model("resmlp_nano", drop_pth=0.1)
+
+
+def test_options_reach_the_model() -> None:
+    model = create_model("resformer_nano", 3, patch_size=14, in_chans=1, depth=2)
+    assert model(torch.randn(1, 1, 30, 28)).shape == (1, 3)
+    assert model.feature_info[0]["reduction"] == 14
+    rectangle = create_model("resmlp_nano", 3, img_size=[32, 64])  # a list, as JSON and YAML have it
+    assert rectangle.config.grid == (4, 8)
