@@ -41,6 +41,7 @@ from torch.utils.checkpoint import checkpoint
 from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
+from anyres.ops.depthwise import DepthwiseConv2d
 from anyres.ops.patch import Grid, PatchEmbed
 
 
@@ -94,7 +95,7 @@ class GlobalPosition(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.embed_layer = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.embed_layer = DepthwiseConv2d(dim, 3, padding=1)
 
     def forward(self, grid: Grid) -> Float[Tensor, "1 n c"]:
         weight = self.embed_layer.weight
@@ -114,7 +115,7 @@ class Attention(nn.Module):
         width = dim // heads
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.get_v = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.get_v = DepthwiseConv2d(width, 3, padding=1)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:

@@ -21,7 +21,7 @@ Deviations from the official code, none of which changes a result where that cod
   another number.
 * The shuffled value map covers r * ceil(h / r) rows, and is cropped to the real h (and columns alike). So every size
   from 1x1 pixel up works. (In training, batch norm wants more than one value per channel: one image of at most
-  2x2 px will not do.)
+  4x4 px will not do.)
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
+from anyres.ops.depthwise import DepthwiseConv2d
 from anyres.ops.patch import Grid
 
 Four = tuple[int, int, int, int]
@@ -85,7 +86,7 @@ class PixelAttention(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.pa_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.pa_conv = DepthwiseConv2d(dim, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         gate: Tensor = self.pa_conv(x)
@@ -144,12 +145,10 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         if reduction > 1:
-            self.sr = nn.Conv2d(
-                dim, dim, kernel_size=reduction + 1, stride=reduction, padding=reduction // 2, groups=dim
-            )
+            self.sr = DepthwiseConv2d(dim, reduction + 1, stride=reduction, padding=reduction // 2)
             self.sr_norm = nn.LayerNorm(dim, eps=1e-6)
         self.up = nn.Sequential(
-            nn.Conv2d(dim, reduction**2 * dim, kernel_size=3, padding=1, groups=dim),
+            DepthwiseConv2d(dim, 3, padding=1, multiplier=reduction**2),
             nn.PixelShuffle(reduction),
         )
         self.up_norm = nn.LayerNorm(dim, eps=1e-6)

@@ -2,7 +2,7 @@
 
 Every function here is one idea: a bicubic resampling along one axis is a matrix (new, old) whose rows sum to one,
 and on a grid it acts on rows and on columns separately. The matrices are plain tensor arithmetic, so the result is
-differentiable, deterministic on every device, and exportable; and a grid carried to itself comes back untouched.
+differentiable and exportable; and a grid carried to itself comes back untouched.
 """
 
 from __future__ import annotations
