@@ -23,6 +23,7 @@ from anyres.data.loader import steps_per_epoch, train_batches
 from anyres.data.mix import erase, mix, mix_rng, normalise
 from anyres.evaluate.metrics import score
 from anyres.flow import Batch
+from anyres.models.contract import Backbone
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.train import checkpoint
@@ -49,13 +50,33 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
         console.print(f"{run} is done: it holds {WEIGHTS} and report.html. Choose another --out to train again.")
         return
     images, held_out = (open_images(recipe, s) for s in (recipe.data.train_split, recipe.data.eval_split))
+    model = build_model(recipe, len(images.source.classes))
+    state = fit(recipe, model, images, held_out, run, accelerator)
+    if accelerator.is_main_process:
+        publish(recipe, run, state, images, held_out)
+        if report:
+            report_on(open_run(run), held_out)
+    accelerator.wait_for_everyone()
+
+
+def fit(
+    recipe: Recipe,
+    model: Backbone,
+    images: DecodedImages,
+    held_out: DecodedImages,
+    run: Path,
+    accelerator: Accelerator,
+) -> State:
+    """Train ``model`` as ``recipe`` says, from the newest checkpoint in ``run`` if there is one; the final state.
+
+    ``model`` may be any module with timm's contract. Raises as ``train_run`` does.
+    """
     plan = make_plan(recipe, len(images))
-    model = build_model(recipe, len(images.source.classes)).to(accelerator.device)
-    synchronise_batch_norm(model)
+    synchronise_batch_norm(model.to(accelerator.device))
     optimizer = build_optimizer(model, recipe.optim, model.no_weight_decay())
     state = State(model, build_ema(model, recipe.train.ema_decay), optimizer)
-    said = checkpoint.restore(run, state)
-    for sentence in (*said, *describe(recipe, images, held_out, plan, state, accelerator)):
+    console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
+    for sentence in (*checkpoint.restore(run, state), *describe(recipe, images, held_out, plan, state, accelerator)):
         console.print(sentence)
     student = accelerator.prepare(Student(model, recipe.objective.target))
     state.optimizer = accelerator.prepare(optimizer)
@@ -73,11 +94,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
         raise Stopped(
             f"stopped after step {state.progress.step} of {plan.steps}: the same command continues from there"
         )
-    if accelerator.is_main_process:
-        publish(recipe, run, state, images, held_out)
-        if report:
-            report_on(open_run(run), held_out)
-    accelerator.wait_for_everyone()
+    return state
 
 
 def claim_folder(recipe: Recipe, run: Path) -> None:

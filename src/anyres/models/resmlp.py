@@ -4,11 +4,11 @@ Touvron, Bojanowski, Caron, Cord, El-Nouby, Grave, Izacard, Joulin, Synnaeve, Ve
 "ResMLP: Feedforward networks for image classification with data-efficient training", arXiv:2105.03404.
 Table 1, top-1 on ImageNet-1k at 224 px:
 
-    ==========  ==========  =====  ============  =========
-    model       parameters  MACs   no distilling  distilled
-    resmlp_12       15.4 M  3.0 G          76.6       77.8
-    resmlp_24       30.0 M  6.0 G          79.4       80.8
-    ==========  ==========  =====  ============  =========
+    ==========  ==========  =====  =====  =========
+    model       parameters   MACs  plain  distilled
+    resmlp_12       15.4 M  3.0 G   76.6       77.8
+    resmlp_24       30.0 M  6.0 G   79.4       80.8
+    ==========  ==========  =====  =====  =========
 
 A block (section 2) is x + γ₁ T(Aff x), T a linear layer along the patch axis, then x + γ₂ Mlp(Aff x). An affine
 replaces the norms, so nothing is computed from statistics. Authors train without mixed precision.
