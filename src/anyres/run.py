@@ -44,13 +44,18 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     """
     accelerator = build_accelerator(recipe.train.precision)
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
-    with accelerator.main_process_first():
-        claim_folder(recipe, run)
+    check_folder(recipe, run)
     if (run / WEIGHTS).exists():
-        console.print(f"{run} is done: it holds {WEIGHTS} and report.html. Choose another --out to train again.")
+        console.print(f"{run} is done: it holds {WEIGHTS}. Choose another --out to train again.")
+        if report and not (run / "report.html").exists() and accelerator.is_main_process:
+            report_on(open_run(run), open_images(recipe, recipe.data.eval_split))
         return
     images, held_out = (open_images(recipe, s) for s in (recipe.data.train_split, recipe.data.eval_split))
     model = build_model(recipe, len(images.source.classes))
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / RECIPE).write_text(dump_recipe(recipe))
+    accelerator.wait_for_everyone()
     state = fit(recipe, model, images, held_out, run, accelerator)
     if accelerator.is_main_process:
         publish(recipe, run, state, images, held_out)
@@ -97,19 +102,16 @@ def fit(
     return state
 
 
-def claim_folder(recipe: Recipe, run: Path) -> None:
-    """Make ``run`` this recipe's folder. Raises UserError when it is a file or holds something else."""
+def check_folder(recipe: Recipe, run: Path) -> None:
+    """Raises UserError unless ``run`` is free or holds this very recipe's run."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file: choose another --out")
     if (run / RECIPE).is_file():
         changed = differences(read_recipe(run / RECIPE), recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
-        return
-    if run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and has no {RECIPE}: choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    (run / RECIPE).write_text(dump_recipe(recipe))
 
 
 def make_plan(recipe: Recipe, images: int) -> Plan:
