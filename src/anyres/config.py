@@ -8,13 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any, TypeVar, dataclass_transform
 
 C = TypeVar("C")
-D = TypeVar("D", bound="DataclassInstance")
 
 
 class UserError(Exception):
@@ -40,10 +36,10 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     return "; did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?" if close else ""
 
 
-def override(base: D, values: Mapping[str, Any], what: str) -> D:
+def override(base: C, values: Mapping[str, Any], what: str) -> C:
     """``base`` with ``values`` replaced. Raises UserError naming an unknown key and the nearest known one."""
-    known = {f.name for f in fields(base)}
+    known = {f.name for f in fields(base)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             raise UserError(f"{what} has no option {key!r}{nearest(key, known)} (known: {', '.join(sorted(known))})")
-    return replace(base, **values)
+    return replace(base, **values)  # type: ignore[type-var]

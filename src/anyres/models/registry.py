@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
@@ -127,7 +127,8 @@ def create_model(
     """
     official, family = _resolve(name)
     module = import_module(f"anyres.models.{family}")
-    config = _configure(module.VARIANTS[official], {"num_classes": num_classes, **options}, official)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    config = override(module.VARIANTS[official], {"num_classes": num_classes, **values}, official)
     model: anyres.models.contract.Backbone = module.Model(config)
     model.pretrained_cfg["architecture"] = official
     if pretrained is not None:
@@ -135,15 +136,6 @@ def create_model(
 
         load_weights(model, pretrained)
     return model
-
-
-def _configure(base: Any, options: Mapping[str, Any], what: str) -> Any:
-    """``base`` with ``options`` replaced, lists (as JSON and YAML have them) as tuples. Raises UserError."""
-    known = {field.name for field in fields(base)}
-    for key in options:
-        if key not in known:
-            raise UserError(f"{what} has no option {key!r}{nearest(key, known)} (known: {', '.join(sorted(known))})")
-    return replace(base, **{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
 def _resolve(name: str) -> tuple[str, str]:

@@ -23,5 +23,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """Map -> map of c * multiplier channels; output channel j belongs to input channel j // multiplier."""
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
+                bias = None if self.bias is None else self.bias.float()
+                out: Tensor = self._conv_forward(x.float(), self.weight.float(), bias)
+                return out
         return super().forward(x)
