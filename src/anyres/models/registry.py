@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyres.config import UserError, nearest
+from anyres.config import UserError, nearest, override
 
 if TYPE_CHECKING:
     import anyres.models.contract
