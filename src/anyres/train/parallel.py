@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from anyres.flow import pick_device
 
@@ -20,8 +19,9 @@ def build_accelerator(precision: Precision) -> Accelerator:
     """An Accelerator on the best device. ``auto`` is bf16 autocast where the chip multiplies bf16 natively."""
     dtype = autocast_dtype(precision)
     mixed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=mixed, cpu=pick_device().type == "cpu", kwargs_handlers=[kwargs])
+    # DDP remarks on a gradient's strides along axes of length 1; that is no loss.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    return Accelerator(mixed_precision=mixed, cpu=pick_device().type == "cpu")
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
@@ -54,6 +54,22 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 setattr(parent, name, replace(child))
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:  # noqa: ARG004
+        total = local.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 class GlooBatchNorm(nn.Module):
     """BatchNorm2d over the batch of all processes by a differentiable all-reduce of sum and sum of squares."""
 
@@ -77,9 +93,8 @@ class GlooBatchNorm(nn.Module):
             )
         wide = x.float()
         count = wide.new_full((1,), wide.numel() / wide.shape[1])
-        sums = all_reduce(  # type: ignore[no-untyped-call]
-            torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
-        )
+        local = torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
+        sums: Tensor = SumOverProcesses.apply(local)
         c, n = wide.shape[1], sums[-1]
         mean = sums[:c] / n
         variance = sums[c : 2 * c] / n - mean.square()

@@ -1,0 +1,40 @@
+"""The demo from the command line, one epoch long: what it writes, and what it says."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.builtin
+def test_the_demo_compares_both_models_at_every_size(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "anyres", "demo", "--out", str(out), "--epochs", "1", "--seed", "3"]
+    environment = {**os.environ, "COLUMNS": "140"}
+    done = subprocess.run(command, text=True, capture_output=True, timeout=280, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = list(csv.DictReader((out / "curve.csv").open()))
+    assert list(rows[0])[:7] == ["model", "height", "width", "top1", "n", "latency_ms", "macs"]
+    sizes = {
+        name: [(int(r["height"]), int(r["width"])) for r in rows if r["model"] == name]
+        for name in ("any-size", "single-size")
+    }
+    assert sizes["any-size"] == sizes["single-size"]
+    assert len(rows) == 2 * len(sizes["any-size"]) >= 14
+    assert any(h != w for h, w in sizes["any-size"])
+    trained = {128, 96, 64, 160, 48}
+    assert min(h for h, _ in sizes["any-size"]) < min(trained)
+    assert max(h for h, _ in sizes["any-size"]) > max(trained)
+    assert all(r["n"] == "661" and 0 < float(r["top1"]) < 1 and float(r["latency_ms"]) > 0 for r in rows)
+    for name in ("curve.png", "report.html"):
+        assert (out / name).stat().st_size > 20_000
+    page = (out / "report.html").read_text()
+    assert "any-size" in page
+    assert "inside the noise" in page
+    assert "G pixels" in done.stdout
+    assert "any-size minus single-size" in done.stdout.replace("\n", " ")
