@@ -1,3 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("anyres", "beartype.beartype")
+
+
+class TinyRun(NamedTuple):
+    """A finished run of two epochs, the folder of images it was trained on, and its command."""
+
+    folder: Path
+    data: Path
+    command: tuple[str, ...]
+    said: str
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    from tests.command import anyres
+    from tests.pictures import make_folder
+
+    root = tmp_path_factory.mktemp("tiny")
+    data, out = make_folder(root / "shapes", per_class=14), root / "runs" / "first"
+    values = ("views.sizes=[48, 32]", "data.batch_size=8", "train.epochs=2", "evaluate.sizes=[32, 48]")
+    command = ("train", "restv2_nano", "--data", str(data), "--out", str(out), *values)
+    answer = anyres(*command)
+    assert answer.code == 0, answer.err
+    return TinyRun(out, data, command, answer.err)

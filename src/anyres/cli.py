@@ -13,7 +13,6 @@ from anyres.config import Stopped, UserError
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
     "that does the job.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -37,14 +36,39 @@ Sizes = Annotated[
 
 def main() -> None:
     """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
+    words = sys.argv[1:] or ["--help"]
     try:
-        app(standalone_mode=True)
+        code = app(words, prog_name="anyres", standalone_mode=False)
+    except typer.TyperException as error:  # of the command line itself
+        code = fail(f"{error.format_message().rstrip('.')}{_hint(words)}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.filename is None:
+            raise
+        code = fail(f"{error.filename}: {error.strerror}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+    except typer.Abort:
+        code = 130
+    if code == 130:
+        print("stopped", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(text: str) -> int:
+    """Print ``text`` as the one line a mistake is worth; returns the exit code."""
+    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
+    return 2
+
+
+def _hint(words: list[str]) -> str:
+    """Where to read on after a mistake in the command line itself."""
+    verbs = [str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback]
+    if words[0] in verbs:
+        return f" (`anyres {words[0]} --help` shows an example)"
+    return " (`anyres --help` lists the verbs)"
 
 
 @app.command()
@@ -62,7 +86,8 @@ def train(
     from anyres.run import train_run
 
     given = [*(overrides or []), *([f"data.source={data}"] if data else [])]
-    train_run(load_recipe(recipe, given), out or Path("runs") / recipe.removesuffix(".yaml").replace("/", "-"))
+    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    train_run(load_recipe(recipe, given), out or Path("runs") / name)
 
 
 @app.command("eval")
@@ -175,8 +200,10 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where curve.csv, curve.png and report.html go.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Fewer for a quick look; the recipe's if not given.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of both trainings.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Fewer for a quick look; the recipe's if not given.")
+    ] = None,
 ) -> None:
     """Train an any-size model and its single-size twin on real photographs and compare them at many sizes.
 

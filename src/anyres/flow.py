@@ -123,4 +123,6 @@ def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:
             sizes += [Size(side, side) for side in range(start, stop + 1, step)]
         else:
             sizes.append(Size.parse(text))
+    if not sizes:
+        raise UserError("no size is given: write one or more, as 224, 320x192 or 64:320:32")
     return tuple(dict.fromkeys(sizes))

@@ -7,8 +7,7 @@ key is one line that names the nearest known one. The only module that knows pyd
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, is_dataclass
-from functools import cache
+from dataclasses import field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -39,8 +38,8 @@ class Claim:
 class DataConfig:
     """``source``: a folder, a CSV manifest or a built-in set. ``batch_size`` is global, over all processes.
     ``workers``: loader processes per process (null: chosen by the data and the machine). ``cache_side``: images are
-    kept decoded in memory with this short side when all fit into ``cache_gib`` (null: never). More than
-    ``max_unreadable`` (a share) of unreadable images stops the run."""
+    kept decoded in memory with this short side when all fit into ``cache_gib`` (null: never). Unreadable images are
+    left out and named; more than ``max_unreadable`` (a share) of them stop the run, but ten never do (0: one does)."""
 
     source: str | None = None
     train_split: Literal["train", "trainval"] = "train"
@@ -54,6 +53,20 @@ class DataConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"data.batch_size={self.batch_size} must be 1 or more")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers={self.workers} must be 0 or more, or null")
+        if self.cache_side is not None and self.cache_side < 1:
+            raise ValueError(f"data.cache_side={self.cache_side} must be 1 or more, or null")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"data.max_unreadable={self.max_unreadable} is a share: 0 to 1")
+        if not min(self.std) > 0:
+            raise ValueError(f"data.std={list(self.std)} must be above 0 in every channel")
+
 
 @config
 class EvalConfig:
@@ -65,6 +78,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         parse_sizes([str(size) for size in self.sizes])
+        if self.batch_size < 1:
+            raise ValueError(f"evaluate.batch_size={self.batch_size} must be 1 or more")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"evaluate.crop={self.crop} must be above 0 and at most 1, or null")
 
 
 @config
@@ -83,9 +100,7 @@ class Recipe:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
 
 
-@cache
-def _adapter() -> TypeAdapter[Recipe]:
-    return TypeAdapter(Recipe)
+_ADAPTER = TypeAdapter(Recipe)
 
 
 def list_recipes() -> dict[str, str]:
@@ -108,28 +123,35 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return build_recipe(values, what)
 
 
-def build_recipe(values: Mapping[str, Any], what: str) -> Recipe:
+def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
     """Plain values -> Recipe. Raises UserError with one line for the first thing that is wrong; ``what`` names it."""
     try:
-        recipe = _adapter().validate_python(values)
+        recipe = _ADAPTER.validate_python(given)
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error)}") from None
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     options = dict(recipe.model)
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise UserError(f"{what}: model.name is missing; name one of `anyres models`")
     known = variant(name).config
-    override(known, options, f"{what}: {name}")
+    values = {f.name: getattr(known, f.name) for f in fields(known)}
+    for key, value in options.items():
+        if key in ("num_classes", "in_chans"):
+            raise UserError(f"{what}: model.{key} is decided by the images and their classes: leave it out")
+        if key not in values:
+            override(known, {key: value}, f"{what}: {name}")  # raises, naming the nearest
     try:
-        TypeAdapter(type(known)).validate_python({f.name: getattr(known, f.name) for f in fields(known)} | options)
+        checked = TypeAdapter(type(known)).validate_python(values | options)
     except ValidationError as error:
-        raise UserError(f"{what}: {_explain(error)}") from None
-    return recipe
+        raise UserError(f"{what}: {_explain(error, 'model.')}") from None
+    return replace(recipe, model={"name": name, **{key: getattr(checked, key) for key in options}})
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every value written out; reads back equal."""
-    return yaml.safe_dump(_adapter().dump_python(recipe, mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_ADAPTER.dump_python(recipe, mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -139,7 +161,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The keys in which two recipes differ, each as ``key: old -> new``."""
-    a, b = (_flatten(_adapter().dump_python(r, mode="json")) for r in (old, new))
+    a, b = (_flatten(_ADAPTER.dump_python(r, mode="json")) for r in (old, new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
@@ -185,10 +207,10 @@ def _set(values: dict[str, Any], text: str) -> None:
         values[leaf] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, group: str = "") -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple", "dict"))]
-    key = ".".join(path)
+    key = group + ".".join(path)
     if first["type"] == "unexpected_keyword_argument":
         return f"{key!r} is not a key{nearest(path[-1], _keys(path[:-1]))}"
     said = first["msg"].removeprefix("Value error, ")

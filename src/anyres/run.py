@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import Tensor, nn
 
 from anyres.config import Stopped, UserError
@@ -32,7 +31,18 @@ from anyres.train.objective import Student
 from anyres.train.optim import build_optimizer
 from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
 from anyres.train.state import State, build_ema
-from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, report_on, scored_batches
+from anyres.trained import (
+    RECIPE,
+    WEIGHTS,
+    build_model,
+    crop_ratio,
+    messages,
+    open_images,
+    open_run,
+    report_on,
+    said_of,
+    scored_batches,
+)
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
@@ -43,7 +53,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     recipe's run and for every fault of data or recipe; Stopped after Ctrl-C or SIGTERM.
     """
     accelerator = build_accelerator(recipe.train.precision)
-    console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
+    console = messages(quiet=not accelerator.is_main_process)
     check_folder(recipe, run)
     if (run / WEIGHTS).exists():
         console.print(f"{run} is done: it holds {WEIGHTS}. Choose another --out to train again.")
@@ -51,6 +61,8 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
             report_on(open_run(run), open_images(recipe, recipe.data.eval_split))
         return
     images, held_out = (open_images(recipe, s) for s in (recipe.data.train_split, recipe.data.eval_split))
+    for those in (images, held_out):
+        those.check(recipe.data.max_unreadable)
     model = build_model(recipe, len(images.source.classes))
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
@@ -80,7 +92,7 @@ def fit(
     synchronise_batch_norm(model.to(accelerator.device))
     optimizer = build_optimizer(model, recipe.optim, model.no_weight_decay())
     state = State(model, build_ema(model, recipe.train.ema_decay), optimizer)
-    console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
+    console = messages(quiet=not accelerator.is_main_process)
     for sentence in (*checkpoint.restore(run, state), *describe(recipe, images, held_out, plan, state, accelerator)):
         console.print(sentence)
     student = accelerator.prepare(Student(model, recipe.objective.target))
@@ -126,12 +138,7 @@ def describe(
 ) -> Iterator[str]:
     """What is about to happen, worked out, one sentence at a time."""
     yield from dict.fromkeys((*images.source.notes, *held_out.source.notes))
-    for part, those in (("training", images), ("held-out", held_out)):
-        unreadable, converted = those.report()
-        yield from (f"{part} image {name} is unreadable ({reason}): left out" for name, reason in unreadable[:10])
-        yield from (f"{part} image {name}: {what}" for name, what in converted[:10])
-        if len(unreadable) > 10 or len(converted) > 10:
-            yield f"{len(unreadable)} unreadable and {len(converted)} converted {part} images in all"
+    yield from (*said_of(images, "training"), *said_of(held_out, "held-out"))
     classes = len(images.source.classes)
     yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
     parameters = sum(p.numel() for p in state.model.parameters())
@@ -179,8 +186,9 @@ def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, acceler
     """Top-1 of ``model`` on ``images`` at each training size, as shares, and their mean as ``top1``."""
 
     def gather(local: Tensor) -> Tensor:
-        padded: Tensor = accelerator.gather(accelerator.pad_across_processes(local, pad_index=-1))
-        return padded
+        whole = local.long() if local.dtype == torch.bool else local  # padding with -1 would change a bool's type
+        padded: Tensor = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
+        return padded.to(local.dtype)
 
     top1: dict[str, float] = {}
     crop = crop_ratio(recipe)
@@ -196,13 +204,15 @@ def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, acceler
 def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held_out: DecodedImages) -> None:
     """Write what the run was for: its facts, and weights that know their classes."""
     progress = state.progress
+    sources = (*images.source.notes, *held_out.source.notes)
+    remarks = progress.unreadable | images.remarks() | held_out.remarks()
     facts = {
         "images": progress.images,
         "pixels": progress.pixels,
         "seconds": round(progress.seconds, 1),
         "steps": progress.step,
         "best_top1": progress.best,
-        "notes": [f"{name}: {what}" for those in (images, held_out) for part in those.report() for name, what in part],
+        "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in remarks.items())],
     }
     (run / "run.json").write_text(json.dumps(facts, indent=1))
     about = {"model": recipe.model, "classes": images.source.classes, "mean": recipe.data.mean, "std": recipe.data.std}

@@ -88,7 +88,10 @@ def open_run(folder: Path) -> Trained:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
     recipe = read_recipe(folder / RECIPE)
-    classes = tuple(json.loads(read_metadata(folder / WEIGHTS)["anyres"])["classes"])
+    about = read_metadata(folder / WEIGHTS).get("anyres")
+    if about is None:
+        raise UserError(f"{folder / WEIGHTS} was not written by `anyres train`: it does not say what its classes are")
+    classes = tuple(json.loads(about)["classes"])
     device = pick_device()
     model = build_model(recipe, len(classes))
     load_weights(model, folder / WEIGHTS)
@@ -143,7 +146,21 @@ def scored_batches(
         workers=recipe.data.workers,
     )
     for batch in loaded:
+        images.hear(batch.notes)
         yield normalise(batch, recipe.data.mean, recipe.data.std, device)
+
+
+def messages(quiet: bool = False) -> Console:
+    """Where sentences for people go: stderr, one line each however long, names of files as they are."""
+    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+
+def said_of(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
+    """What was done with the images that are not plain: a sentence for each of ``most``, then how many there are."""
+    remarks = images.remarks()
+    yield from (f"{part} image {name}: {what}" for name, what in list(remarks.items())[:most])
+    if len(remarks) > most:
+        yield f"... {len(remarks)} such {part} images in all"
 
 
 def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:
@@ -159,13 +176,15 @@ def report_on(trained: Trained, images: DecodedImages, sizes: Sequence[Size] | N
     trained_at = {trained.name: recipe.views.parsed}
     write_csv(points, folder / "curve.csv")
     plot(points, folder / "curve.png", train_sizes=trained_at)
-    n = points[0].n
+    n, noted = points[0].n, list(map(str, trained.facts["notes"]))
+    remarks = [f"{name}: {what}" for name, what in list(images.remarks().items())[:100]]
+    noted = noted[:100] + ([f"... {len(noted)} such notes in all: see run.json"] if len(noted) > 100 else [])
     page = ReportPage(
         title=f"{trained.name} on {images.source.name}",
         claim=f"Top-1 accuracy on {n} images of the {images.source.split} split at every size measured.",
         points=points,
         samples=samples_of(images, [(trained.name, trained, measured)], 12),
-        notes=[*expected(recipe, points), *images.source.notes, *trained.facts["notes"]],
+        notes=[*expected(recipe, points), *dict.fromkeys((*noted, *images.source.notes, *remarks))],
         facts=facts_of(trained),
         train_sizes=trained_at,
     )

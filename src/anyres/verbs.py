@@ -8,27 +8,30 @@ from pathlib import Path
 import torch
 from jaxtyping import Float32, UInt8
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from anyres.config import UserError
+from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalise
 from anyres.data.views import eval_view
 from anyres.evaluate.curve import pick, read_csv
 from anyres.evaluate.report import console_table
 from anyres.flow import Batch, Record, Size, parse_sizes
-from anyres.trained import Trained, crop_ratio, evaluated_sizes, open_run, report_on
+from anyres.trained import Trained, crop_ratio, evaluated_sizes, messages, open_run, report_on, said_of
 
 out = Console(highlight=False)
 
 
 def evaluate_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:
     """Print accuracy and cost of a run at ``sizes``, its recipe's if none are given; writes nothing."""
+    wanted = parse_sizes(sizes) if sizes else None
     trained = open_run(folder)
-    measured = trained.measure(
-        trained.images(data, split), parse_sizes(sizes) if sizes else evaluated_sizes(trained.recipe)
-    )
+    images = trained.images(data, split)
+    measured = trained.measure(images, wanted or evaluated_sizes(trained.recipe))
+    tell(images)
     out.print(console_table([m.point for m in measured]))
 
 
@@ -36,8 +39,16 @@ def curve_run(folder: Path, data: str | None, split: str | None, sizes: Sequence
     """Measure a run at ``sizes``; writes ``curve.csv``, ``curve.png`` and ``report.html`` in its folder."""
     wanted = parse_sizes(sizes)
     trained = open_run(folder)
-    report_on(trained, trained.images(data, split), wanted)
-    out.print(f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}")
+    images = trained.images(data, split)
+    report_on(trained, images, wanted)
+    tell(images)
+    out.print(f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}", markup=False)
+
+
+def tell(images: DecodedImages) -> None:
+    """Say what had to be done to read the images that were scored."""
+    for sentence in (*images.source.notes, *said_of(images, images.source.split)):
+        messages().print(sentence)
 
 
 def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> None:
@@ -60,9 +71,9 @@ def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -
 
 
 def predict_images(folder: Path, paths: Sequence[Path], size: str | None, top: int) -> None:
-    """Print the likeliest classes of image files. Unreadable files are named; if all are, UserError."""
+    """Print the likeliest classes of image files. Raises UserError that names the unreadable ones, after the others."""
+    wanted = Size.parse(size) if size else None
     trained = open_run(folder)
-    view = Size.parse(size or trained.recipe.views.sizes[0])
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("image", *(f"{i + 1}." for i in range(min(top, len(trained.classes))))):
         table.add_column(column, overflow="fold")
@@ -73,16 +84,9 @@ def predict_images(folder: Path, paths: Sequence[Path], size: str | None, top: i
         except Unreadable as error:
             unreadable.append(f"{error.name} is unreadable: {error.reason}")
             continue
-        raw = Batch((eval_view(image, view, crop_ratio(trained.recipe))[None],), torch.tensor([-1]), torch.tensor([0]))
-        pixels = normalise(raw, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
-        with (
-            torch.inference_mode(),
-            torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None),
-        ):
-            shares = trained.model(pixels)[0].float().softmax(0)
-        best = shares.topk(len(table.columns) - 1)
+        best = probabilities(trained, image, wanted or trained.recipe.views.parsed[0]).topk(len(table.columns) - 1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        table.add_row(str(path), *(f"{trained.classes[i]} {100 * share:.1f} %" for i, share in pairs))
+        table.add_row(escape(str(path)), *(escape(f"{trained.classes[i]} {100 * share:.1f} %") for i, share in pairs))
     if table.rows:
         out.print(table)
     if unreadable:

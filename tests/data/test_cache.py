@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable
 from anyres.data.sources import open_source
@@ -53,3 +54,21 @@ def test_a_set_with_nothing_readable_is_reported(folder: Path) -> None:
         path.write_text("x")
     images = DecodedImages(open_source(str(folder), "trainval"))
     assert len(images.report()[0]) == 20
+    with pytest.raises(UserError, match=r"20 of 20 images are unreadable, as cat/.*: repair or replace"):
+        images.check(1.0)
+
+
+def test_remarks_and_tolerance(messy: Path) -> None:
+    source = open_source(str(messy), "trainval")
+    kept = DecodedImages(source, progress=False)
+    told = {
+        "cat/0.png": "unreadable (no JPEG, PNG, WebP, TIFF or other picture): left out",
+        "dog/grey.gif": "palette converted to RGB",
+    }
+    assert kept.remarks() == told
+    kept.check(0.001)
+    with pytest.raises(UserError, match=r"1 or more of 51 images are unreadable, .*, or raise data\.max_unreadable"):
+        kept.check(0.0)
+    asked = DecodedImages(source, budget_gib=0.0)
+    asked.hear([*told.items(), ("dog/more3.png", "read by a worker")])
+    assert asked.remarks() == {**told, "dog/more3.png": "read by a worker"}

@@ -190,3 +190,10 @@ def test_one_pixel_and_short_side(paint) -> None:
     assert read(wide, 60).image.shape == (3, 60, 90)
     assert read(wide, 600).image.shape == (3, 60, 90)
     assert read(paint("line.png", (1, 90)), 1).image.shape == (3, 90, 1)
+
+
+def test_a_single_pixel_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (200, 30, 30)).save(tmp_path / "a.png")
+    done = read(tmp_path / "a.png", 8)
+    assert done.image.flatten().tolist() == [200, 30, 30]
+    assert done.note == "a single pixel: enlarged to every view"

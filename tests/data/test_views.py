@@ -46,6 +46,17 @@ def test_shared_views_are_the_largest_resized_without_antialiasing() -> None:
     assert torch.equal(large, make_views(IMAGE, PLAIN, ViewsConfig(sizes=("64",)), 1, 2, 3)[0])
 
 
+@pytest.mark.parametrize("how", [PLAIN, AugmentConfig(crop="padded"), AugmentConfig(brightness=0.4, hue=0.1)])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_view_of_one_pixel_is_a_mean_colour(how: AugmentConfig, share: bool) -> None:
+    for image in (IMAGE, IMAGE[:, :1, :1], IMAGE[:, :1, :9]):
+        for sizes in (("4", "1"), ("1x3", "2x1"), ("1",)):
+            views = make_views(image, how, ViewsConfig(sizes=sizes, share=share), 1, 2, 3)
+            assert [Size(*view.shape[1:]) for view in views] == list(ViewsConfig(sizes=sizes).parsed)
+    flat = torch.full((3, 40, 50), 77, dtype=torch.uint8)
+    assert make_views(flat, PLAIN, ViewsConfig(sizes=("1",)), 1, 2, 3)[0].flatten().tolist() == [77, 77, 77]
+
+
 @pytest.mark.parametrize("crop", [0.875, 0.9, 1.0])
 @pytest.mark.parametrize("side", [32, 48, 96, 112])
 @pytest.mark.parametrize("turn", [False, True])

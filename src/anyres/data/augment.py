@@ -102,6 +102,11 @@ def augment(image: UInt8[Tensor, "3 h w"], size: Size, how: AugmentConfig) -> UI
     return view
 
 
+def one_pixel(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 1 1"]:
+    """The image's mean colour: torch 2.15's kernel that resizes bytes fails on this one size."""
+    return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
+
+
 def _cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
     """The image resized so that it just covers ``size``; itself when one side fits already."""
     h, w = image.shape[-2:]
@@ -109,6 +114,8 @@ def _cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"
     if scale == 1:
         return image
     new = [max(size.height, round(h * scale)), max(size.width, round(w * scale))]
+    if new == [1, 1]:
+        return one_pixel(image)
     covered: Tensor = F.resize(image, new, InterpolationMode.BICUBIC, antialias=True)
     return covered
 
@@ -120,7 +127,10 @@ def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
         steps.append(v2.RandomCrop(size, padding=4))
     else:
         mode = InterpolationMode(how.interpolation)
-        steps.append(v2.RandomResizedCrop(size, how.crop_scale, how.crop_ratio, mode, antialias=True))
+        cut = Size(2, 2) if size == (1, 1) else size
+        steps.append(v2.RandomResizedCrop(cut, how.crop_scale, how.crop_ratio, mode, antialias=True))
+        if cut != size:
+            steps.append(one_pixel)
     if how.flip:
         steps.append(v2.RandomHorizontalFlip(how.flip))
     if how.rand_augment:

@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from anyres.config import UserError
 from anyres.data.decode import Decoded, Unreadable, decode, decode_in_thread
+from anyres.data.samples import tolerated, too_many
 from anyres.data.sources import Source
 from anyres.flow import Record
 
@@ -29,6 +31,7 @@ class DecodedImages:
         self._kept: list[Decoded | Unreadable] | None = None
         self._unreadable: dict[int, Unreadable] = {}
         self._converted: dict[int, tuple[str, str]] = {}
+        self._heard: dict[str, str] = {}
         step = max(1, len(source.records) // _SAMPLE)
         sample = dict(zip(range(0, len(source.records), step), self._decode_all(source.records[::step]), strict=True))
         sizes = [done.image.numel() for done in sample.values() if isinstance(done, Decoded)]
@@ -63,6 +66,22 @@ class DecodedImages:
         """(unreadable, converted), as far as this process knows: (name, reason) and (name, what was done)."""
         unreadable = [(error.name, error.reason) for _, error in sorted(self._unreadable.items())]
         return unreadable, [note for _, note in sorted(self._converted.items())]
+
+    def remarks(self) -> dict[str, str]:
+        """What was done with each image that is not plain, as far as known: name -> sentence, unreadable ones first."""
+        unreadable, converted = self.report()
+        known = {name: f"unreadable ({reason}): left out" for name, reason in unreadable} | dict(converted)
+        return known | {name: note for name, note in self._heard.items() if name not in known}
+
+    def hear(self, notes: Iterable[tuple[str, str]]) -> None:
+        """Take in a batch's notes: a worker process read images that this one did not."""
+        self._heard.update(notes)
+
+    def check(self, max_unreadable: float) -> None:
+        """Raises UserError when more images than ``samples.tolerated`` are known to be unreadable, or all are."""
+        n, bad = len(self), list(self._unreadable.values())
+        if bad and (len(bad) == n or len(bad) > tolerated(n, max_unreadable)):
+            raise UserError(too_many(len(bad), n, bad[0]))
 
     def _remember(self, i: int, done: Decoded | Unreadable) -> None:
         if isinstance(done, Unreadable):

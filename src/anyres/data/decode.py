@@ -71,6 +71,8 @@ def decode_in_thread(record: Record, short_side: int | None = None) -> Decoded:
                 notes.append("16-bit colour cut to 8 bit")
             image.load()
             rgb = _upright(image, notes)
+            if rgb.size == (1, 1):
+                notes.append("a single pixel: enlarged to every view")
             if short_side is not None and min(rgb.size) > short_side:
                 w, h = rgb.size
                 scale = short_side / min(w, h)

@@ -19,28 +19,11 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from anyres.config import UserError, config
+from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, key
 from anyres.data.samples import EvalSamples, Images, Key, Sample, TrainSamples
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size
-
-
-@config
-class LoaderConfig:
-    """``batch_size``: of all ranks together. ``workers``: processes per rank (None: chosen). ``cache_gib``: memory for
-    decoded images. ``max_unreadable``: share of the images (or one image) that may be unreadable before a run ends."""
-
-    batch_size: int = 64
-    workers: int | None = None
-    cache_gib: float = 4.0
-    max_unreadable: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size {self.batch_size} must be 1 or more")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers {self.workers} must be 0 or more")
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -61,12 +44,13 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     workers: int | None = None,
-    max_unreadable: float = 0.1,
+    max_unreadable: float = 0.01,
 ) -> Iterator[Batch]:
     """The batches of steps ``start_step`` to ``stop_step`` - 1: uint8 views (batch_size / world, 3, H_i, W_i).
 
     Rank r takes the r-th slice of each global batch. When the images are fewer than the batch, they come again with
-    other draws. An unreadable image is replaced by the next readable one, and ``notes`` says so. Raises UserError.
+    other draws. An unreadable image is replaced by the next readable one, and ``notes`` says so. Raises UserError,
+    among others when more than ``max_unreadable`` (a share; ten images always may, unless it is 0) cannot be read.
     """
     if len(images) == 0 or len(images) != len(targets):
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")

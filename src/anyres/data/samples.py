@@ -19,6 +19,7 @@ from anyres.data.views import ViewsConfig, eval_view, make_views
 from anyres.flow import Size
 
 _IN_A_ROW = 64  # so many unreadable images one after another end the run
+_ALWAYS = 10.0  # so many unreadable images never do, so that a few bad files do not stop a small folder
 
 
 @runtime_checkable
@@ -61,7 +62,7 @@ class TrainSamples(Dataset[Sample]):
         max_unreadable: float,
     ) -> None:
         self.images, self.targets, self.augment, self.views, self.seed = images, targets, augment, views, seed
-        self.allowed = max(1.0, max_unreadable * len(images)) if max_unreadable else 0.0
+        self.allowed = tolerated(len(images), max_unreadable)
         self.unreadable: set[int] = set()
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
@@ -87,15 +88,22 @@ class TrainSamples(Dataset[Sample]):
                 failed.append(error)
                 self.unreadable.add(i % n)
                 if len(self.unreadable) > self.allowed:
-                    raise UserError(_too_many(len(self.unreadable), n, error)) from error
+                    raise UserError(too_many(len(self.unreadable), n, error)) from error
                 continue
             notes = [(e.name, f"unreadable ({e.reason}): {decoded.name} takes its place") for e in failed]
             return decoded, i % n, (*notes, *_note(decoded))
-        raise UserError(_too_many(len(failed), n, failed[0]))
+        raise UserError(too_many(len(failed), n, failed[0]))
 
 
-def _too_many(count: int, n: int, first: Unreadable) -> str:
-    return f"{count} or more of {n} images are unreadable, as {first}: repair or remove them, or raise max_unreadable"
+def tolerated(n: int, share: float) -> float:
+    """How many of n images may be unreadable: the share of them, or ten if that is more; none where it is 0."""
+    return max(_ALWAYS, share * n) if share else 0.0
+
+
+def too_many(count: int, n: int, first: Unreadable) -> str:
+    """The line that ends a run with ``count`` or more unreadable images."""
+    mend = "repair or remove them, or raise data.max_unreadable" if count < n else "repair or replace them"
+    return f"{count}{' or more' if count < n else ''} of {n} images are unreadable, as {first}: {mend}"
 
 
 def _note(decoded: Decoded) -> tuple[tuple[str, str], ...]:

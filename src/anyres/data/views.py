@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from anyres.config import UserError, config
-from anyres.data.augment import AugmentConfig, augment, seeded
+from anyres.data.augment import AugmentConfig, augment, one_pixel, seeded
 from anyres.flow import Size
 
 _LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
@@ -94,7 +94,7 @@ def eval_view(
 
 
 def _resize(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 H W"]:
-    if height == width == 1:  # torch 2.15's kernel for bytes fails on this one size
-        return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
+    if height == width == 1:
+        return one_pixel(image)
     resized: Tensor = F.resize(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
     return resized

@@ -62,7 +62,13 @@ def restore(run: Path, state: State) -> list[str]:
     for folder in folders:
         problem = _damage(folder)
         if problem is None:
-            _load(folder, state)
+            try:
+                _load(folder, state)
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:  # sound, but of another model
+                raise UserError(
+                    f"{folder} does not fit this model ({str(error).splitlines()[-1].strip()}): "
+                    "have the classes of the data changed since? choose another --out"
+                ) from error
             return said
         said.append(f"checkpoint {folder.name} is damaged ({problem}); falling back to the one before")
     if folders:

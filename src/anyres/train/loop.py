@@ -44,6 +44,16 @@ class TrainConfig:
     checkpoint_every: int | None = None
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        counts = {"epochs": self.epochs, "checkpoint_every": self.checkpoint_every, "log_every": self.log_every}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name}={value} must be 1 or more")
+        if min(self.eval_every, self.seed) < 0:
+            raise ValueError(f"train.eval_every={self.eval_every} and train.seed={self.seed} must be 0 or more")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay={self.ema_decay} must be 0 or more and below 1, or null for none")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -119,7 +129,8 @@ def train(
     progress, main = state.progress, accelerator.is_main_process
     log = RunLog(run, progress.step) if main else None
     console = Console(stderr=True, quiet=not main)
-    with Stop() as stop, Bar(console, title, plan.steps, progress.step, plan.steps_per_epoch) as bar:
+    bar = Bar(console, title, plan.steps, progress.step, plan.steps_per_epoch)
+    with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar:
         clock = Clock()
         while progress.step < plan.steps:
             batch = clock.waiting(batches)
@@ -143,8 +154,6 @@ def train(
             clock.restart()
             if stopping:
                 break
-    if log:
-        log.close()
     return "done" if progress.step == plan.steps else "stopped"
 
 

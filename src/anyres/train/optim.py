@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
-from anyres.config import config
+from anyres.config import config, nearest
 
 
 @config
@@ -27,6 +27,17 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        known = list_optimizers()
+        if self.name not in known:
+            raise ValueError(f"optim.name={self.name} is no optimiser of timm's{nearest(self.name, known)}")
+        if not self.lr > 0 or min(self.min_lr, self.warmup_epochs, self.weight_decay) < 0:
+            raise ValueError("optim.lr must be above 0; min_lr, warmup_epochs and weight_decay 0 or more")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ValueError(f"optim.lr_batch={self.lr_batch} must be 1 or more, or null")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optim.clip_norm={self.clip_norm} must be above 0, or null for none")
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate at the end of warm-up for a global batch of ``batch_size`` images."""

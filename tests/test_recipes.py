@@ -1,0 +1,134 @@
+"""Every recipe that is shipped, and what a recipe does with keys and values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from anyres.config import UserError
+from anyres.models import list_models, variant
+from anyres.recipe import differences, dump_recipe, list_recipes, load_recipe, read_recipe
+from anyres.train.optim import build_optimizer
+from anyres.trained import build_model, evaluated_sizes
+
+RECIPES = list(list_recipes())
+
+
+def test_there_are_recipes_and_each_says_what_it_is() -> None:
+    assert {"demo/any_size", "demo/single_size", "folder", "nano"} <= set(RECIPES)
+    assert all(len(line) > 20 and line.endswith(".") for line in list_recipes().values())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_reads_back_equal_and_builds(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe))
+    again = read_recipe(file)
+    assert again == recipe
+    assert differences(recipe, again) == []
+    assert dump_recipe(again) == dump_recipe(recipe)
+    assert load_recipe(str(file)) == recipe
+    with torch.device("meta"):
+        model = build_model(recipe, 1000)
+    assert model.get_classifier().weight.shape[0] == 1000
+    groups = build_optimizer(model, recipe.optim, model.no_weight_decay()).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert recipe.optim.peak_lr(recipe.data.batch_size) > recipe.optim.min_lr
+    assert recipe.optim.warmup_epochs < recipe.train.epochs
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_claim_is_measured_and_is_what_was_published(name: str) -> None:
+    recipe = load_recipe(name)
+    measured = set(map(str, evaluated_sizes(recipe)))
+    assert set(recipe.claim.top1) <= measured
+    assert bool(recipe.claim.top1) == bool(recipe.claim.source)
+    published = [claim.top1 for claim in variant(recipe.model["name"]).claims]
+    if recipe.claim.top1:
+        assert any(all(row.get(int(s)) == top1 for s, top1 in recipe.claim.top1.items()) for row in published)
+    if "ours" in list_recipes()[name].lower():
+        assert not recipe.claim.top1
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_a_models_name_is_a_recipe(model: str) -> None:
+    recipe = load_recipe(model, ["data.source=here"])
+    assert recipe.model == {"name": model}
+    assert not recipe.claim.top1
+    assert recipe.data.source == "here"
+    base = load_recipe("nano" if model.endswith("_nano") else "folder", [f"model.name={model}"])
+    assert differences(recipe, base) == ["data.source: here -> None"]
+
+
+def test_overrides_reach_every_depth_and_have_yaml_values() -> None:
+    recipe = load_recipe(
+        "nano",
+        [
+            "optim.lr=3e-4",
+            "views.sizes=[64, 96x32]",
+            "model.drop_path=0.1",
+            "model.depths=[1, 1, 1, 1]",
+            "train.ema_decay=null",
+            "claim.top1={'64': 50}",
+            "data.cache_side=",
+            "views.share=yes",
+        ],
+    )
+    assert recipe.optim.lr == 3e-4
+    assert recipe.views.sizes == ("64", "96x32")  # the largest area first
+    assert recipe.model == {"name": "restv2_nano", "drop_path": 0.1, "depths": (1, 1, 1, 1)}
+    assert recipe.train.ema_decay is None
+    assert recipe.data.cache_side is None
+    assert recipe.views.share is True
+    assert recipe.claim.top1 == {"64": 50.0}
+    assert build_model(recipe, 5).get_classifier().weight.shape[0] == 5
+    assert yaml.safe_load(dump_recipe(recipe))["model"]["depths"] == [1, 1, 1, 1]
+
+
+def test_an_integer_is_good_enough_where_a_number_is_wanted() -> None:
+    recipe = load_recipe("nano", ["optim.lr=1", "model.drop_path=0", "mix.mixup=1"])
+    assert recipe.optim.lr == 1.0
+    assert build_model(recipe, 2).training
+
+
+def test_differences_name_key_and_both_values() -> None:
+    old = load_recipe("nano")
+    new = load_recipe("nano", ["optim.lr=0.5", "views.sizes=[32]", "model.drop_path=0.2"])
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "model.drop_path: None -> 0.2",
+        f"optim.lr: {old.optim.lr} -> 0.5",
+        "views.sizes: ['128', '96', '64'] -> ['32']",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("optm.lr=1", "'optm' is not a key; did you mean 'optim'"),
+        ("optim.wieght_decay=1", "'optim.wieght_decay' is not a key; did you mean 'weight_decay'"),
+        ("objective.consistancy=l2", "did you mean 'consistency'"),
+        ("objective.consistency=l3", "objective.consistency: Input should be 'none', 'smooth_l1'"),
+        ("objective.consistency=soft", "set objective.target=logit"),
+        ("augment.crop_scale=[0.5]", "augment.crop_scale"),
+        ("augment.flip=2", "flip 2.0 and erasing 0.0 are probabilities"),
+        ("mix.mixup=-1", "are alphas"),
+        ("data.val_share=1", "data.val_share=1.0 must lie between 0 and 1"),
+        ("data.max_unreadable=3", "data.max_unreadable=3.0 is a share"),
+        ("data.std=[0, 1, 1]", "data.std="),
+        ("evaluate.crop=2", "evaluate.crop=2.0 must be above 0"),
+        ("train.ema_decay=1", "train.ema_decay=1.0 must be"),
+        ("train.seed=-1", "train.seed=-1 must be 0 or more"),
+        ("optim.clip_norm=0", "optim.clip_norm=0.0 must be above 0"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_it(change: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("nano", [change])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("recipe nano: ")
