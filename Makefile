@@ -3,30 +3,28 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 
 .PHONY: setup demo test check bench docs clean lock
 
 setup: $(READY)                          ## install anyres and its pinned dependencies into .venv
 
-# uv is used for its speed where it can be had; pip does the same otherwise.
+# uv installs for its speed, pip where uv cannot be had or fails.
 $(READY): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyres needs Python 3.11 or newer; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had: using pip"
-	if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
-	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
-	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e . ; \
-	else \
-	  $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock && \
-	  $(BIN)/python -m pip install --quiet --no-deps -e . ; \
-	fi
-	touch $(READY)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyres needs Python 3.11 or newer; set PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a minute or two"
+	@$(PIP) uv || echo "uv cannot be had: pip installs"
+	@$(UV) --require-hashes -r requirements.lock && $(UV) --no-deps -e . || \
+	  { $(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps -e . ; }
+	@touch $(READY)
 
 demo: $(READY)                           ## train on real photographs and compare sizes (about 9 minutes on 2 cores)
 	$(BIN)/anyres demo --out runs/demo
 
 test: $(READY)                           ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(READY)                          ## style, types, import contracts
 	$(BIN)/ruff check .
@@ -38,7 +36,7 @@ bench: $(READY)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/any_size.py
 
 docs: $(READY)                           ## the documentation is Markdown: check that its links and snippets hold
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest -n 0 tests/test_docs.py
 
 lock:                                    ## pin every dependency anew
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
