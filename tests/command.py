@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 from typing import NamedTuple
 from unittest import mock
 
-from anyres.cli import main
+from typer.main import get_command
+
+from anyres.cli import app, main
+
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+VERBS = sorted(COMMANDS)
 
 
 class Answer(NamedTuple):
@@ -38,3 +44,24 @@ def refused(*words: object) -> str:
     assert answer.err.count("\n") == 1, answer.err
     assert "Traceback" not in answer.err + answer.out
     return answer.err.strip()
+
+
+def parse(line: str) -> str:
+    """The verb of ``anyres VERB ...``, whatever stands before it.
+
+    Raises what the command would for its options and, of a recipe, its keys and values. RECIPE stands for any recipe.
+    """
+    words = shlex.split(line, comments=True)
+    place = next(i for i, word in enumerate(words) if word.split("/")[-1] == "anyres")
+    verb, *rest = words[place + 1 :] or ["--help"]
+    if verb in ("-h", "--help"):
+        return verb
+    assert verb in VERBS, f"{line!r}: there is no verb {verb!r}"
+    if {"-h", "--help"} & set(rest):
+        return verb
+    given = COMMANDS[verb].make_context(verb, rest).params
+    if verb in ("train", "show") and not given["recipe"].isupper():
+        from anyres.recipe import load_recipe
+
+        load_recipe(given["recipe"], given["overrides"] or [])
+    return verb

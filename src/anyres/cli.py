@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ Sizes = Annotated[
 def main() -> None:
     """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
     words = sys.argv[1:] or ["--help"]
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: without file and line
     try:
         code = app(words, prog_name="anyres", standalone_mode=False)
     except typer.TyperException as error:  # of the command line itself

@@ -93,7 +93,9 @@ def fit(
     optimizer = build_optimizer(model, recipe.optim, model.no_weight_decay())
     state = State(model, build_ema(model, recipe.train.ema_decay), optimizer)
     console = messages(quiet=not accelerator.is_main_process)
-    for sentence in (*checkpoint.restore(run, state), *describe(recipe, images, held_out, plan, state, accelerator)):
+    said = checkpoint.restore(run, state)
+    check_same_images(state, len(images), run)
+    for sentence in (*said, *describe(recipe, images, held_out, plan, state, accelerator)):
         console.print(sentence)
     student = accelerator.prepare(Student(model, recipe.objective.target))
     state.optimizer = accelerator.prepare(optimizer)
@@ -107,6 +109,12 @@ def fit(
     except NonFiniteLoss as error:
         names = ", ".join(images.source.records[i].name for i in error.index.tolist()[:8])
         raise UserError(f"{error}, in the batch {names}; {run} keeps the last good state: lower optim.lr") from None
+    except torch.OutOfMemoryError:
+        sizes = ", ".join(map(str, recipe.views.sizes))
+        raise UserError(
+            f"the device's memory is too small for {plan.batch_size} images at {sizes} px: "
+            "lower data.batch_size or views.sizes, or choose a smaller model"
+        ) from None
     if ended == "stopped":
         raise Stopped(
             f"stopped after step {state.progress.step} of {plan.steps}: the same command continues from there"
@@ -124,6 +132,14 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
     elif run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and has no {RECIPE}: choose another --out")
+
+
+def check_same_images(state: State, count: int, run: Path) -> None:
+    """Raises UserError when a run would continue with another number of training images; notes it for the next time."""
+    before = state.progress.training_images
+    if before not in (0, count):
+        raise UserError(f"{run} was begun with {before} training images, now there are {count}: choose another --out")
+    state.progress.training_images = count
 
 
 def make_plan(recipe: Recipe, images: int) -> Plan:

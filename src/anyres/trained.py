@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,9 @@ class Trained:
                 autocast=self.autocast,
                 budget_s=0.5,
             )
-            for size in track(sizes, f"scoring {name}", console=console, transient=True)
+            for size in track(
+                sizes, f"scoring {name}", console=console, transient=True, disable=not console.is_terminal
+            )
         ]
 
 
@@ -155,6 +158,11 @@ def messages(quiet: bool = False) -> Console:
     return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
+def screen() -> Console:
+    """Where results go: stdout, as wide as the terminal, and unfolded where a file or a program takes them."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+
+
 def said_of(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
     """What was done with the images that are not plain: a sentence for each of ``most``, then how many there are."""
     remarks = images.remarks()
@@ -189,7 +197,7 @@ def report_on(trained: Trained, images: DecodedImages, sizes: Sequence[Size] | N
         train_sizes=trained_at,
     )
     write_html(folder / "report.html", page)
-    Console().print(console_table(points))
+    screen().print(console_table(points))
     return measured
 
 

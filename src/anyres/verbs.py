@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float32, UInt8
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -20,9 +19,7 @@ from anyres.data.views import eval_view
 from anyres.evaluate.curve import pick, read_csv
 from anyres.evaluate.report import console_table
 from anyres.flow import Batch, Record, Size, parse_sizes
-from anyres.trained import Trained, crop_ratio, evaluated_sizes, messages, open_run, report_on, said_of
-
-out = Console(highlight=False)
+from anyres.trained import Trained, crop_ratio, evaluated_sizes, messages, open_run, report_on, said_of, screen
 
 
 def evaluate_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:
@@ -32,7 +29,7 @@ def evaluate_run(folder: Path, data: str | None, split: str | None, sizes: Seque
     images = trained.images(data, split)
     measured = trained.measure(images, wanted or evaluated_sizes(trained.recipe))
     tell(images)
-    out.print(console_table([m.point for m in measured]))
+    screen().print(console_table([m.point for m in measured]))
 
 
 def curve_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str]) -> None:
@@ -42,7 +39,11 @@ def curve_run(folder: Path, data: str | None, split: str | None, sizes: Sequence
     images = trained.images(data, split)
     report_on(trained, images, wanted)
     tell(images)
-    out.print(f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}", markup=False)
+    screen().print(
+        f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def tell(images: DecodedImages) -> None:
@@ -55,7 +56,7 @@ def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> Non
     """Name the size of a measured run that does the job."""
     point = pick(read_csv(folder / "curve.csv"), min_top1, max_ms)
     size = Size(point.height, point.width)
-    out.print(
+    screen().print(
         f"{size}  top-1 {100 * point.top1:.1f} %, {point.latency_ms:.2f} ms an image, {point.macs / 1e6:.0f} M MACs"
     )
 
@@ -88,6 +89,6 @@ def predict_images(folder: Path, paths: Sequence[Path], size: str | None, top: i
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         table.add_row(escape(str(path)), *(escape(f"{trained.classes[i]} {100 * share:.1f} %") for i, share in pairs))
     if table.rows:
-        out.print(table)
+        screen().print(table)
     if unreadable:
         raise UserError("; ".join(unreadable))

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 @dataclass
 class Progress:
-    """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels."""
+    """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
+    ``training_images`` are in the set (0: not known)."""
 
     step: int = 0
     images: int = 0
@@ -25,6 +26,7 @@ class Progress:
     seconds: float = 0.0
     best: float = -1.0
     best_step: int = -1
+    training_images: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
