@@ -79,4 +79,5 @@ class Bar:
         self._progress.update(self._task, completed=step, facts=facts)
         if not self._console.is_terminal and (step % self._per_epoch == 0 or step == self._steps):
             epoch, epochs = -(-step // self._per_epoch), -(-self._steps // self._per_epoch)
-            self._console.print(f"{self._title}  epoch {epoch}/{epochs}  step {step}/{self._steps}  {facts}")
+            line = f"{self._title}  epoch {epoch}/{epochs}  step {step}/{self._steps}  {facts}"
+            self._console.print(line, soft_wrap=True)
