@@ -74,7 +74,9 @@ class Pictures:
     cached = True
 
     def __init__(self, pixels: np.ndarray, labels: list[int], split: str) -> None:
-        self.pixels = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()  # (n, 32, 32, 3) -> (n, 3, 32, 32)
+        self.pixels = (
+            torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
+        )  # (n, 32, 32, 3) -> (n, 3, 32, 32)
         records = tuple(Record(b"", label, f"{split}/{i}") for i, label in enumerate(labels))
         self.source = Source("cifar10", NAMES, records, (), split)
 

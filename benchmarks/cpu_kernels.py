@@ -24,7 +24,7 @@ from torch import nn
 from anyres.models import create_model
 from anyres.ops import attention
 from anyres.ops.attention import explicit_attention
-from anyres.ops.depthwise import DepthwiseConv2d
+from anyres.ops.convolution import DepthwiseConv2d
 
 SHAPES = {  # b, heads, queries, keys, width
     "restv2_nano stage 1 at 96 px": (32, 1, 576, 9, 32),

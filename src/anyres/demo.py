@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from anyres.evaluate.curve import Measured, plot, write_csv
 from anyres.evaluate.metrics import compare
 from anyres.evaluate.report import Pairing, ReportPage, console_table, write_html
 from anyres.flow import Size
+from anyres.publish import facts_of, messages, samples_of, screen
 from anyres.recipe import load_recipe
 from anyres.run import train_run
-from anyres.trained import Trained, evaluated_sizes, facts_of, open_run, samples_of
+from anyres.trained import Trained, evaluated_sizes, open_run
 
 ANY, SINGLE = "any-size", "single-size"
 RECIPES = {ANY: "demo/any_size", SINGLE: "demo/single_size"}
@@ -22,12 +21,11 @@ RECIPES = {ANY: "demo/any_size", SINGLE: "demo/single_size"}
 def run_demo(out: Path, seed: int, epochs: int | None) -> None:
     """Train both models in ``out/any-size`` and ``out/single-size``; write ``curve.csv``, ``curve.png`` and
     ``report.html`` in ``out`` and print the table. The same command again continues, or only compares anew."""
-    console = Console(stderr=True, highlight=False)
     changes = [f"train.seed={seed}", *([f"train.epochs={epochs}"] if epochs is not None else [])]
     measured: dict[str, list[Measured]] = {}
     runs: dict[str, Trained] = {}
     for name, recipe in RECIPES.items():
-        console.rule(f"{name}: training")
+        messages().print(f"{name}: recipe {recipe}")
         train_run(load_recipe(recipe, changes), out / name, report=False)
     for name in RECIPES:
         runs[name] = open_run(out / name)
@@ -49,12 +47,13 @@ def run_demo(out: Path, seed: int, epochs: int | None) -> None:
         train_sizes=trained_at,
     )
     write_html(out / "report.html", page)
-    screen = Console(highlight=False)
-    screen.print(console_table(points, pairings))
+    out_to = screen()
+    out_to.print(console_table(points, pairings))
     for name, run in runs.items():
-        screen.print(f"{name}: {run.facts['pixels'] / 1e9:.2f} G pixels in {run.facts['seconds']:.0f} s of training")
-    screen.print(conclusion(pairings, points[0].n))
-    screen.print(f"written: {out / 'curve.csv'}, {out / 'curve.png'}, {out / 'report.html'}")
+        facts = run.facts
+        out_to.print(f"{name}: {facts['pixels'] / 1e9:.2f} G pixels, {facts['seconds']:.0f} s of training")
+    out_to.print(page.claim)
+    out_to.print(f"written: {out / 'curve.csv'}, {out / 'curve.png'}, {out / 'report.html'}")
 
 
 NOISE = (

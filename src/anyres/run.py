@@ -7,7 +7,6 @@ Every other module does one part of this; here they are only joined.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from anyres.data.mix import erase, mix, mix_rng, normalise
 from anyres.evaluate.metrics import score
 from anyres.flow import Batch
 from anyres.models.contract import Backbone
-from anyres.models.weights import save_weights
+from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.train import checkpoint
 from anyres.train.loop import NonFiniteLoss, Plan, train
@@ -31,18 +30,7 @@ from anyres.train.objective import Student
 from anyres.train.optim import build_optimizer
 from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
 from anyres.train.state import State, build_ema
-from anyres.trained import (
-    RECIPE,
-    WEIGHTS,
-    build_model,
-    crop_ratio,
-    messages,
-    open_images,
-    open_run,
-    report_on,
-    said_of,
-    scored_batches,
-)
+from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
@@ -215,21 +203,3 @@ def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, acceler
         dtype = autocast_dtype(recipe.train.precision)
         top1[f"top1/{size}"] = score(model, batches, accelerator.device, dtype, gather).top1
     return {"top1": sum(top1.values()) / len(top1), **top1}
-
-
-def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held_out: DecodedImages) -> None:
-    """Write what the run was for: its facts, and weights that know their classes."""
-    progress = state.progress
-    sources = (*images.source.notes, *held_out.source.notes)
-    remarks = progress.unreadable | images.remarks() | held_out.remarks()
-    facts = {
-        "images": progress.images,
-        "pixels": progress.pixels,
-        "seconds": round(progress.seconds, 1),
-        "steps": progress.step,
-        "best_top1": progress.best,
-        "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in remarks.items())],
-    }
-    (run / "run.json").write_text(json.dumps(facts, indent=1))
-    about = {"model": recipe.model, "classes": images.source.classes, "mean": recipe.data.mean, "std": recipe.data.std}
-    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError, nearest
 from anyres.data.cache import DecodedImages
 from anyres.data.loader import eval_batches
 from anyres.data.mix import normalise
 from anyres.data.sources import Source, open_source
-from anyres.evaluate.curve import Measured, measure, plot, write_csv
-from anyres.evaluate.report import Prediction, ReportPage, Sample, console_table, write_html
-from anyres.flow import Batch, Point, Size, parse_sizes, pick_device
+from anyres.evaluate.curve import Measured, measure
+from anyres.flow import Batch, Size, parse_sizes, pick_device
 from anyres.models import create_model, variant
 from anyres.models.contract import Backbone
 from anyres.models.weights import load_weights, read_metadata
@@ -102,8 +99,10 @@ def open_run(folder: Path) -> Trained:
 
 
 def build_model(recipe: Recipe, num_classes: int) -> Backbone:
-    """The recipe's model, freshly initialised from the recipe's seed."""
+    """The recipe's model, freshly initialised from the recipe's seed; ResMLP is told when it sees several sizes."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
+    if len(recipe.views.sizes) > 1 and variant(recipe.model["name"]).family == "resmlp":
+        options["any_size"] = True
     torch.manual_seed(recipe.train.seed)
     return create_model(recipe.model["name"], num_classes, **options)
 
@@ -153,99 +152,6 @@ def scored_batches(
         yield normalise(batch, recipe.data.mean, recipe.data.std, device)
 
 
-def messages(quiet: bool = False) -> Console:
-    """Where sentences for people go: stderr, one line each however long, names of files as they are."""
-    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
-
-
-def screen() -> Console:
-    """Where results go: stdout, as wide as the terminal, and unfolded where a file or a program takes them."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-
-
-def said_of(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
-    """What was done with the images that are not plain: a sentence for each of ``most``, then how many there are."""
-    remarks = images.remarks()
-    yield from (f"{part} image {name}: {what}" for name, what in list(remarks.items())[:most])
-    if len(remarks) > most:
-        yield f"... {len(remarks)} such {part} images in all"
-
-
 def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:
     """The sizes the recipe is scored at."""
     return parse_sizes([str(size) for size in recipe.evaluate.sizes])
-
-
-def report_on(trained: Trained, images: DecodedImages, sizes: Sequence[Size] | None = None) -> list[Measured]:
-    """Measure a run at ``sizes`` (the recipe's if none) and write ``curve.csv``, ``curve.png`` and ``report.html``."""
-    recipe, folder = trained.recipe, trained.folder
-    measured = trained.measure(images, sizes or evaluated_sizes(recipe))
-    points = [m.point for m in measured]
-    trained_at = {trained.name: recipe.views.parsed}
-    write_csv(points, folder / "curve.csv")
-    plot(points, folder / "curve.png", train_sizes=trained_at)
-    n, noted = points[0].n, list(map(str, trained.facts["notes"]))
-    remarks = [f"{name}: {what}" for name, what in list(images.remarks().items())[:100]]
-    noted = noted[:100] + ([f"... {len(noted)} such notes in all: see run.json"] if len(noted) > 100 else [])
-    page = ReportPage(
-        title=f"{trained.name} on {images.source.name}",
-        claim=f"Top-1 accuracy on {n} images of the {images.source.split} split at every size measured.",
-        points=points,
-        samples=samples_of(images, [(trained.name, trained, measured)], 12),
-        notes=[*expected(recipe, points), *dict.fromkeys((*noted, *images.source.notes, *remarks))],
-        facts=facts_of(trained),
-        train_sizes=trained_at,
-    )
-    write_html(folder / "report.html", page)
-    screen().print(console_table(points))
-    return measured
-
-
-def samples_of(
-    images: DecodedImages, scored: Sequence[tuple[str, Trained, Sequence[Measured]]], count: int
-) -> list[Sample]:
-    """``count`` images spread evenly over the set, each with what every model made of it at every size."""
-    classes, samples = scored[0][1].classes, []
-    order = scored[0][2][0].scores.index
-    for place in range(0, len(order), max(1, len(order) // count))[:count]:
-        record = images.source.records[order[place]]
-        predictions = [
-            Prediction(
-                name,
-                Size(point.height, point.width),
-                classes[scores.predicted[place]],
-                float(scores.confidence[place]),
-            )
-            for name, _, measured in scored
-            for point, scores in measured
-        ]
-        picture = to_pil_image(images[int(order[place])].image)
-        samples.append(Sample(record.name, picture, classes[record.target], predictions))
-    return samples
-
-
-def facts_of(trained: Trained) -> list[tuple[str, str]]:
-    """Name and value of what matters about a training run, for people."""
-    recipe, facts = trained.recipe, trained.facts
-    return [
-        ("model", trained.name),
-        ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
-        ("consistency", f"{recipe.objective.consistency} on {recipe.objective.target}"),
-        ("epochs", str(recipe.train.epochs)),
-        ("seed", str(recipe.train.seed)),
-        ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
-        ("seconds of training", f"{facts['seconds']:.0f}"),
-        ("device", f"{trained.device.type}, {trained.autocast or torch.float32}".replace("torch.", "")),
-        ("torch", torch.__version__),
-    ]
-
-
-def expected(recipe: Recipe, points: Sequence[Point]) -> list[str]:
-    """The difference to the recipe's claim, one sentence for each size that is both claimed and measured."""
-    at = {str(Size(p.height, p.width)): 100 * p.top1 for p in points}
-    return [
-        f"claimed at {size} px: {claim:.1f} % ({recipe.claim.source}); measured {at[size]:.1f} %, "
-        f"a difference of {at[size] - claim:+.1f}"
-        for size, claim in recipe.claim.top1.items()
-        if size in at
-    ]

@@ -19,7 +19,8 @@ from anyres.data.views import eval_view
 from anyres.evaluate.curve import pick, read_csv
 from anyres.evaluate.report import console_table
 from anyres.flow import Batch, Record, Size, parse_sizes
-from anyres.trained import Trained, crop_ratio, evaluated_sizes, messages, open_run, report_on, said_of, screen
+from anyres.publish import messages, report_on, said_of, screen
+from anyres.trained import Trained, crop_ratio, evaluated_sizes, open_run
 
 
 def evaluate_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:

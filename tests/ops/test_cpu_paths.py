@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from anyres.ops.attention import attend, explicit_attention
-from anyres.ops.depthwise import DepthwiseConv2d
+from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 
 
 @pytest.mark.parametrize(("n", "m", "heads", "width"), [(1, 1, 1, 4), (50, 50, 2, 16), (64, 4, 3, 8)])
@@ -42,3 +42,20 @@ def test_depthwise_is_a_grouped_convolution_in_float32_under_autocast() -> None:
         inside = ours(x.bfloat16())
     assert inside.dtype == torch.float32
     assert torch.equal(inside, plain(x.bfloat16().float()))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 1), (4, 4)])
+def test_strided_is_a_convolution_with_finite_gradients_on_a_single_column(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    for _ in range(8):
+        ours = StridedConv2d(64, 128)
+        plain = torch.nn.Conv2d(64, 128, 3, 2, 1)
+        plain.load_state_dict(ours.state_dict())
+        x = torch.randn(8, 64, *size)
+        assert torch.equal(ours(x), plain(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = ours(x)
+        out.float().sum().backward()
+        assert ours.weight.grad is not None
+        assert ours.weight.grad.isfinite().all()
+        torch.testing.assert_close(out.float(), plain(x), rtol=0.05, atol=0.05)

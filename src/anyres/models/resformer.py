@@ -41,7 +41,7 @@ from torch.utils.checkpoint import checkpoint
 from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
-from anyres.ops.depthwise import DepthwiseConv2d
+from anyres.ops.convolution import DepthwiseConv2d
 from anyres.ops.patch import Grid, PatchEmbed
 
 

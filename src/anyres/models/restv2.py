@@ -37,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
-from anyres.ops.depthwise import DepthwiseConv2d
+from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.patch import Grid
 
 Four = tuple[int, int, int, int]
@@ -121,7 +121,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim_in: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(dim_in, dim, kernel_size=3, stride=2, padding=1)
+        self.proj = StridedConv2d(dim_in, dim)
         self.pos = PixelAttention(dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 

@@ -1,0 +1,50 @@
+"""Convolutions that leave bf16 autocast on a processor where oneDNN's bf16 is slow, or wrong."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """nn.Conv2d with one group per input channel, weights (c * multiplier, 1, k, k), keys and initialisation unchanged.
+
+    Under bf16 autocast on a CPU it computes in float32: it is bound by memory, and oneDNN's bf16 backward for grouped
+    convolutions is several times slower than the float32 one (benchmarks/cpu_kernels.py). Elsewhere nothing differs.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0, multiplier: int = 1
+    ) -> None:
+        super().__init__(channels, channels * multiplier, kernel_size, stride, padding, groups=channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Map -> map of c * multiplier channels; output channel j belongs to input channel j // multiplier."""
+        return _in_float32(self, x) if _autocast_on_cpu(x) else super().forward(x)
+
+
+class StridedConv2d(nn.Conv2d):
+    """nn.Conv2d(kernel 3, stride 2, padding 1), keys and initialisation unchanged.
+
+    Under bf16 autocast on a CPU a map one column wide is computed in float32, as oneDNN's bf16 weight gradient there
+    is now and then not finite (torch 2.15: 4 to 8 of 12 tries at 64 channels). Elsewhere nothing differs.
+    """
+
+    def __init__(self, channels: int, channels_out: int) -> None:
+        super().__init__(channels, channels_out, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Map -> map of ceil(h / 2) x ceil(w / 2)."""
+        return _in_float32(self, x) if x.shape[-1] == 1 and _autocast_on_cpu(x) else super().forward(x)
+
+
+def _autocast_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+def _in_float32(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    bias = None if conv.bias is None else conv.bias.float()
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = conv._conv_forward(x.float(), conv.weight.float(), bias)
+    return out
