@@ -168,6 +168,7 @@ def make_step(
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     student.train()
+    statistics = [buffer.clone() for buffer in state.model.buffers()]  # a forward pass changes batch norm's
     total = torch.zeros((), device=accelerator.device)
     shown: dict[str, Tensor] = {}
     made = terms(student, batch, plan.objective)
@@ -180,6 +181,8 @@ def make_step(
     norm = accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf)
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
     if not bool(finite):
+        for buffer, before in zip(state.model.buffers(), statistics, strict=True):
+            buffer.copy_(before)
         raise NonFiniteLoss(step, batch.index)
     state.optimizer.step()
     if state.ema is not None:

@@ -1,0 +1,63 @@
+"""The loop's promises: it learns, stops before a bad update, and leaves what can be loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.pictures import make_folder
+
+from anyres.config import UserError
+from anyres.recipe import load_recipe
+from anyres.run import train_run
+from anyres.train import checkpoint
+from anyres.train.loop import Plan, TrainConfig
+from anyres.train.objective import ObjectiveConfig
+from anyres.train.optim import OptimConfig
+from anyres.trained import open_run
+
+SMALL = ["views.sizes=[48, 32]", "data.batch_size=12", "train.eval_every=0", "evaluate.sizes=[32, 48]"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "shapes", per_class=20)
+
+
+def test_it_learns_and_the_average_is_what_is_published(shapes: Path, tmp_path: Path) -> None:
+    changes = [f"data.source={shapes}", *SMALL, "train.epochs=12", "train.log_every=1", "train.ema_decay=0.9"]
+    train_run(load_recipe("restv2_nano", changes), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert any("val/top1/48" in line for line in lines)
+    trained = open_run(tmp_path / "run")
+    newest = checkpoint.found(tmp_path / "run")[0]
+    from safetensors.torch import load_file
+
+    average, raw = load_file(newest / "ema.safetensors"), load_file(newest / "model.safetensors")
+    published = trained.model.state_dict()
+    assert all(torch.equal(published[key], average[key]) for key in average)
+    assert not torch.equal(raw["head.weight"], average["head.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(shapes: Path, tmp_path: Path) -> None:
+    changes = ["optim.lr=1.0e+20", "optim.warmup_epochs=0.0", "optim.clip_norm=null", "train.epochs=4"]
+    with pytest.raises(UserError, match=r"not finite at step [1-9].*shapes|not finite at step [1-9].*\.jpg"):
+        train_run(load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes]), tmp_path / "run")
+    folder = checkpoint.found(tmp_path / "run")[0]
+    from safetensors.torch import load_file
+
+    assert all(t.isfinite().all() for t in load_file(folder / "model.safetensors").values())
+
+
+def test_checkpoints_come_every_epoch_but_at_most_500_steps_apart() -> None:
+    def plan(per_epoch: int, every: int | None = None) -> Plan:
+        config = TrainConfig(checkpoint_every=every)
+        return Plan(10 * per_epoch, per_epoch, 8, config, OptimConfig(), ObjectiveConfig())
+
+    assert plan(20).checkpoint_every == 20
+    assert plan(5000).checkpoint_every == 500
+    assert plan(20, 7).checkpoint_every == 7
