@@ -74,9 +74,7 @@ class Pictures:
     cached = True
 
     def __init__(self, pixels: np.ndarray, labels: list[int], split: str) -> None:
-        self.pixels = (
-            torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
-        )  # (n, 32, 32, 3) -> (n, 3, 32, 32)
+        self.pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous()  # (n, 32, 32, 3) -> (n, 3, 32, 32)
         records = tuple(Record(b"", label, f"{split}/{i}") for i, label in enumerate(labels))
         self.source = Source("cifar10", NAMES, records, (), split)
 
@@ -86,9 +84,12 @@ class Pictures:
     def __getitem__(self, i: int) -> Decoded:
         return Decoded(self.pixels[i], None, self.source.records[i].name)
 
-    def report(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    def remarks(self) -> dict[str, str]:
         """Nothing was unreadable or converted."""
-        return [], []
+        return {}
+
+    def hear(self, notes: tuple[tuple[str, str], ...]) -> None:
+        """There are no notes."""
 
 
 def load_cifar(work: Path) -> tuple[Pictures, Pictures]:
