@@ -20,7 +20,7 @@ $(READY): requirements.lock pyproject.toml
 	  { $(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps -e . ; }
 	@touch $(READY)
 
-demo: $(READY)                           ## train on real photographs and compare sizes (about 9 minutes on 2 cores)
+demo: $(READY)                           ## train on real photographs and compare sizes (10 minutes on 2 cores)
 	$(BIN)/anyres demo --out runs/demo
 
 test: $(READY)                           ## every test
@@ -33,7 +33,10 @@ check: $(READY)                          ## style, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab.md
-	$(BIN)/python benchmarks/any_size.py
+	$(BIN)/python benchmarks/cpu_kernels.py
+	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/any_size.py cifar10 --epochs 2
+	$(BIN)/python benchmarks/any_size.py groceries --epochs 20
 
 docs: $(READY)                           ## the documentation is Markdown: check that its links and snippets hold
 	$(BIN)/python -m pytest -n 0 tests/test_docs.py

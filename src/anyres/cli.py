@@ -106,17 +106,18 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, sizes: Size
 @app.command()
 def curve(
     run: RunFolder,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="More sizes.")] = None,
     data: Data = None,
     split: Split = None,
     sizes: Sizes = None,
 ) -> None:
     """Accuracy, cost and speed at every size: a table, `curve.csv` and `curve.png` in the run folder.
 
-    Example: `anyres curve runs/first --sizes 64:320:32 --sizes 320x192`
+    Example: `anyres curve runs/first --sizes 64:320:32 320x192`
     """
     from anyres.verbs import curve_run
 
-    curve_run(run, data, split, sizes or ["64:320:32"])
+    curve_run(run, data, split, [*(sizes or []), *(more or [])] or ["64:320:32"])
 
 
 @app.command()

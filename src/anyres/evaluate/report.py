@@ -120,7 +120,7 @@ def console_table(points: Sequence[Point], comparisons: Sequence[Pairing] = ()) 
     """The same numbers for a terminal: a row per model and size, and the difference where a pairing starts there."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in ("size", "top-1", "95 % interval", "top-5", "ms", "images/s", "MACs"):
+    for name in ("size", "top-1", "95 % interval", "loss", "ms", "images/s", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     if comparisons:
         table.add_column("difference in points")
@@ -133,7 +133,7 @@ def console_table(points: Sequence[Point], comparisons: Sequence[Pairing] = ()) 
             str(size),
             _percent(point.top1),
             f"{_percent(point.top1_low)} {DASH} {_percent(point.top1_high)}",
-            _percent(point.top5),
+            f"{point.loss:.3f}",
             _number(point.latency_ms),
             _number(point.images_per_s),
             _count(point.macs),
