@@ -1,4 +1,4 @@
-"""The nouns that travel down the river: Size, Record, Batch, Features, Report.
+"""The nouns that travel down the river: Size, Record, Batch, Point.
 
 A leaf but for the users' error it raises.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,14 +62,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a backbone sees: ``maps`` (b, c_i, h_i, w_i) from fine to coarse, and the ``pooled`` (b, c) vector."""
-
-    maps: tuple[Float[Tensor, "b _ _ _"], ...]
-    pooled: Float[Tensor, "b c"]
-
-
-@dataclass(frozen=True)
 class Point:
     """One model at one size: how good, how sure, how costly.
 
@@ -90,14 +82,6 @@ class Point:
     latency_ms: float
     images_per_s: float
     macs: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run has to say at its end: one Point per size, and sentences about data and run."""
-
-    points: tuple[Point, ...]
-    notes: tuple[str, ...] = field(default=())
 
 
 def pick_device() -> torch.device:

@@ -16,7 +16,7 @@ def attend(
     """softmax(Q Kᵀ / sqrt(d)) V for each of g heads, the heads concatenated: c = g * d, channel = head * d + j.
 
     n queries over m keys, any floating dtype (all three the same). PyTorch picks the kernel, except for bf16 on a CPU,
-    where the two matrix products written out take a fifth to four fifths of its fused kernel's time
+    where the two matrix products written out take a fifth to a half of its fused kernel's time
     (benchmarks/cpu_kernels.py).
     """
     explicit = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS
