@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class DepthwiseConv2d(nn.Conv2d):
     """nn.Conv2d with one group per input channel, weights (c * multiplier, 1, k, k), keys and initialisation unchanged.
 
-    Under bf16 autocast on a CPU it computes in float32, which for the small maps of small models is 1.05 to 1.3 times
-    as fast as oneDNN's bf16, forward and backward; for 96 channels at 56 px it is slower, 0.6 (benchmarks/cpu_kernels.py).
+    Under bf16 autocast on a CPU it computes in float32. Forward and backward, that is 1.05 to 1.3 times as fast as
+    oneDNN's bf16 on the small maps of small models, and 0.6 times at 96 channels and 56 px (benchmarks/cpu_kernels.py).
     Elsewhere nothing differs.
     """
 
