@@ -42,7 +42,7 @@ from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d
-from anyres.ops.patch import Grid, PatchEmbed
+from anyres.ops.patch import Grid, PatchEmbed, to_maps, to_tokens
 
 
 @config
@@ -101,7 +101,7 @@ class GlobalPosition(nn.Module):
         weight = self.embed_layer.weight
         table = sine_table(grid, weight.shape[0], weight.device).to(weight.dtype)
         maps: Tensor = self.embed_layer(table)
-        return maps.flatten(2).transpose(1, 2)  # (1, c, h, w) -> (1, n, c)
+        return to_tokens(maps)
 
 
 class Attention(nn.Module):
@@ -241,8 +241,7 @@ class ResFormer(Backbone):
             tokens = self.run_block(block, tokens, grid)
             if i in wanted:
                 patches = (self.norm(tokens) if norm else tokens)[:, 1:]
-                # (b, n, c) -> (b, c, h, w)
-                found[i] = patches.transpose(1, 2).reshape(len(x), -1, *grid) if output_fmt == "NCHW" else patches
+                found[i] = to_maps(patches, grid) if output_fmt == "NCHW" else patches
         intermediates = [found[i] for i in wanted]
         return intermediates if intermediates_only else (self.norm(tokens), intermediates)
 

@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
-from anyres.ops.patch import Grid, PatchEmbed
+from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.resample import resample_bias, resample_mixing
 
 
@@ -76,8 +76,7 @@ class ResMLPConfig:
     @property
     def grid(self) -> Grid:
         """Rows and columns of tokens at ``img_size``, a cut patch counted as one."""
-        height, width = self.image
-        return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+        return grid_of(self.img_size, self.patch_size)
 
 
 class Affine(nn.Module):
@@ -224,8 +223,7 @@ class ResMLP(Backbone):
             tokens = self.run_block(block, tokens, grid)
             if i in wanted:
                 patches = self.norm(tokens) if norm else tokens
-                # (b, n, c) -> (b, c, h, w)
-                found[i] = patches.transpose(1, 2).reshape(len(x), -1, *grid) if output_fmt == "NCHW" else patches
+                found[i] = to_maps(patches, grid) if output_fmt == "NCHW" else patches
         intermediates = [found[i] for i in wanted]
         return intermediates if intermediates_only else (self.norm(tokens), intermediates)
 

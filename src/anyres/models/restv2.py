@@ -38,7 +38,7 @@ from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
-from anyres.ops.patch import Grid
+from anyres.ops.patch import Grid, to_maps, to_tokens
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -69,16 +69,6 @@ class ResTv2Config:
             raise UserError(f"ResTv2's reductions {self.reductions} must be 1 or even")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path must lie in [0, 1), not {self.drop_path}")
-
-
-def to_tokens(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
-    """Map -> tokens in row-major order."""
-    return maps.flatten(2).transpose(1, 2)
-
-
-def to_maps(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c h w"]:
-    """Tokens -> map."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
 
 class PixelAttention(nn.Module):

@@ -1,11 +1,11 @@
-"""Softmax attention, as ResTv2 and ResFormer share it."""
+"""Softmax attention, as the families share it."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST_KEYS = 1024  # beyond so many keys the score matrix costs more memory than the explicit product saves time
 
@@ -31,3 +31,22 @@ def explicit_attention(
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     mixed: Tensor = scores.float().softmax(-1).to(value.dtype) @ value
     return mixed
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: one linear layer to [q, k, v] (each g heads of d channels), softmax, projection.
+
+    Keys ``qkv.*`` and ``proj.*``, both with bias; the scale is d^-1/2.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, n, 3c) -> (b, n, 3, g, d)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, n, d)
+        x = self.proj(attend(query, key, value))
+        return x

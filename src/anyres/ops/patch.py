@@ -20,6 +20,22 @@ def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Ten
     return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
 
 
+def to_tokens(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+    """Map -> tokens in row-major order."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def to_maps(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c h w"]:
+    """Tokens in row-major order -> map."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def grid_of(img_size: int | tuple[int, int], patch_size: int) -> Grid:
+    """Rows and columns of tokens of an image with side ``img_size``, or (height, width); a cut patch counts as one."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return -(-height // patch_size), -(-width // patch_size)
+
+
 class PatchEmbed(nn.Module):
     """Conv2d(in_chans, dim, kernel = stride = patch_size) with bias; tokens in row-major order.
 
@@ -36,4 +52,4 @@ class PatchEmbed(nn.Module):
         """Returns tokens (b, n, c), n = rows * columns, and the grid (rows, columns)."""
         maps = self.proj(pad_to_multiple(image, self.patch_size))
         rows, columns = maps.shape[-2:]
-        return maps.flatten(2).transpose(1, 2), (rows, columns)  # (b, c, rows, columns) -> (b, n, c)
+        return to_tokens(maps), (rows, columns)
