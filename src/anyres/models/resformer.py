@@ -194,7 +194,7 @@ class ResFormer(Backbone):
         """Patch tokens with their global position, the class token (which has none) before them, and the grid."""
         tokens, grid = self.patch_embed(x)
         tokens = tokens + self.pos_embed(grid)
-        return torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1), grid
+        return torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1), grid
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
         """One block, its activations stored or recomputed."""

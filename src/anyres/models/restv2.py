@@ -38,7 +38,7 @@ from anyres.config import UserError, config
 from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
-from anyres.ops.patch import Grid, to_maps, to_tokens
+from anyres.ops.patch import Grid, crop, to_maps, to_tokens
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -165,7 +165,7 @@ class Attention(nn.Module):
     def upsample(self, values: Float[Tensor, "b m c"], small: Grid, grid: Grid) -> Float[Tensor, "b n c"]:
         """The values back at full resolution: r * ceil(h / r) rows, cropped to h, and columns alike."""
         maps: Tensor = self.up(to_maps(values, small))
-        x: Tensor = self.up_norm(to_tokens(maps[:, :, : grid[0], : grid[1]]))
+        x: Tensor = self.up_norm(to_tokens(crop(maps, grid)))
         return x
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,7 +18,17 @@ def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Ten
     """
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
-    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+    # An exported program has no branch on its free sizes: there it pads always, by nothing where nothing is missing.
+    return F.pad(image, (0, right, 0, bottom)) if torch.compiler.is_exporting() or bottom or right else image
+
+
+def crop(maps: Float[Tensor, "b c hp wp"], grid: Grid) -> Float[Tensor, "b c h w"]:
+    """The first rows and columns of a map that may be larger than ``grid``."""
+    if not torch.compiler.is_exporting():
+        return maps[:, :, : grid[0], : grid[1]]
+    # A slice's strides tell whether anything was cut, and the exporter would take the traced answer for the only one.
+    rows, columns = (torch.arange(side, device=maps.device) for side in grid)
+    return maps.index_select(2, rows).index_select(3, columns)
 
 
 def to_tokens(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
@@ -27,7 +38,7 @@ def to_tokens(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
 
 def to_maps(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c h w"]:
     """Tokens in row-major order -> map."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
 
 def grid_of(img_size: int | tuple[int, int], patch_size: int) -> Grid:

@@ -2,7 +2,8 @@
 
 Every function here is one idea: a bicubic resampling along one axis is a matrix (new, old) whose rows sum to one,
 and on a grid it acts on rows and on columns separately. The matrices are plain tensor arithmetic, so the result is
-differentiable and exportable; and a grid carried to itself comes back untouched.
+differentiable and exportable; and a grid carried to itself comes back untouched. (An exported program cannot branch on
+its free sizes, so there the matrices are always applied: for equal grids they are exact identities.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def axis_matrix(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
     scale = old / new
     centres = (torch.arange(new, device=like.device, dtype=dtype) + 0.5) * scale - 0.5
     samples = torch.arange(old, device=like.device, dtype=dtype)
-    distance = (samples[None, :] - centres[:, None]).abs() / max(scale, 1.0)
+    distance = (samples[None, :] - centres[:, None]).abs() / torch.sym_max(scale, 1.0)
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
@@ -40,11 +41,11 @@ def resample_table(table: Float[Tensor, "b n c"], old: Grid, new: Grid) -> Float
     For position tables (without their class token) and other per-token vectors. Raises UserError if n is not the
     old grid's number of tokens. Dtype and device are kept; the arithmetic is at least float32.
     """
-    if old == new:
+    if not torch.compiler.is_exporting() and old == new:
         return table
     _check(table.shape[1], old, "table")
     down, across = axis_matrix(old[0], new[0], table), axis_matrix(old[1], new[1], table)
-    maps = table.to(down.dtype).reshape(len(table), *old, -1)  # (b, n, c) -> (b, rows, columns, c)
+    maps = table.to(down.dtype).reshape(table.shape[0], *old, -1)  # (b, n, c) -> (b, rows, columns, c)
     maps = torch.einsum("yh,xw,bhwc->byxc", down, across, maps)
     return maps.flatten(1, 2).to(table.dtype)  # (b, rows, columns, c) -> (b, m, c)
 
@@ -60,7 +61,7 @@ def resample_mixing(weight: Float[Tensor, "n n"], old: Grid, new: Grid) -> Float
     M' 1 = D (M 1): a constant image keeps its response, exactly, whatever the row sums are (no division by them).
     Differentiable in ``weight``. Raises UserError if n is not the old grid's number of tokens.
     """
-    if old == new:
+    if not torch.compiler.is_exporting() and old == new:
         return weight
     _check(weight.shape[0], old, "mixing matrix")
     output_rows, output_columns = axis_matrix(old[0], new[0], weight), axis_matrix(old[1], new[1], weight)
