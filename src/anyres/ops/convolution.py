@@ -26,18 +26,18 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class StridedConv2d(nn.Conv2d):
-    """nn.Conv2d(kernel 3, stride 2, padding 1), keys and initialisation unchanged.
+    """nn.Conv2d(kernel 3, stride 2, padding 1), with bias or without; keys and initialisation unchanged.
 
     Under bf16 autocast on a CPU a map one column wide is computed in float32, as oneDNN's bf16 weight gradient there
     is now and then not finite (torch 2.15: 4 to 8 of 12 tries at 64 channels). Elsewhere nothing differs.
     """
 
-    def __init__(self, channels: int, channels_out: int) -> None:
-        super().__init__(channels, channels_out, kernel_size=3, stride=2, padding=1)
+    def __init__(self, channels: int, channels_out: int, *, bias: bool = True) -> None:
+        super().__init__(channels, channels_out, kernel_size=3, stride=2, padding=1, bias=bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Map -> map of ceil(h / 2) x ceil(w / 2)."""
-        return _in_float32(self, x) if x.shape[-1] == 1 and _autocast_on_cpu(x) else super().forward(x)
+        return _in_float32(self, x) if _autocast_on_cpu(x) and x.shape[-1] == 1 else super().forward(x)
 
 
 def _autocast_on_cpu(x: Tensor) -> bool:
