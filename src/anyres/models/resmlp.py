@@ -2,13 +2,20 @@
 
 Touvron, Bojanowski, Caron, Cord, El-Nouby, Grave, Izacard, Joulin, Synnaeve, Verbeek, Jégou:
 "ResMLP: Feedforward networks for image classification with data-efficient training", arXiv:2105.03404.
-Table 1, top-1 on ImageNet-1k at 224 px:
+The paper's top-1 on ImageNet-1k at 224 px, parameters and MACs as the code has them:
 
-    ==========  ==========  =====  =====  =========
-    model       parameters   MACs  plain  distilled
-    resmlp_12       15.4 M  3.0 G   76.6       77.8
-    resmlp_24       30.0 M  6.0 G   79.4       80.8
-    ==========  ==========  =====  =====  =========
+    ==============  ==========  =======  =====  =========
+    model           parameters     MACs  plain  distilled
+    resmlp_12           15.4 M    3.0 G   76.6       77.8
+    resmlp_24           30.0 M    6.0 G   79.4       80.8
+    resmlp_36           44.7 M    8.9 G   79.7       81.0
+    resmlpB_24         129.1 M  100.2 G   81.0       83.6
+    resmlpB_24_p16     115.7 M   23.0 G   81.0
+    ==============  ==========  =======  =====  =========
+
+resmlpB_24 is the paper's B24/8, patches of 8 px. Its B24/16 has neither official code nor weights: resmlpB_24_p16 is
+from the paper only, named by us, its ``init_scale`` that of the other. The official README gives B24/16's 116 M and
+23 G for S36 by mistake.
 
 A block (section 2) is x + γ₁ T(Aff x), T a linear layer along the patch axis, then x + γ₂ Mlp(Aff x). An affine
 replaces the norms, so nothing is computed from statistics. Authors train without mixed precision.
@@ -316,6 +323,10 @@ Config, Model = ResMLPConfig, ResMLP
 VARIANTS: dict[str, ResMLPConfig] = {
     "resmlp_12": ResMLPConfig(),
     "resmlp_24": ResMLPConfig(depth=24, init_scale=1e-5),
+    "resmlp_36": ResMLPConfig(depth=36, init_scale=1e-6),
+    "resmlpB_24": ResMLPConfig(dim=768, depth=24, patch_size=8, init_scale=1e-6),
+    # From the paper only, in no official code: B24/16.
+    "resmlpB_24_p16": ResMLPConfig(dim=768, depth=24, init_scale=1e-6),
     # Ours, in no paper: small enough for a laptop's processor.
     "resmlp_nano": ResMLPConfig(dim=128, depth=6, patch_size=8, img_size=64),
 }
