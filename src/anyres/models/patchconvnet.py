@@ -18,7 +18,7 @@ aggregation", arXiv:2112.13692. Top-1 on ImageNet-1k (official repository; 21k: 
 Four strided convolutions make patches of 16 pixels; blocks of 1x1, depthwise 3x3 and squeeze-excite keep their grid;
 one cross-attention from a class token to the patches pools them, and its weights are a map of what was looked at
 (``PatchConvNet.attention_map``). In the multi-class variant every class has its own token, map and linear classifier.
-There is no position embedding. (S60_multi's 82.0 is fine-tuned from S60; 81.1 from scratch.)
+There is no position embedding. (S60_multi's 82.0 is the fine-tuned file's; from scratch it has 81.1.)
 
 Deviations from the official code, none of which changes a result where that code runs (squares):
 
