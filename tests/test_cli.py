@@ -9,11 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from anyres import show
+from anyres.models.index import known_weights
+from anyres.models.registry import list_models
 from tests.command import COMMANDS, VERBS, anyres, parse, refused
 from tests.conftest import TinyRun
 from tests.pictures import draw, make_folder
@@ -50,19 +55,38 @@ def test_help_and_lists_start_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
-def test_models_are_listed_with_whole_names(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anyres.models.registry import ALIASES, CLAIMS, OURS, list_models
-
-    monkeypatch.setenv("COLUMNS", str(width))
-    answer = anyres("models")
-    lines = answer.out.splitlines()
+@pytest.mark.parametrize("width", [80, 120])
+def test_models_are_listed_with_whole_names(width: int) -> None:
+    """On a terminal of so many columns: nothing is cut, and no number is missing."""
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
+    show._list_models(console, list_models())
+    lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    assert [line.split()[0] for line in lines if line.split()[0] in list_models()] == list_models()
-    assert set(ALIASES) <= {word for line in lines for word in line.split()}
-    rows = sum(len(claims) for claims in CLAIMS.values()) + len(OURS)
-    assert len(lines) <= rows + 1 + 3, answer.out  # a line each, a heading, the legend
-    assert "78.2" in next(line for line in lines if line.startswith("resformer_small"))
+    assert not any("…" in line for line in lines)
+    rows = {line.split()[0]: line for line in lines if line[:1].strip()}
+    assert [name for name in rows if name in list_models()] == list_models()
+    for text in ("22.0 M", "4.6 G", " 224 ", "78.2@128", "MIT", "hand"):
+        assert text in rows["resformer_small_patch16"], text
+    assert rows["deit_small_patch16_LS"].split()[-1] == "4"
+    assert rows["restv2_nano"].split()[-1] == "ours"
+
+
+def test_models_in_a_pipe_stand_on_one_line_each() -> None:
+    answer = anyres("models", "rest*")
+    assert "82.3@224 83.7@384" in answer.out
+    assert answer.out.count("\n") <= len(list_models("rest*")) + 4
+
+
+def test_one_model_is_shown_with_its_weights() -> None:
+    told = anyres("models", "deit3_small").out
+    for row in known_weights("deit_small_patch16_LS"):
+        assert f"{row.name}, {row.trained}" in told
+        assert row.url in told
+    assert "also called deit3_small" in told
+    assert "pretrained='deit3_small.224'" in told
+    assert "k-NN" in anyres("models", "dino_vits8").out
+    assert "ours" in anyres("models", "resmlp_nano").out
+    assert "did you mean 'deit3_small'" in refused("models", "deit3_smal")
 
 
 def test_recipes_show_and_data_say_what_there_is() -> None:

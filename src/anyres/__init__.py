@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 if TYPE_CHECKING:
     from anyres.config import UserError
     from anyres.models.registry import create_model, list_models
@@ -30,3 +32,10 @@ def __getattr__(name: str) -> Any:  # torch is imported when a model is wanted, 
     if name not in _HOMES:
         raise AttributeError(f"module 'anyres' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+@wrapt.when_imported("timm.models")
+def _register_with_timm(_: object) -> None:
+    from anyres.models.timm_names import register
+
+    register()

@@ -2,47 +2,111 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from anyres.config import UserError, nearest
 
-SHOWN = (128, 160, 224, 384)  # of the sizes a model was published at
+if TYPE_CHECKING:
+    from anyres.models.index import Weights
+    from anyres.models.zoo import Facts
+
+SHOWN = (128, 224, 384, 512)  # of the sizes a model was published at, beside its native one
+WIDE = 114  # columns from which a model's numbers stand on one line
 
 
 def show_models(pattern: str) -> None:
-    """Print the models whose name matches ``pattern``: a line for each published way of training, top-1 by size."""
-    from anyres.models.registry import ALIASES, CLAIMS, OURS, list_models
+    """Print the models whose name matches ``pattern`` as a table; a single one with all that is known of it."""
+    from anyres.models.registry import list_models
+    from anyres.models.zoo import ALIASES
 
     names = list_models(pattern)
     if not names:
-        raise UserError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
-    tidy = {official: alias for alias, official in ALIASES.items()}
-    table = Table(box=None, header_style="bold", pad_edge=False)
+        raise UserError(f"no model matches {pattern!r}{nearest(pattern, [*list_models(), *ALIASES])}")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)  # a pipe has no edge to wrap at
+    if len(names) == 1:
+        _show_model(console, names[0])
+    else:
+        _list_models(console, names)
+
+
+def _list_models(console: Console, names: list[str]) -> None:
+    from anyres.models.index import known_weights
+    from anyres.models.zoo import OURS
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    table.add_column("also called", no_wrap=True)
-    table.add_column("trained at px")
-    for size in SHOWN:
-        table.add_column(str(size), justify="right", no_wrap=True)
+    for heading in ("params", "MACs", "px"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("top-1 %", "licence", "files"):
+        table.add_column(heading, no_wrap=True)
     for name in names:
-        if name in OURS:
-            table.add_row(name, tidy.get(name), "ours")
-        for i, claim in enumerate(CLAIMS.get(name, ())):
-            called = (name, tidy.get(name)) if i == 0 else ("", "")
-            trained = _sizes_of(claim.trained)
-            table.add_row(*called, trained, *(f"{claim.top1[s]:.1f}" if s in claim.top1 else "" for s in SHOWN))
-    Console(highlight=False).print(table)
-    Console(highlight=False).print(
-        "Numbers: top-1 % on ImageNet-1k as published, by test size in px; every model takes any size.\n"
-        "ours: small, for quick work, in no paper."
+        facts, rows = _facts(name), known_weights(name)
+        best: dict[int, float] = {}
+        for row in rows:
+            for size, top1 in row.top1.items():
+                if size in (*SHOWN, facts.size):
+                    best[size] = max(top1, best.get(size, 0.0))
+        how = _weights(rows)
+        table.add_row(
+            name,
+            *_cost(facts),
+            (" " if console.width >= WIDE else "\n").join(f"{best[size]:.1f}@{size}" for size in sorted(best)),
+            "" if how == "none" else (rows[0].licence or "not stated").partition(" (")[0],
+            "ours" if name in OURS else how,
+        )
+    console.print(table)
+    console.print(
+        "MACs: for one image of px. top-1: the best published on ImageNet-1k @ test size; every model takes any size. "
+        "files: weights that anyres can fetch; hand: a person can, where authors put them; ours: small, in no paper. "
+        "One model's weights and other names: `anyres models NAME`."
     )
 
 
-def _sizes_of(trained: str) -> str:
-    """``at 224 px, fine-tuned at 384 px`` -> ``224, then 384``: short enough for a terminal of 80 columns."""
-    for long, short in (("at ", ""), (" px", ""), (" and ", ", "), ("fine-tuned", "then")):
-        trained = trained.replace(long, short)
-    return trained
+def _weights(rows: tuple[Weights, ...]) -> str:
+    """How a model's weights can be had."""
+    fetched = sum(row.url is not None for row in rows)
+    if fetched:
+        return str(fetched)
+    return "none" if all(row.published == "not released" for row in rows) else "hand"
+
+
+def _show_model(console: Console, name: str) -> None:
+    from anyres.models.index import known_weights
+    from anyres.models.zoo import ALIASES, OURS
+
+    facts, rows = _facts(name), known_weights(name)
+    parameters, macs, size = _cost(facts)
+    tidy = [alias for alias, official in ALIASES.items() if official == name]
+    console.print(f"[bold]{name}[/bold]" + (f", also called {', '.join(tidy)}" if tidy else ""))
+    console.print(f"{parameters} parameters, {macs} multiply-accumulates for one image of {size} px; takes any size")
+    if name in OURS:
+        console.print("ours, small, for quick work; in no paper")
+    for row in rows:
+        found = [f"{top1:.2f} @ {size}" for size, top1 in row.top1.items()]
+        found += [f"{row.knn} by k-NN"] if row.knn else []
+        found += [f"{row.linear} by a linear probe"] if row.linear else []
+        numbers = f": top-1 % {', '.join(found)} ({row.source})" if found else ""
+        console.print(f"\n[bold]{row.name}[/bold], {row.trained}{numbers}", soft_wrap=True)
+        console.print(f"  {row.url or row.published}; {row.licence or 'licence not stated'}", soft_wrap=True)
+    fetchable = next((row.name for row in rows if row.url), None)
+    if fetchable:
+        console.print(f"\nanyres.create_model({name!r}, pretrained={fetchable!r})", soft_wrap=True)
+
+
+def _facts(name: str) -> Facts:
+    from anyres.models.zoo import FAMILIES
+
+    return next(models[name] for models in FAMILIES.values() if name in models)
+
+
+def _cost(facts: Facts) -> tuple[str, str, str]:
+    """Parameters, MACs and native size for people."""
+    return f"{facts.parameters / 1e6:.1f} M", f"{facts.macs / 1e9:.1f} G", str(facts.size)
 
 
 def show_recipes() -> None:

@@ -1,11 +1,12 @@
 """Any height and width: finite logits, the convolution's own grid, and nothing changed where official code runs."""
 
 import math
+from functools import lru_cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,77 +14,70 @@ from anyres.config import UserError
 from anyres.models import create_model
 from anyres.models.contract import Backbone
 from anyres.models.resformer import sine_table
+from tests.models.zoo import SMALL, SMALLEST, build, image, stirred
 
-NANO = {"resformer_nano": 8, "restv2_nano": 32, "resmlp_nano": 8}
-"""Name -> pixels per token of the last features."""
+MODELS = {family: stirred(build(family, classes=7)) for family in SMALL}
 sides = st.integers(1, 320)
 
 
-def build(name: str, seed: int = 0, **options: object) -> Backbone:
-    """With every parameter random: a fresh model has zeros where a mistake could hide."""
-    torch.manual_seed(seed)
-    if name.startswith("resmlp"):
-        options = {"any_size": True, **options}
-    model = create_model(name, num_classes=7, **options).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-MODELS = {name: build(name) for name in NANO}
-
-
-def image(height: int, width: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
-
-
-@pytest.mark.parametrize("name", NANO)
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("family", SMALL)
+@settings(max_examples=20, deadline=None)
 @given(height=sides, width=sides)
 @torch.no_grad()
-def test_every_size_runs(name: str, height: int, width: int) -> None:
-    model, x = MODELS[name], image(height, width)
+def test_every_size_runs(family: str, height: int, width: int) -> None:
+    model, x, stride = MODELS[family], image(height, width, 1), SMALL[family].stride
     features = model.forward_features(x)
-    rows, columns = math.ceil(height / NANO[name]), math.ceil(width / NANO[name])
-    assert model.patch_tokens(features).shape == (1, rows * columns, model.num_features)
+    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
+    channels = model.feature_info[-1]["num_chs"]
+    assert model.patch_tokens(features).shape == (1, rows * columns, channels)
     logits = model.forward_head(features)
     assert logits.shape == (1, 7)
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["resformer_tiny", "restv2_tiny", "resmlp_12"])
-@pytest.mark.parametrize(("height", "width"), [(97, 163), (225, 200), (64, 144), (1, 1)])
+@lru_cache(maxsize=1)
+def smallest(family: str) -> Backbone:
+    options = {"any_size": True} if family == "resmlp" else {}
+    return stirred(create_model(SMALLEST[family], 7, **options))
+
+
+@pytest.mark.parametrize("family", SMALLEST)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.large_base_example])
+@given(height=st.integers(16, 1024), width=st.integers(16, 1024))
+@example(height=1, width=1)
+@example(height=225, width=200)
 @torch.no_grad()
-def test_official_variants_at_odd_sizes(name: str, height: int, width: int) -> None:
-    assert build(name)(image(height, width, batch=2)).isfinite().all()
+def test_official_variants_at_every_size(family: str, height: int, width: int) -> None:
+    logits = smallest(family)(image(height, width, 1))
+    assert logits.shape == (1, 7)
+    assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("family", SMALL)
 @pytest.mark.parametrize(("height", "width"), [(33, 8), (65, 40), (3, 2)])
-def test_training_at_odd_sizes(name: str, height: int, width: int) -> None:
+def test_training_at_odd_sizes(family: str, height: int, width: int) -> None:
     """Gradients are finite and reach every parameter that has a part in the result."""
-    model = build(name).train()
-    model(image(height, width, batch=2)).square().sum().backward()
+    model = stirred(build(family)).train()
+    model(image(height, width)).square().sum().backward()
     unreached = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
     assert not unreached
 
 
-@pytest.mark.parametrize("name", ["resformer_nano", "resmlp_nano"])
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("family", ["resformer", "resmlp", "deit", "deit3", "hmlp", "cait", "dino"])
+@settings(max_examples=10, deadline=None)
 @given(height=sides, width=sides)
 @torch.no_grad()
-def test_padding_is_zeros_to_the_patch(name: str, height: int, width: int) -> None:
-    model, x = MODELS[name], image(height, width)
-    padded = F.pad(x, (0, -width % 8, 0, -height % 8))
+def test_padding_is_zeros_to_the_patch(family: str, height: int, width: int) -> None:
+    model, x, stride = MODELS[family], image(height, width, 1), SMALL[family].stride
+    padded = F.pad(x, (0, -width % stride, 0, -height % stride))
     torch.testing.assert_close(model(x), model(padded), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("family", SMALL)
 @torch.no_grad()
-def test_the_border_is_seen(name: str) -> None:
+def test_the_border_is_seen(family: str) -> None:
     """230 px is 14 patches of 16 and 6 px: the official ResFormer never looks at those."""
-    model, x = MODELS[name], image(67, 67)
+    model, x = MODELS[family], image(67, 67, 1)
     bottom, right = x.clone(), x.clone()
     bottom[..., -1, :] += 1
     right[..., :, -1] += 1
@@ -91,12 +85,12 @@ def test_the_border_is_seen(name: str) -> None:
     assert (model(x) - model(right)).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("family", SMALL)
 @torch.no_grad()
-def test_a_rectangle_is_not_another_rectangle(name: str) -> None:
+def test_a_rectangle_is_not_another_rectangle(family: str) -> None:
     """The same tokens on 4x9, 6x6 and 9x4 patches give three answers (officially 64x144 px is folded into 6x6)."""
-    model, p = MODELS[name], NANO[name]
-    patches = image(p, 36 * p).unfold(3, p, p)  # (1, 3, p, 36, p)
+    model, p = MODELS[family], SMALL[family].stride
+    patches = image(p, 36 * p, 1).unfold(3, p, p)  # (1, 3, p, 36, p)
 
     def lay(rows: int, columns: int) -> Tensor:
         grid = patches.reshape(3, p, rows, columns, p).permute(0, 2, 1, 3, 4)
@@ -110,17 +104,17 @@ def test_a_rectangle_is_not_another_rectangle(name: str) -> None:
 @torch.no_grad()
 def test_restv2_is_uncropped_at_multiples_of_32() -> None:
     """There the shuffled value branch has the grid's very size in all stages, so cropping is the identity."""
-    model = MODELS["restv2_nano"]
+    model = MODELS["restv2"]
     seen = []
     hooks = [
         block.attn.up.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[-2:])))
         for blocks in (model.stage1, model.stage2, model.stage3, model.stage4)
         for block in blocks
     ]
-    model(image(64, 96))
+    model(image(64, 96, 1))
     assert seen == [(16, 24), (8, 12), (4, 6), (4, 6), (2, 3)]
     seen.clear()
-    model(image(65, 97))  # 17 x 25 tokens, rounded up to 24 x 32, and so on
+    model(image(65, 97, 1))  # 17 x 25 tokens, rounded up to 24 x 32, and so on
     assert seen == [(24, 32), (12, 16), (6, 8), (6, 8), (3, 4)]
     for hook in hooks:
         hook.remove()
@@ -149,7 +143,7 @@ def test_sine_table_is_normalised_by_h_and_by_w(rows: int, columns: int) -> None
 
 def test_resmlp_warns_once_and_only_in_evaluation_off_its_grid() -> None:
     model = create_model("resmlp_nano", num_classes=2)
-    model(image(96, 96, batch=2))  # training: silent, and pytest makes a warning an error
+    model(image(96, 96))  # training: silent, and pytest makes a warning an error
     model.eval()
     model(image(64, 64))
     with pytest.warns(UserWarning, match="grid of 8x8 tokens and now sees 12x10"):
@@ -171,7 +165,7 @@ def test_resmlp_at_its_trained_rectangle_is_not_resampled() -> None:
 @torch.no_grad()
 def test_resmlp_gives_a_constant_image_one_answer_at_every_size() -> None:
     """Token mixing that averages, biases aside, cannot tell sizes of a constant image apart."""
-    model = build("resmlp_nano")
+    model = stirred(build("resmlp"))
     for block in model.blocks:
         block.attn.weight.copy_(block.attn.weight.mean().expand_as(block.attn.weight))
         block.attn.bias.fill_(0.1)

@@ -89,10 +89,10 @@ class Stem(nn.Module):
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
-            nn.Conv2d(in_chans, dim // 2, kernel_size=3, stride=2, padding=1, bias=False),
+            StridedConv2d(in_chans, dim // 2, bias=False),
             nn.BatchNorm2d(dim // 2),
             nn.ReLU(),
-            nn.Conv2d(dim // 2, dim, kernel_size=3, stride=2, padding=1, bias=False),
+            StridedConv2d(dim // 2, dim, bias=False),
             nn.BatchNorm2d(dim),
             nn.ReLU(),
             nn.Conv2d(dim, dim, kernel_size=1),

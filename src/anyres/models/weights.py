@@ -23,6 +23,10 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.models.contract import Backbone
+from anyres.models.fetch import fetch, is_remote
+from anyres.models.index import known_weights
+from anyres.models.recognise import recognise
+from anyres.models.zoo import ALIASES
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher", "student", "module")
 """Keys under which training scripts keep a state dict; the first one present is taken."""
@@ -32,23 +36,27 @@ RUN_FILE = "model.safetensors"
 
 
 def load_weights(model: Backbone, source: str | Path, *, replace_head: bool = False) -> None:
-    """Loads a .pth, .pt or .safetensors file, or a run folder holding model.safetensors, into ``model``.
+    """Loads published or own weights into ``model``.
 
-    ResMLP's mixing matrices are carried to the model's grid. Every key must be there with its shape, and no other;
-    ``replace_head`` leaves the file's classifier aside and keeps the model's own, for another set of classes.
-    Raises UserError, one line, for a file that cannot be read or does not fit; the model is then unchanged.
+    ``source``: a .pth, .pt or .safetensors file; a run folder, which holds model.safetensors; a set of the index such
+    as ``"deit3_small.384"`` (`anyres models NAME` lists them); a URL; or a Hugging Face hub id such as
+    ``"owner/name@revision"``. Position tables and mixing matrices are carried to the model's grid. Every key must be
+    there with its shape, and no other; ``replace_head`` leaves the source's classifier aside and keeps the model's own,
+    for another set of classes.
+    Raises UserError, one line, for weights that cannot be had, read, or made to fit; the model is then unchanged.
     """
     path = weights_file(source)
-    state = read_state(path)
+    content = read_state(path)
     try:
-        state = model.adapt_state(state)
+        state = model.adapt_state(dict(content))
+        own = model.state_dict()
+        if replace_head:
+            heads = _head_keys(model, own)
+            state = {key: tensor for key, tensor in state.items() if key not in _head_keys(model, state)}
+            state |= {key: own[key] for key in heads}
+        _check_fit(state, own)
     except UserError as error:
-        raise UserError(f"{path} does not fit this model: {error}") from error
-    own = model.state_dict()
-    if replace_head:
-        state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
-        state |= {key: tensor for key, tensor in own.items() if key.startswith("head.")}
-    _check_fit(path, state, own)
+        raise UserError(f"{path} does not fit this model: {error}{_likeness(model, content)}") from error
     model.load_state_dict(state)
 
 
@@ -79,11 +87,13 @@ def read_metadata(source: str | Path) -> dict[str, str]:
 
 
 def weights_file(source: str | Path) -> Path:
-    """The file that ``source`` means: itself, or model.safetensors in a folder.
+    """The file that ``source`` means: itself, model.safetensors in a folder, or what is fetched (see load_weights).
 
     Raises UserError if it is missing, empty, or plainly no weights (a web page, a Git LFS pointer).
     """
     path = Path(source).expanduser()
+    if not path.exists() and isinstance(source, str):
+        path = _fetched(source)
     if path.is_dir():
         if not (path / RUN_FILE).is_file():
             raise UserError(f"the folder {path} holds no {RUN_FILE}")
@@ -104,48 +114,88 @@ def weights_file(source: str | Path) -> Path:
     return path
 
 
+def _fetched(source: str) -> Path:
+    """The local copy of weights named by the index, by a URL or by a hub id; else ``source`` as a path."""
+    row = next((row for row in known_weights() if row.name == source), None)
+    if row and row.url:
+        try:
+            return fetch(row.url, sha256=row.sha256)
+        except UserError:
+            if row.also is None:
+                raise
+            return fetch(row.also, sha256=row.sha256)
+    if row:
+        raise UserError(
+            f"{source} has no direct download (published: {row.published}): fetch it by hand and give the file's path"
+        )
+    if is_remote(source):
+        return fetch(source)
+    return Path(source).expanduser()
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU, out of their containers and without wrappers' prefixes.
 
     Raises UserError for a file that is broken, holds more than tensors, or holds no state dict.
     """
+    with path.open("rb") as file:
+        head = file.read(9)
     with _readable(path):
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or head[8:] == b"{":  # a length of eight bytes, then JSON
             content: Any = load_file(path)
         else:
             with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
                 warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    return unwrap(content, str(path))
+
+
+def unwrap(content: object, what: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint ``what``, out of its containers and without wrappers' prefixes.
+
+    Raises UserError if there is none.
+    """
     state: dict[str, Tensor] = {}
-    for key, tensor in _unwrap(path, content).items():
+    for key, tensor in _innermost(content, what).items():
         name = str(key)
         while name.startswith(PREFIXES):
             name = name.split(".", 1)[1]
         if not isinstance(tensor, Tensor):
-            raise UserError(f"{path} is no state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
+            raise UserError(f"{what} is no state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
         state[name] = tensor
     return state
 
 
-def _unwrap(path: Path, content: object) -> dict[Any, Any]:
-    """The innermost state dict: containers are opened until none is left."""
+def _innermost(content: object, what: str) -> dict[Any, Any]:
+    """Containers are opened until none is left."""
     while isinstance(content, dict):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
         content = inner
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds no state dict but {'nothing' if not content else type(content).__name__}")
+        raise UserError(f"{what} holds no state dict but {'nothing' if not content else type(content).__name__}")
     return content
 
 
-def _check_fit(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises UserError unless ``state`` has exactly the keys and shapes of ``own``."""
-    theirs, ours = state.get("head.bias"), own.get("head.bias")
-    if theirs is not None and (ours is None or theirs.shape != ours.shape):
+def _head_keys(model: Backbone, state: Mapping[str, Tensor]) -> set[str]:
+    """The keys of ``state`` that depend on the number of classes."""
+    names = model.pretrained_cfg["classifier"]
+    names = (names,) if isinstance(names, str) else names
+    return {key for key in state if key in names or key.startswith(tuple(f"{name}." for name in names))}
+
+
+def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless ``state`` has exactly the keys and shapes of ``own``, the model's."""
+
+    def classes(tensors: Mapping[str, Tensor]) -> int:
+        return sum(tensor.numel() for key, tensor in tensors.items() if re.fullmatch(r"head\.(\d+\.)?bias", key))
+
+    theirs, ours = classes(state), classes(own)
+    if theirs != ours:
         raise UserError(
-            f"{path} has {theirs.numel()} classes, the model {0 if ours is None else ours.numel()}:"
-            " give the model as many, or replace the head (replace_head)"
+            f"it has {theirs} classes, the model {ours}: give the model as many (num_classes={theirs}),"
+            " or replace the head (replace_head)"
         )
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
@@ -158,7 +208,14 @@ def _check_fit(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor
         _listed("of another shape", shapes),
     ]
     if any(faults):
-        raise UserError(f"{path} does not fit this model: " + "; ".join(fault for fault in faults if fault))
+        raise UserError("; ".join(fault for fault in faults if fault))
+
+
+def _likeness(model: Backbone, state: dict[str, Tensor]) -> str:
+    """``"; the file looks like restv2_tiny"`` if it looks like another model than ``model``."""
+    own = model.pretrained_cfg.get("architecture", "")
+    found = [name for name in recognise(state) if name != ALIASES.get(own, own)]
+    return f"; the file looks like {' or '.join(found[:2])}" if found else ""
 
 
 def _listed(what: str, keys: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ its free sizes, so there the matrices are always applied: for equal grids they a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,7 +30,8 @@ def axis_matrix(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
     scale = old / new
     centres = (torch.arange(new, device=like.device, dtype=dtype) + 0.5) * scale - 0.5
     samples = torch.arange(old, device=like.device, dtype=dtype)
-    distance = (samples[None, :] - centres[:, None]).abs() / torch.sym_max(scale, 1.0)
+    stretch: Any = torch.sym_max(scale, 1.0)  # scale may be symbolic, in an exporter
+    distance: Tensor = (samples[None, :] - centres[:, None]).abs() / stretch
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
