@@ -89,6 +89,16 @@ def test_one_model_is_shown_with_its_weights() -> None:
     assert "did you mean 'deit3_small'" in refused("models", "deit3_smal")
 
 
+def test_options_before_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"anyres \d+\.\d+\.\d+\n", anyres("--version").out)
+    monkeypatch.setenv("ANYRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ANYRES_OFFLINE", "")
+    told = refused("--offline", "train", "restv2_nano", "--data", "groceries", "--out", tmp_path / "run")
+    assert "the network is switched off" in told
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
+
+
 def test_recipes_show_and_data_say_what_there_is() -> None:
     listed = anyres("recipes")
     assert listed.code == 0

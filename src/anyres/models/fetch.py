@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from anyres.config import UserError
 from anyres.models.download import Download, direct, write_json
+from anyres.places import cache_root, offline
 
 HUB_ID = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?(?::(?P<file>[^:\s]+))?", re.ASCII)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -64,17 +64,9 @@ def is_remote(source: str | Path) -> bool:
     return bool(hub["file"]) or Path(text).suffix not in (".pth", ".pt", ".bin", ".safetensors")
 
 
-def offline() -> bool:
-    """Whether the user forbids the network: ANYRES_OFFLINE or HF_HUB_OFFLINE says 1, true, yes or on."""
-    said = (os.environ.get(name, "").lower() for name in ("ANYRES_OFFLINE", "HF_HUB_OFFLINE"))
-    return any(word in ("1", "true", "yes", "on") for word in said)
-
-
 def cache_folder() -> Path:
-    """Where files of URLs lie: ``weights`` in $ANYRES_CACHE if set, else in the user's cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("ANYRES_CACHE") or platformdirs.user_cache_dir("anyres")).expanduser() / "weights"
+    """Where files of URLs lie."""
+    return cache_root() / "weights"
 
 
 # --- URLs ---------------------------------------------------------------------------------------------------------
