@@ -54,7 +54,7 @@ def test_a_claim_is_measured_and_is_what_was_published(name: str) -> None:
         assert not recipe.claim.top1
 
 
-@pytest.mark.parametrize("model", list_models())
+@pytest.mark.parametrize("model", [*list_models(), "deit_small", "patchconvnet_s60"])
 def test_a_models_name_is_a_recipe(model: str) -> None:
     recipe = load_recipe(model, ["data.source=here"])
     assert recipe.model == {"name": model}

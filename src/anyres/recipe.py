@@ -21,6 +21,7 @@ from anyres.data.mix import MixConfig
 from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
 from anyres.models import list_models, variant
+from anyres.models.zoo import ALIASES
 from anyres.train.loop import TrainConfig
 from anyres.train.objective import ObjectiveConfig
 from anyres.train.optim import OptimConfig
@@ -172,11 +173,11 @@ def _find(source: str) -> tuple[dict[str, Any], str]:
         return _read(Path(source)), source
     if source in known:
         return _read(root / f"{source}.yaml"), f"recipe {source}"
-    if source in list_models():
+    if source in list_models() or source in ALIASES:
         values = _read(root / ("nano.yaml" if source.endswith("_nano") else "folder.yaml"))
         values["model"] = {"name": source}
         return values, f"model {source}"
-    hint = nearest(source, [*known, *list_models()])
+    hint = nearest(source, [*known, *list_models(), *ALIASES])
     raise UserError(f"{source!r} is neither a recipe (`anyres recipes`) nor a model (`anyres models`){hint}")
 
 
