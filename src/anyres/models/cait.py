@@ -44,12 +44,13 @@ import torch
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import attend
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
+from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
 
 CLASS_BLOCKS = 2
@@ -96,7 +97,7 @@ class CaiTConfig:
 
 def talk(scores: Float[Tensor, "b g n m"], heads: nn.Linear) -> Float[Tensor, "b g n m"]:
     """A linear layer over the head axis, as a matrix product with the flattened scores: nothing is permuted."""
-    weight = heads.weight.expand(len(scores), -1, -1)
+    weight = heads.weight.expand(scores.shape[0], -1, -1)
     mixed = torch.baddbmm(heads.bias[None, :, None], weight, scores.flatten(2))  # (b, g, g) x (b, g, n*m)
     return mixed.reshape(scores.shape)
 
@@ -226,15 +227,11 @@ class CaiT(Backbone):
 
     def run_block(self, block: nn.Module, *tokens: Float[Tensor, "b _ c"]) -> Float[Tensor, "b _ c"]:
         """One block of either phase, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            out: Tensor = checkpoint(block, *tokens, use_reentrant=False)
-        else:
-            out = block(*tokens)
-        return out
+        return run_block(block, *tokens, recompute=self.grad_checkpointing and self.training)
 
     def listen(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b t c"]:
         """The second phase: the trunk's patch tokens -> normalised [class; patches]."""
-        token = self.cls_token.repeat(len(patches), 1, 1)
+        token = self.cls_token.repeat(patches.shape[0], 1, 1)
         for block in self.blocks_token_only:
             token = self.run_block(block, token, patches)
         normed: Tensor = self.norm(torch.cat((token, patches), dim=1))
@@ -288,11 +285,7 @@ class CaiT(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the class token."""
         check_pool(global_pool, "token", "CaiT")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Layers for layer-wise decay: embeddings, trunk, class blocks (the class token with the first); head last."""
@@ -317,7 +310,7 @@ class CaiT(Backbone):
         whole square root, since a file does not say on which grid it was trained.
         """
         table = state.get("pos_embed")
-        if table is None or table.ndim != 3 or table.shape[1] == math.prod(self.config.grid):
+        if not is_table(table) or table.shape[1] == math.prod(self.config.grid):
             return state
         n = table.shape[1]
         side = math.isqrt(n)
@@ -328,17 +321,7 @@ class CaiT(Backbone):
 
 def preprocessing(config: CaiTConfig) -> dict[str, Any]:
     """timm's pretrained_cfg; the official evaluation resizes the short side to S and crops S."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+    return timm_cfg(config.num_classes, (config.in_chans, *config.image), 1.0, "patch_embed.proj")
 
 
 Config, Model = CaiTConfig, CaiT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -90,6 +90,31 @@ class Backbone(nn.Module, ABC):
         """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
 
 
+def timm_cfg(
+    num_classes: int,
+    input_size: tuple[int, int, int],
+    crop_pct: float,
+    first_conv: str,
+    classifier: str | tuple[str, ...] = "head",
+) -> dict[str, Any]:
+    """A ``pretrained_cfg`` with what all families share: bicubic, ImageNet's mean and deviation, any input size.
+
+    ``input_size`` is (channels, height, width) in pixels, ``crop_pct`` the share of the short side that the official
+    evaluation keeps, ``classifier`` every top-level name that depends on the number of classes.
+    """
+    return {
+        "num_classes": num_classes,
+        "input_size": input_size,
+        "fixed_input_size": False,
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "first_conv": first_conv,
+        "classifier": classifier,
+    }
+
+
 def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
     """Which of ``count`` features: None is all, an int the last so many, a list is itself with negatives from the end.
 
@@ -111,3 +136,14 @@ def check_pool(asked: str | None, own: str, family: str) -> None:
     """Raises UserError unless ``asked`` is None or the family's own pooling."""
     if asked not in (None, own):
         raise UserError(f"{family} has one pooling, global_pool={own!r}; {asked!r} is not available")
+
+
+def is_table(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a file's tensor is a position table, (1, n, c), that can be carried; else shapes tell what is wrong."""
+    return (
+        tensor is not None
+        and tensor.ndim == 3
+        and tensor.shape[0] == 1
+        and tensor.numel() > 0
+        and tensor.is_floating_point()
+    )

@@ -38,12 +38,13 @@ import torch
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
+from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
 
 
@@ -172,11 +173,7 @@ class DeiT(Backbone):
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """One block, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            tokens = checkpoint(block, tokens, use_reentrant=False)
-        else:
-            tokens = block(tokens)
-        return tokens
+        return run_block(block, tokens, recompute=self.grad_checkpointing and self.training)
 
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b t c"]:
         """Image -> normalised tokens, the special ones first; n = ceil(h / patch) * ceil(w / patch) patches follow."""
@@ -245,18 +242,9 @@ class DeiT(Backbone):
         """A fresh head of ``num_classes`` (0: none), or two; pooling is the special tokens."""
         check_pool(global_pool, "token", "DeiT")
         self.num_classes = num_classes
-        self.head = self.fresh_head()
+        self.head = new_head(self.config.dim, num_classes, like=self.norm.weight)
         if self.config.distilled:
-            self.head_dist = self.fresh_head()
-
-    def fresh_head(self) -> nn.Linear | nn.Identity:
-        """A classifier of ``num_classes``, initialised, where the model is and of its dtype."""
-        if not self.num_classes:
-            return nn.Identity()
-        head = nn.Linear(self.config.dim, self.num_classes).to(self.norm.weight)
-        trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        return head
+            self.head_dist = new_head(self.config.dim, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Layers for layer-wise decay: embeddings, blocks, norm; heads last."""
@@ -280,7 +268,7 @@ class DeiT(Backbone):
         for a table of another length without a whole square root, since a file does not say on which grid it was.
         """
         table = state.get("pos_embed")
-        if table is None or table.ndim != 3:
+        if not is_table(table):
             return state
         if ("dist_token" in state) != self.config.distilled:
             raise UserError(
@@ -307,17 +295,13 @@ class DeiT(Backbone):
 
 def preprocessing(config: DeiTConfig) -> dict[str, Any]:
     """timm's pretrained_cfg; the official evaluation resizes the short side to int(S / 0.875) and crops S."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": ("head", "head_dist") if config.distilled else "head",
-    }
+    return timm_cfg(
+        config.num_classes,
+        (config.in_chans, *config.image),
+        0.875,
+        "patch_embed.proj",
+        ("head", "head_dist") if config.distilled else "head",
+    )
 
 
 Config, Model = DeiTConfig, DeiT

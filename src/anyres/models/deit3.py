@@ -44,12 +44,13 @@ import torch
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, pad_to_multiple, to_maps, to_tokens
+from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
 
 INITIAL_GAMMA = 1e-4
@@ -253,11 +254,7 @@ class DeiT3(Backbone):
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """One block, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            tokens = checkpoint(block, tokens, use_reentrant=False)
-        else:
-            tokens = block(tokens)
-        return tokens
+        return run_block(block, tokens, recompute=self.grad_checkpointing and self.training)
 
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b t c"]:
         """Image -> normalised tokens, the class token first; n = ceil(h / patch) * ceil(w / patch)."""
@@ -308,11 +305,7 @@ class DeiT3(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the class token."""
         check_pool(global_pool, "token", "DeiT III")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Layers for layer-wise decay: embeddings, blocks, norm; head last."""
@@ -337,7 +330,7 @@ class DeiT3(Backbone):
         """
         state = {rename(key): tensor for key, tensor in state.items()}
         table = state.get("pos_embed")
-        if table is not None and table.ndim == 3 and table.numel():
+        if is_table(table):
             state["pos_embed"] = self.carry(table)
         return state
 
@@ -386,17 +379,12 @@ def rename(key: str) -> str:
 def preprocessing(config: DeiT3Config) -> dict[str, Any]:
     """timm's pretrained_cfg. DeiT III is evaluated uncropped; for Three things 0.875 is the script's default, as its
     text says nothing."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": config.crop_pct,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj.0" if config.stem == "hmlp" else "patch_embed.proj",
-        "classifier": "head",
-    }
+    return timm_cfg(
+        config.num_classes,
+        (config.in_chans, *config.image),
+        config.crop_pct,
+        "patch_embed.proj.0" if config.stem == "hmlp" else "patch_embed.proj",
+    )
 
 
 Config, Model = DeiT3Config, DeiT3

@@ -34,12 +34,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
+from anyres.ops.recompute import run_block
 
 
 @config
@@ -181,11 +182,7 @@ class DINO(Backbone):
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """One block, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            tokens = checkpoint(block, tokens, use_reentrant=False)
-        else:
-            tokens = block(tokens)
-        return tokens
+        return run_block(block, tokens, recompute=self.grad_checkpointing and self.training)
 
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b t c"]:
         """Image -> normalised tokens, the class token first; n = ceil(h / patch) * ceil(w / patch)."""
@@ -236,11 +233,7 @@ class DINO(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the class token."""
         check_pool(global_pool, "token", "DINO")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Layers for layer-wise decay: embeddings, blocks, norm; head last."""
@@ -266,7 +259,7 @@ class DINO(Backbone):
         """
         state = {key: state[key] for key in state if not key.startswith(("head.mlp.", "head.last_layer."))}
         table = state.get("pos_embed")
-        if table is None or table.ndim != 3:
+        if not is_table(table):
             return state
         return state | {"pos_embed": self.carry(table)}
 
@@ -345,17 +338,7 @@ class ProjectionHead(nn.Module):
 
 def preprocessing(config: DINOConfig) -> dict[str, Any]:
     """timm's pretrained_cfg; the official evaluation resizes the short side to 256 and crops 224."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+    return timm_cfg(config.num_classes, (config.in_chans, *config.image), 0.875, "patch_embed.proj")
 
 
 Config, Model = DINOConfig, DINO

@@ -39,12 +39,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.patch import Grid, to_maps, to_tokens
+from anyres.ops.recompute import run_block
 
 
 @config
@@ -270,11 +270,7 @@ class PatchConvNet(Backbone):
 
     def run_block(self, block: nn.Module, x: Tensor, other: Grid | Tensor) -> Tensor:
         """One block, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            x = checkpoint(block, x, other, use_reentrant=False)
-        else:
-            x = block(x, other)
-        return x
+        return run_block(block, x, other, recompute=self.grad_checkpointing and self.training)
 
     def trunk(self, x: Float[Tensor, "b k h w"], keep: Sequence[int] = ()) -> tuple[Tensor, Grid, dict[int, Tensor]]:
         """Patch tokens (b, n, c) after the last block, their grid, and those after each of the blocks ``keep``."""
@@ -377,17 +373,13 @@ class PatchConvNet(Backbone):
 
 def preprocessing(config: PatchConvNetConfig) -> dict[str, Any]:
     """timm's pretrained_cfg. The official code states no crop; the group's later recipes take the whole short side."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, 224, 224),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj.0.0",
-        "classifier": ("head", "cls_token") if config.multi else "head",
-    }
+    return timm_cfg(
+        config.num_classes,
+        (config.in_chans, 224, 224),
+        1.0,
+        "patch_embed.proj.0.0",
+        ("head", "cls_token") if config.multi else "head",
+    )
 
 
 Config, Model = PatchConvNetConfig, PatchConvNet

@@ -36,13 +36,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, to_maps, to_tokens
+from anyres.ops.recompute import run_block
 
 
 @config
@@ -198,11 +199,7 @@ class ResFormer(Backbone):
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
         """One block, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            tokens = checkpoint(block, tokens, grid, use_reentrant=False)
-        else:
-            tokens = block(tokens, grid)
-        return tokens
+        return run_block(block, tokens, grid, recompute=self.grad_checkpointing and self.training)
 
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b t c"]:
         """Image -> normalised tokens, the class token first; n = ceil(h / patch) * ceil(w / patch)."""
@@ -253,11 +250,7 @@ class ResFormer(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the class token."""
         check_pool(global_pool, "token", "ResFormer")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Layers for layer-wise decay: embeddings, blocks, norm; head last."""
@@ -283,17 +276,7 @@ class ResFormer(Backbone):
 def preprocessing(config: ResFormerConfig) -> dict[str, Any]:
     """timm's pretrained_cfg. The paper tests at int(S / 0.875) -> centre crop S for every S; S here: 14 patches."""
     side = 14 * config.patch_size
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, side, side),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+    return timm_cfg(config.num_classes, (config.in_chans, side, side), 0.875, "patch_embed.proj")
 
 
 Config, Model = ResFormerConfig, ResFormer

@@ -42,11 +42,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
+from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_bias, resample_mixing
 
 
@@ -187,11 +188,7 @@ class ResMLP(Backbone):
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         """One block, its activations stored or recomputed."""
-        if self.grad_checkpointing and self.training:
-            tokens = checkpoint(block, tokens, grid, use_reentrant=False)
-        else:
-            tokens = block(tokens, grid)
-        return tokens
+        return run_block(block, tokens, grid, recompute=self.grad_checkpointing and self.training)
 
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b n c"]:
         """Image -> tokens after the final affine; n = ceil(h / patch) * ceil(w / patch)."""
@@ -242,11 +239,7 @@ class ResMLP(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the average."""
         check_pool(global_pool, "avg", "ResMLP")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.alpha)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.alpha)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Layers for layer-wise decay: patches, blocks, norm; head last."""
@@ -272,7 +265,7 @@ class ResMLP(Backbone):
             n = tensor.shape[-1] if tensor.ndim else 0
             if re.search(r"norm\d?\.(alpha|beta)$", key):
                 state[key] = tensor.flatten()  # timm writes (1, 1, c)
-            elif re.search(r"\.attn\.(weight|bias)$", key) and tensor.shape in ((n, n), (n,)):
+            elif re.search(r"\.attn\.(weight|bias)$", key) and n and tensor.shape in ((n, n), (n,)):
                 state[key] = self.carry(key, tensor)
         return state
 
@@ -306,17 +299,7 @@ def rename(key: str) -> str:
 
 def preprocessing(config: ResMLPConfig) -> dict[str, Any]:
     """timm's pretrained_cfg; the official evaluation resizes the short side to int(S / 0.9) and crops S."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+    return timm_cfg(config.num_classes, (config.in_chans, *config.image), 0.9, "patch_embed.proj")
 
 
 Config, Model = ResMLPConfig, ResMLP

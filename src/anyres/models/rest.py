@@ -42,13 +42,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, to_maps, to_tokens
+from anyres.ops.recompute import run_block
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -278,10 +279,7 @@ class ResT(Backbone):
             x = embed(x)
             tokens, grid = to_tokens(x), (x.shape[2], x.shape[3])
             for block in blocks:
-                if self.grad_checkpointing and self.training:
-                    tokens = checkpoint(block, tokens, grid, use_reentrant=False)
-                else:
-                    tokens = block(tokens, grid)
+                tokens = run_block(block, tokens, grid, recompute=self.grad_checkpointing and self.training)
             x = to_maps(tokens, grid)
             ends.append((tokens, grid))
         return ends
@@ -330,11 +328,7 @@ class ResT(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the average."""
         check_pool(global_pool, "avg", "ResT")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for layer-wise decay: stem, then stages (coarse) or blocks; a downsampling goes with what follows."""
@@ -361,17 +355,7 @@ def preprocessing(config: ResTConfig) -> dict[str, Any]:
     The published numbers were measured at crop 0.875; the official model says 0.9 and today's script, written for v2,
     takes 1.0.
     """
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, 224, 224),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "stem.conv1",
-        "classifier": "head",
-    }
+    return timm_cfg(config.num_classes, (config.in_chans, 224, 224), 0.875, "stem.conv1")
 
 
 Config, Model = ResTConfig, ResT

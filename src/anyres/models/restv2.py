@@ -32,13 +32,14 @@ from typing import Any
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyres.config import UserError, config
-from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, Format, check_pool, take_indices
+from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
+from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, crop, to_maps, to_tokens
+from anyres.ops.recompute import run_block
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -242,10 +243,7 @@ class ResTv2(Backbone):
         for embed, blocks in steps:
             tokens, grid = embed(x)
             for block in blocks:
-                if self.grad_checkpointing and self.training:
-                    tokens = checkpoint(block, tokens, grid, use_reentrant=False)
-                else:
-                    tokens = block(tokens, grid)
+                tokens = run_block(block, tokens, grid, recompute=self.grad_checkpointing and self.training)
             x = to_maps(tokens, grid)
             ends.append((tokens, grid))
         return ends
@@ -294,11 +292,7 @@ class ResTv2(Backbone):
         """A fresh head of ``num_classes`` (0: none); pooling is the average."""
         check_pool(global_pool, "avg", "ResTv2")
         self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.norm.weight)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for layer-wise decay: stem, then stages (coarse) or blocks; a downsampling goes with what follows."""
@@ -321,17 +315,7 @@ class ResTv2(Backbone):
 
 def preprocessing(config: ResTv2Config) -> dict[str, Any]:
     """timm's pretrained_cfg; the official evaluation resizes the short side to S and crops S."""
-    return {
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, 224, 224),
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "stem.proj.0",
-        "classifier": "head",
-    }
+    return timm_cfg(config.num_classes, (config.in_chans, 224, 224), 1.0, "stem.proj.0")
 
 
 Config, Model = ResTv2Config, ResTv2
