@@ -1,15 +1,22 @@
 """Weights: every layout loads to the same logits; a file that is broken or does not fit leaves the model as it was."""
 
 import argparse
+import functools
 import json
 import os
 import stat
+import subprocess
+import sys
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import resnet18
 
 import anyres.models.weights as weights
 from anyres.config import UserError
@@ -115,8 +122,13 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Hostile:
+    """Pickles as a call."""
+
+    def __init__(self, function: Callable[..., object] = os.mkdir, *args: object) -> None:
+        self.call = (function, args or ("hacked",))
+
     def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, ("hacked",))
+        return self.call
 
 
 def broken_files(folder: Path) -> dict[str, Path]:
@@ -136,6 +148,11 @@ def broken_files(folder: Path) -> dict[str, Path]:
     safe = (folder / "whole.safetensors").read_bytes()
     (folder / "folder").mkdir()
     without = {k: t for k, t in state.items() if not k.startswith("blocks.0.")}
+    itself: dict[str, object] = {"epoch": 1}
+    itself["model"] = itself
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated, and its files remain
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "script.pt")
+        sparse = saved("sparse.pth", state | {"head.weight": state["head.weight"].to_sparse()})
     return {
         "there is no file": folder / "missing.pth",
         "holds no model.safetensors": folder / "folder",
@@ -149,8 +166,23 @@ def broken_files(folder: Path) -> dict[str, Path]:
         "text.pth cannot be read": written("text.pth", b"these are no weights"),
         "refused: it holds posix.mkdir": saved("hostile.pth", {"model": state, "extra": Hostile()}),
         "no state dict but list": saved("list.pth", [1, 2]),
+        "refused: it holds anyres.models.resmlp.ResMLP": saved("module.pth", build()),
+        "script.pt cannot be read": folder / "script.pt",
         "no state dict but nothing": saved("nothing.pth", {}),
-        "'epoch' is of type int": saved("number.pth", {"epoch": 3}),
+        "no state dict but Tensor": saved("tensor.pth", torch.ones(3)),
+        "no state dict but NoneType": saved("none.pth", None),
+        "no state dict but str": saved("string.pth", "weights"),
+        "itself.pth is no state dict: 'epoch' is of type int": saved("itself.pth", itself),
+        "number.pth is no state dict: 'epoch' is of type int": saved("number.pth", {"epoch": 3}),
+        "'args' is of type Ignored": saved("args.pth", {"args": argparse.Namespace()}),
+        "'head.weight' is a torch.sparse_coo tensor": sparse,
+        "'head.weight' is a torch.strided tensor on meta": saved(
+            "meta.pth", state | {"head.weight": state["head.weight"].to("meta")}
+        ),
+        "holds 'head.bias' twice": saved("twice.pth", state | {"module.head.bias": torch.ones(4)}),
+        r"1 of another type \(head.weight torch.int8\)": saved(
+            "int8.pth", state | {"head.weight": state["head.weight"].to(torch.int8)}
+        ),
         r"12 missing \(blocks.0.gamma_1, .*, \.\.\.\)": saved("part.pth", without),
         r"1 unexpected \(extra\)": saved("more.pth", state | {"extra": torch.ones(1)}),
         r"1 of another shape \(norm.alpha \(3,\) for \(128,\)\)": saved(
@@ -159,7 +191,8 @@ def broken_files(folder: Path) -> dict[str, Path]:
         "has 9 classes, the model 4": saved("head.pth", build(classes=9).state_dict()),
         "mixes 10 tokens, no square": saved("odd.pth", state | {"blocks.0.attn.weight": torch.ones(10, 10)}),
         "another shape": saved("flat.pth", state | {"blocks.0.attn.weight": torch.ones(64, 10)}),
-        "missing": saved("family.pth", build("restv2_nano").state_dict()),
+        "missing .* the file looks like restv2_nano$": saved("family.pth", build("restv2_nano").state_dict()),
+        "unexpected .* the file looks like no model known here$": saved("vision.pth", resnet18().state_dict()),
     }
 
 
@@ -188,9 +221,135 @@ def test_another_head_is_kept_only_when_asked(tmp_path: Path) -> None:
     source = build(seed=1, classes=9).state_dict()
     torch.testing.assert_close(model.state_dict()["blocks.0.attn.weight"], source["blocks.0.attn.weight"])
     headless = create_model("resmlp_nano", num_classes=0)
-    with pytest.raises(UserError, match="has 9 classes, the model 0"):
+    with pytest.raises(UserError, match="has 9 classes, the model none"):
         load_weights(headless, tmp_path / "nine.pth")
     load_weights(headless, tmp_path / "nine.pth", replace_head=True)
+
+
+def hostile_calls() -> dict[str, Hostile]:
+    """Calls of what is refused, and of what is allowed but must do nothing."""
+    return {
+        "posix.system": Hostile(os.system, "mkdir hacked"),
+        "eval": Hostile(eval, "__import__('os').mkdir('hacked')"),
+        "exec": Hostile(exec, "import os; os.mkdir('hacked')"),
+        "__import__": Hostile(__import__, "antigravity"),
+        "getattr": Hostile(getattr, Path, "mkdir"),
+        "subprocess.Popen": Hostile(subprocess.Popen, ["mkdir", "hacked"]),
+        "functools.partial": Hostile(functools.partial, os.mkdir, "hacked"),
+        "torch.load": Hostile(torch.load, "hostile.pth"),
+        "torch.serialization.load": Hostile(torch.serialization.load, "hostile.pth"),
+        "numpy.load": Hostile(np.load, "hostile.npy"),
+        "pathlib.Path": Hostile(Path),  # no file names it: pickles name the system's kind
+        "anyres.models.weights.load_weights": Hostile(load_weights, "a", "b"),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_calls())
+def test_no_file_runs_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "antigravity", None)
+    state = build().state_dict()
+    for zipped in (True, False):
+        torch.save(
+            {"model": state, "args": hostile_calls()[name]}, "hostile.pth", _use_new_zipfile_serialization=zipped
+        )
+        with pytest.raises(UserError, match=r"hostile.pth is refused: it holds [\w.]+, not only tensors") as caught:
+            load_weights(build(seed=2), "hostile.pth")
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["hostile.pth"]
+
+
+def test_what_is_allowed_is_not_made(tmp_path: Path) -> None:
+    """Nothing of the named classes runs: they are replaced by a class that does nothing; and torch forgets them."""
+    loaded: list[object] = []
+
+    def load(content: object) -> None:
+        torch.save(content, tmp_path / "a.pth")
+        before = set(torch.serialization.get_safe_globals())
+        allowed = [(weights.Ignored, name) for name in weights.IGNORED]
+        with torch.serialization.safe_globals(allowed):
+            loaded.append(torch.load(tmp_path / "a.pth", weights_only=True))
+        assert set(torch.serialization.get_safe_globals()) == before
+
+    for content in (
+        argparse.Namespace(a=[1]),
+        Path("a"),
+        PureWindowsPath("b"),
+        np.float64(1),
+        np.ones(3),
+        np.dtype("O"),
+    ):
+        load(content)
+    load(Hostile(np.float64(1).__reduce__()[0], np.dtype("O"), "b"))
+    assert all(type(content) is weights.Ignored and not vars(content) for content in loaded)
+
+
+def test_what_training_scripts_save_is_no_hindrance(tmp_path: Path) -> None:
+    source, model, before = build(seed=1), build(seed=2), set(torch.serialization.get_safe_globals())
+    args = argparse.Namespace(
+        output_dir=PosixPath("runs/a"),
+        data=PurePosixPath("b"),
+        share=PureWindowsPath("c"),
+        lr=np.float32(0.1),
+        seed=np.int64(3),
+        flag=np.bool_(True),
+        when=np.datetime64("2021-01-01"),
+        sizes=np.array([128, 160]),
+        dtype=np.dtype("float32"),
+        names={"a", "b"},
+        nested=argparse.Namespace(x=(1, None)),
+        counts=Counter("ab"),
+        device=torch.device("cuda"),
+        kind=torch.float16,
+        shape=torch.Size([2]),
+    )
+    for zipped in (True, False):
+        content = {"model": source.state_dict(), "args": args, "acc": np.float64(82.3), "epoch": np.int64(9)}
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        load_weights(model, tmp_path / "a.pth")
+        torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_the_models(dtype: torch.dtype, tmp_path: Path) -> None:
+    source, model = build("restv2_nano", seed=1), build("restv2_nano", seed=2)
+    state = {key: tensor.to(dtype) for key, tensor in source.state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    for path in (tmp_path / "a.pth", tmp_path / "a.safetensors"):
+        save_weights(state, tmp_path / "a.safetensors", {})
+        load_weights(model, path)
+        for key, tensor in model.state_dict().items():
+            assert tensor.dtype == source.state_dict()[key].dtype
+            torch.testing.assert_close(tensor, state[key].to(tensor.dtype), rtol=0, atol=0)
+    half = build("restv2_nano", seed=2).bfloat16()
+    load_weights(half, tmp_path / "a.pth")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_odd_but_legal_tensors(tmp_path: Path) -> None:
+    """Views of one storage, strides, parameters, old files: their values count."""
+    source, model = build(seed=1), build(seed=2)
+    state = source.state_dict()
+    shared = torch.stack([state["norm.alpha"], state["norm.beta"]])
+    state["norm.alpha"], state["norm.beta"] = shared
+    state["head.weight"] = state["head.weight"].T.contiguous().T
+    state["head.bias"] = torch.nn.Parameter(state["head.bias"])
+    state["blocks.0.gamma_1"] = torch.full((1,), 0.5).expand(len(state["blocks.0.gamma_1"]))
+    for zipped in (True, False):
+        torch.save(OrderedDict(state), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        load_weights(model, tmp_path / "a.pth")
+        torch.testing.assert_close(model.state_dict(), dict(state), rtol=0, atol=0)
+    assert {p.is_leaf and p.requires_grad for p in model.parameters()} == {True}
+
+
+def test_a_model_without_storage_is_refused(tmp_path: Path) -> None:
+    save_weights(build(), tmp_path / "model.safetensors", {})
+    with torch.device("meta"):
+        model = create_model("resmlp_nano", 4)
+    with pytest.raises(UserError, match=r"no storage \(device meta\): .* model.to_empty"):
+        load_weights(model, tmp_path)
+    load_weights(model.to_empty(device="cpu"), tmp_path)
 
 
 def test_resmlp_is_carried_to_the_models_grid(tmp_path: Path) -> None:

@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from anyres.config import UserError
+from anyres.models.contract import Backbone
 from anyres.models.registry import create_model
-from anyres.models.zoo import FAMILIES
+from anyres.models.zoo import FAMILIES, Facts
 
-MOST_BUILT = 12
-"""How many models are built, without storage, to compare; those with the nearest number of tensors."""
 LEAST_SHARED = 0.9
-"""The share of a model's tensors that must be in the file by name and shape."""
+"""The share of tensors that a model and a file must have in common by name and shape."""
+BY_CLASSES_OR_GRID = re.compile(r"^(head|pos_embed)|\.(attn|linear_tokens)\.weight$")
+"""Tensors whose size depends on the number of classes or of tokens."""
+HEADS = {"S60_multi": 2000}
+"""Tensors of a model's classifier, where they are many."""
+
+Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
-def recognise(state: Mapping[str, Tensor]) -> list[str]:
-    """Official names of the models that ``state`` may be of, the likeliest first; [] if it is like none.
+def recognise(state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Official names of the models that ``state`` may be of, the likeliest first, with the share of common tensors.
 
-    Classifiers and what depends on an image's grid are left aside, as they may differ between files of one model.
+    Classifiers and position tables are left aside, as they differ between files of one model; among equals, the model
+    that has those too comes first.
     """
-    tensors = {name: facts.tensors for models in FAMILIES.values() for name, facts in models.items()}
-    nearest = sorted(tensors, key=lambda name: abs(tensors[name] - len(state)))[:MOST_BUILT]
-    shares = {name: _share(name, state) for name in nearest}
-    return sorted((name for name in nearest if shares[name] >= LEAST_SHARED), key=lambda name: -shares[name])
+    light = {key: tensor.to("meta") for key, tensor in state.items()}
+    count = len(_body(_shapes(light)))
+    weight = sum(tensor.numel() for key, tensor in light.items() if not BY_CLASSES_OR_GRID.search(key))
+    facts = {name: each for models in FAMILIES.values() for name, each in models.items()}
+    near = [name for name in facts if _near(name, facts[name], count, weight)]
+    shares = {name: _shares(name, light) for name in near}
+    likely = sorted((name for name in near if shares[name][0] >= LEAST_SHARED), key=lambda name: shares[name])
+    return {name: shares[name][0] for name in reversed(likely)}
 
 
-def _share(name: str, state: Mapping[str, Tensor]) -> float:
-    """The share of the tensors of a model that ``state`` has by name and shape, out of all that either has."""
-    with torch.device("meta"):
-        model = create_model(name)
+def _near(name: str, facts: Facts, count: int, weight: int) -> bool:
+    """Whether a model has about as many tensors and parameters as the file: only then is it built to compare."""
+    tensors = facts.tensors - HEADS.get(name, 2)
+    alike = LEAST_SHARED * tensors - 4 <= count <= tensors / LEAST_SHARED + 4  # 4: two heads, and rounding
+    return alike and facts.parameters / 1.5 <= weight <= facts.parameters * 1.5
+
+
+def _shares(name: str, state: dict[str, Tensor]) -> tuple[float, int]:
+    """How much a model and a file have in common: of the bodies' tensors, the share; of all as the file has them."""
+    model = _on_meta(name)
+    own, given = _shapes(model.state_dict()), _shapes(state)
     try:
         theirs = _shapes(model.adapt_state(dict(state)))
     except UserError:
-        theirs = _shapes(state)
-    own = _shapes(model.state_dict())
-    return len(own & theirs) / len(own | theirs)
+        theirs = given
+    ours, theirs = _body(own), _body(theirs)
+    return len(ours & theirs) / len(ours | theirs), len(own & given)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
-    return {(key, tuple(tensor.shape)) for key, tensor in state.items() if not key.startswith(("head", "pos_embed"))}
+@cache
+def _on_meta(name: str) -> Backbone:
+    """The model without storage."""
+    with torch.device("meta"):
+        return create_model(name)
+
+
+def _body(shapes: Shapes) -> Shapes:
+    return frozenset((key, shape) for key, shape in shapes if not key.startswith(("head", "pos_embed")))
+
+
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
+    return frozenset((key, tuple(tensor.shape)) for key, tensor in state.items())

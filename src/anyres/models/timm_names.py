@@ -7,10 +7,12 @@ timm's own machinery does its part there: ``features_only``, ``pretrained`` and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
+from anyres.config import UserError
 from anyres.models.contract import Backbone
 from anyres.models.index import Weights, known_weights
 from anyres.models.registry import create_model, variant
@@ -26,20 +28,24 @@ def register() -> None:
     from timm.models import is_model, register_model
     from timm.models._pretrained import DefaultCfg, PretrainedCfg
 
-    official = {name: name for models in FAMILIES.values() for name in models}
-    for name, model in {**official, **ALIASES}.items():
+    for name, model in {**{name: name for models in FAMILIES.values() for name in models}, **ALIASES}.items():
         if is_model(name):
             continue
-        cfgs = {row.name.partition(".")[2]: PretrainedCfg(**_cfg(row)) for row in known_weights(model)}
-        default_cfgs[name] = DefaultCfg(tags=list(cfgs) or [""], cfgs=cfgs or {"": PretrainedCfg()})
+        rows = sorted(known_weights(model), key=lambda row: row.url is None)  # the first is timm's default
+        cfgs = {row.name.partition(".")[2]: _cfg(model, row) for row in rows} or {"": _cfg(model)}
+        default_cfgs[name] = DefaultCfg([*cfgs], {tag: PretrainedCfg(**cfg) for tag, cfg in cfgs.items()})
         register_model(_entry_point(name, model))
 
 
-def _cfg(row: Weights) -> dict[str, Any]:
-    """timm's description of a set of weights."""
-    return {
+def _cfg(model: str, row: Weights | None = None) -> dict[str, Any]:
+    """timm's description of a model, and of a set of its weights."""
+    family = next(family for family, models in FAMILIES.items() if model in models)
+    side = row.img_size if row else FAMILIES[family][model].size
+    cfg: dict[str, Any] = {"num_classes": 0 if family == "dino" else 1000, "input_size": (3, side, side)}
+    if row is None:
+        return cfg
+    return cfg | {
         "url": row.url,
-        "input_size": (3, row.img_size, row.img_size),
         "crop_pct": row.crop_pct,
         "crop_mode": row.crop_mode,
         "interpolation": row.interpolation,
@@ -54,25 +60,39 @@ def _entry_point(name: str, model: str) -> Callable[..., nn.Module]:
     """What timm calls with its arguments to build ``model``."""
 
     def build(
-        num_classes: int | None = None, drop_path_rate: float = 0.0, global_pool: str | None = None, **options: Any
+        num_classes: int | None = None,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        global_pool: str | None = None,
+        **options: Any,
     ) -> Backbone:
+        if drop_rate:
+            raise UserError(f"{name} has no dropout: drop_rate must be 0 (drop_path_rate is stochastic depth)")
         backbone = create_model(model, num_classes, drop_path=drop_path_rate, **options)
-        if global_pool:
+        if global_pool is not None:
             backbone.reset_classifier(backbone.num_classes, global_pool)
         return backbone
 
     def entry_point(
-        pretrained: bool = False, pretrained_cfg_overlay: dict[str, Any] | None = None, **options: Any
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **options: Any,
     ) -> nn.Module:
-        from timm.models._builder import build_model_with_cfg
+        from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
 
-        own = variant(model).preprocessing
-        layers = {key: own[key] for key in ("num_classes", "first_conv", "classifier")}
+        about = variant(model)
+        overlay = {key: about.preprocessing[key] for key in ("first_conv", "classifier")}
+        overlay |= pretrained_cfg_overlay or {}
+        if "img_size" in {field.name for field in fields(about.config)}:  # the grid of the weights' own position table
+            size = resolve_pretrained_cfg(name, pretrained_cfg, overlay).input_size[1:]
+            options = {"img_size": tuple(size), **options}
         built: nn.Module = build_model_with_cfg(
             build,
             name,
             pretrained,
-            pretrained_cfg_overlay=layers | (pretrained_cfg_overlay or {}),
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
             feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},
             pretrained_filter_fn=_filtered,
             **options,
@@ -85,7 +105,18 @@ def _entry_point(name: str, model: str) -> Callable[..., nn.Module]:
 
 
 def _filtered(state: dict[str, Any], model: Backbone) -> dict[str, Tensor]:
-    """A file's state dict in the model's names and on its grid."""
-    from anyres.models.weights import unwrap
+    """A file's state dict in the model's names and on its grid; without its head if that is of other classes.
 
-    return model.adapt_state(unwrap(state, "the weights' file"))
+    timm then fits the first convolution and the head. Raises UserError for what fits in no other way: timm would not
+    always say so.
+    """
+    from anyres.models.weights import faults, head_keys, unwrap
+
+    state, own = model.adapt_state(unwrap(state, "the weights' file")), model.state_dict()
+    heads = head_keys(model, state)
+    first = f"{model.pretrained_cfg['first_conv']}.weight"
+    if wrong := faults(state, own, leave={first, *heads, *head_keys(model, own)}):
+        raise UserError(f"the weights do not fit {model.pretrained_cfg['architecture']}: {wrong}")
+    if all(key in own and own[key].shape == state[key].shape for key in heads):
+        return state
+    return {key: tensor for key, tensor in state.items() if key not in heads}

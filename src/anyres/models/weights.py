@@ -6,12 +6,11 @@ repositories wrap them. Writes safetensors, atomically, with a description besid
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from anyres.models.contract import Backbone
 from anyres.models.fetch import fetch, is_remote
 from anyres.models.index import known_weights
 from anyres.models.recognise import recognise
-from anyres.models.zoo import ALIASES
+from anyres.models.zoo import ALIASES, FAMILIES
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher", "student", "module")
 """Keys under which training scripts keep a state dict; the first one present is taken."""
@@ -35,26 +34,49 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.")
 RUN_FILE = "model.safetensors"
 
 
-def load_weights(model: Backbone, source: str | Path, *, replace_head: bool = False) -> None:
+class Ignored:
+    """Stands for what training scripts save beside tensors: made and filled, and nothing is run or kept."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_PATHS = [f"{kind}{system}Path" for kind in ("", "Pure") for system in ("Posix", "Windows")]
+IGNORED = (
+    "argparse.Namespace",
+    *(f"{module}.{path}" for module in ("pathlib", "pathlib._local") for path in _PATHS),
+    *(f"numpy.{name}.multiarray.{function}" for name in ("core", "_core") for function in ("scalar", "_reconstruct")),
+    "numpy.dtype",
+    "numpy.ndarray",
+)
+"""What a file may hold beside tensors, numbers, text and their containers; anything else is refused by name."""
+
+
+def load_weights(model: Backbone, source: str | Path, *, replace_head: bool = False, part: str | None = None) -> None:
     """Loads published or own weights into ``model``.
 
     ``source``: a .pth, .pt or .safetensors file; a run folder, which holds model.safetensors; a set of the index such
     as ``"deit3_small.384"`` (`anyres models NAME` lists them); a URL; or a Hugging Face hub id such as
     ``"owner/name@revision"``. Position tables and mixing matrices are carried to the model's grid. Every key must be
     there with its shape, and no other; ``replace_head`` leaves the source's classifier aside and keeps the model's own,
-    for another set of classes.
+    for another set of classes. ``part`` says which state dict of a training checkpoint is meant, such as
+    ``"model_ema"`` or ``"student"``; by default the first of CONTAINERS.
     Raises UserError, one line, for weights that cannot be had, read, or made to fit; the model is then unchanged.
     """
+    own = model.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):
+        raise UserError("the model has no storage (device meta): give it some, model.to_empty(device='cpu')")
     path = weights_file(source)
-    content = read_state(path)
+    content = read_state(path, part)
     try:
         state = model.adapt_state(dict(content))
-        own = model.state_dict()
+        heads = head_keys(model, own)
         if replace_head:
-            heads = _head_keys(model, own)
-            state = {key: tensor for key, tensor in state.items() if key not in _head_keys(model, state)}
+            theirs = head_keys(model, state)
+            state = {key: tensor for key, tensor in state.items() if key not in theirs}
             state |= {key: own[key] for key in heads}
-        _check_fit(state, own)
+        _check_fit(state, own, heads | head_keys(model, state))
     except UserError as error:
         raise UserError(f"{path} does not fit this model: {error}{_likeness(model, content)}") from error
     model.load_state_dict(state)
@@ -133,10 +155,10 @@ def _fetched(source: str) -> Path:
     return Path(source).expanduser()
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU, out of their containers and without wrappers' prefixes.
 
-    Raises UserError for a file that is broken, holds more than tensors, or holds no state dict.
+    Raises UserError for a file that is broken, holds more than tensors, or holds no state dict (named ``part``).
     """
     with path.open("rb") as file:
         head = file.read(9)
@@ -144,78 +166,108 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors" or head[8:] == b"{":  # a length of eight bytes, then JSON
             content: Any = load_file(path)
         else:
-            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            allowed = torch.serialization.safe_globals([(Ignored, name) for name in IGNORED])
+            with warnings.catch_warnings(), allowed:
                 warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    return unwrap(content, str(path))
+    return unwrap(content, str(path), part)
 
 
-def unwrap(content: object, what: str) -> dict[str, Tensor]:
+def unwrap(content: object, what: str, part: str | None = None) -> dict[str, Tensor]:
     """The state dict in a checkpoint ``what``, out of its containers and without wrappers' prefixes.
 
-    Raises UserError if there is none.
+    Raises UserError if there is none, or none named ``part``.
     """
     state: dict[str, Tensor] = {}
-    for key, tensor in _innermost(content, what).items():
+    for key, tensor in _innermost(content, what, part).items():
         name = str(key)
         while name.startswith(PREFIXES):
             name = name.split(".", 1)[1]
         if not isinstance(tensor, Tensor):
             raise UserError(f"{what} is no state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise UserError(f"{what} is no state dict: {name!r} is a {tensor.layout} tensor on {tensor.device}")
+        if name in state:
+            raise UserError(f"{what} holds {name!r} twice, under two prefixes ({', '.join(PREFIXES)})")
         state[name] = tensor
     return state
 
 
-def _innermost(content: object, what: str) -> dict[Any, Any]:
-    """Containers are opened until none is left."""
-    while isinstance(content, dict):
-        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), None)
-        if inner is None:
-            break
-        content = inner
+def _innermost(content: object, what: str, part: str | None) -> dict[Any, Any]:
+    """Containers are opened until none is left; ``part`` is the outermost."""
+    if part is not None:
+        if not isinstance(content, dict) or not isinstance(content.get(part), dict):
+            held = ", ".join(map(str, [*content][:5])) if isinstance(content, dict) else type(content).__name__
+            raise UserError(f"{what} holds no state dict {part!r} but {held}")
+        content = content[part]
+    for _ in range(3):  # nobody nests deeper, and a file could hold itself
+        if isinstance(content, dict):
+            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{what} holds no state dict but {'nothing' if not content else type(content).__name__}")
+        raise UserError(
+            f"{what} holds no state dict but {'nothing' if isinstance(content, dict) else type(content).__name__}"
+        )
     return content
 
 
-def _head_keys(model: Backbone, state: Mapping[str, Tensor]) -> set[str]:
+def head_keys(model: Backbone, state: Mapping[str, Tensor]) -> set[str]:
     """The keys of ``state`` that depend on the number of classes."""
     names = model.pretrained_cfg["classifier"]
     names = (names,) if isinstance(names, str) else names
     return {key for key in state if key in names or key.startswith(tuple(f"{name}." for name in names))}
 
 
-def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises UserError unless ``state`` has exactly the keys and shapes of ``own``, the model's."""
+def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: set[str]) -> None:
+    """Raises UserError unless ``state`` has exactly the keys and shapes of ``own``, the model's.
+
+    If nothing but the number of classes differs, by the keys of ``heads``, it says what to do.
+    """
 
     def classes(tensors: Mapping[str, Tensor]) -> int:
         return sum(tensor.numel() for key, tensor in tensors.items() if re.fullmatch(r"head\.(\d+\.)?bias", key))
 
     theirs, ours = classes(state), classes(own)
-    if theirs != ours:
+    if theirs != ours and not faults(state, own, leave=heads):
         raise UserError(
-            f"it has {theirs} classes, the model {ours}: give the model as many (num_classes={theirs}),"
-            " or replace the head (replace_head)"
+            f"it has {theirs or 'no'} classes, the model {ours or 'none'}: build the model with num_classes={theirs},"
+            " or give replace_head to keep its own head"
         )
+    if wrong := faults(state, own):
+        raise UserError(wrong)
+
+
+def faults(state: Mapping[str, Tensor], own: Mapping[str, Tensor], leave: Collection[str] = ()) -> str:
+    """What is wrong with ``state``, apart from the keys in ``leave``; empty if nothing is."""
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in state and key not in leave and state[key].shape != own[key].shape
     ]
-    faults = [
-        _listed("missing", [key for key in own if key not in state]),
-        _listed("unexpected", [key for key in state if key not in own]),
+    types = [
+        f"{key} {state[key].dtype}"
+        for key in own
+        if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+    ]
+    lists = [
+        _listed("missing", [key for key in own if key not in state and key not in leave]),
+        _listed("unexpected", [key for key in state if key not in own and key not in leave]),
         _listed("of another shape", shapes),
+        _listed("of another type", types),
     ]
-    if any(faults):
-        raise UserError("; ".join(fault for fault in faults if fault))
+    return "; ".join(each for each in lists if each)
 
 
-def _likeness(model: Backbone, state: dict[str, Tensor]) -> str:
-    """``"; the file looks like restv2_tiny"`` if it looks like another model than ``model``."""
-    own = model.pretrained_cfg.get("architecture", "")
-    found = [name for name in recognise(state) if name != ALIASES.get(own, own)]
-    return f"; the file looks like {' or '.join(found[:2])}" if found else ""
+def _likeness(model: Backbone, state: Mapping[str, Tensor]) -> str:
+    """``"; the file looks like restv2_tiny"`` if it looks more like another model than like ``model``."""
+    found = recognise(state)
+    if not found:
+        shared = len(state.keys() & model.state_dict().keys())
+        return "" if shared > len(state) / 2 else "; the file looks like no model known here"
+    best, own = next(iter(found)), model.pretrained_cfg.get("architecture", "")
+    if found.get(ALIASES.get(own, own)) == found[best]:
+        return ""
+    plain = best in FAMILIES["dino"] or (best in FAMILIES["deit"] and "distilled" not in best)
+    return f"; the file looks like {best}" + (", as any plain ViT of its size does" if plain else "")
 
 
 def _listed(what: str, keys: Sequence[str]) -> str:
