@@ -126,13 +126,16 @@ def test_every_parameter_has_a_layer(family: str, coarse: bool) -> None:
     assert layers["head.0.weight" if family == "patchconvnet_multi" else "head.weight"] == max(layers.values())
     assert layers[f"{model.pretrained_cfg['first_conv']}.weight"] == 0
     if family == "restv2":
-        # The stem, 4 stages or 5 blocks (the norm with the last of them), the head.
-        assert len(set(layers.values())) == (6 if coarse else 7)
+        # The stem, 4 stages or 5 blocks and 3 downsamplings, the head with the norm.
+        assert len(set(layers.values())) == (6 if coarse else 10)
         order = [layers[k] for k in ("stage1.0.norm1.weight", "patch_2.proj.weight", "stage2.0.norm1.weight")]
-        assert order[0] < order[1] == order[2] < layers["patch_3.proj.weight"] < layers["patch_4.proj.weight"]
+        assert order == ([1, 2, 2] if coarse else [1, 2, 3])
+        assert order[2] < layers["patch_3.proj.weight"] < layers["patch_4.proj.weight"]
+        assert layers["norm.weight"] == layers["head.weight"]
     elif family == "rest":
         order = [layers[k] for k in ("stage1.0.norm1.weight", "patch_embed_2.conv.weight", "stage2.0.norm1.weight")]
-        assert order[0] < order[1] == order[2] < layers["patch_embed_3.conv.weight"]
+        assert order == ([1, 2, 2] if coarse else sorted(set(order)))
+        assert order[2] < layers["patch_embed_3.conv.weight"]
     else:
         order = [max(layer for key, layer in layers.items() if key.startswith(f"blocks.{i}.")) for i in range(4)]
         assert order == sorted(set(order))

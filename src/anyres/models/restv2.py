@@ -295,10 +295,12 @@ class ResTv2(Backbone):
         self.head = new_head(self.num_features, num_classes, like=self.norm.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise decay: stem, then stages (coarse) or blocks; a downsampling goes with what follows."""
-        blocks = [(r"^patch_(\d+)", (0,)), (r"^stage(\d+)\.(\d+)", None), (r"^norm", (99999,))]
-        coarsely = [(r"^(?:patch_|stage)(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": coarsely if coarse else blocks}
+        """Layers for layer-wise decay: stem, stages (coarse) or blocks and downsamplings, and the norm with the head.
+
+        Finely, the published numbering (recipes R1): 0 to the sum of the depths + 4.
+        """
+        blocks = [(r"^patch_(\d+)", None), (r"^stage(\d+)\.(\d+)", None)]
+        return {"stem": r"^stem", "blocks": r"^(?:patch_|stage)(\d+)" if coarse else blocks}
 
     def no_weight_decay(self) -> set[str]:
         """None by name."""

@@ -24,7 +24,7 @@ from anyres.flow import Batch
 from anyres.train import checkpoint
 from anyres.train.log import Bar, RunLog
 from anyres.train.objective import ObjectiveConfig, terms
-from anyres.train.optim import OptimConfig, learning_rate
+from anyres.train.optim import OptimConfig, learning_rate, set_rates, weight_decay
 from anyres.train.parallel import Precision
 from anyres.train.state import State, seed_step
 
@@ -73,6 +73,10 @@ class Plan:
     def rate(self, step: int) -> float:
         """The learning rate of ``step``."""
         return learning_rate(step, self.optim.peak_lr(self.batch_size), self.optim, self.steps_per_epoch, self.steps)
+
+    def decay(self, step: int) -> float:
+        """The weight decay of ``step``."""
+        return weight_decay(step, self.optim, self.steps)
 
 
 class NonFiniteLoss(Exception):
@@ -164,8 +168,7 @@ def make_step(
     step = state.progress.step
     seed_step(plan.train.seed, step, accelerator.process_index)
     rate = plan.rate(step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_rates(state.optimizer, rate, plan.decay(step))
     state.optimizer.zero_grad(set_to_none=True)
     student.train()
     statistics = [buffer.clone() for buffer in state.model.buffers()]  # a forward pass changes batch norm's

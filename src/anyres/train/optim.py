@@ -1,11 +1,12 @@
-"""Optimiser, parameter groups and the learning rate as a function of the step."""
+"""Optimiser, parameter groups, and the learning rate and weight decay as functions of the step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Literal
 
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,16 +15,25 @@ from anyres.config import config, nearest
 
 @config
 class OptimConfig:
-    """``name`` is any optimiser of timm's. ``lr`` is multiplied by (global batch / ``lr_batch``) when that is set,
-    as DeiT (512) and ResT (256) do; ``min_lr`` never is. ``warmup_epochs`` may be a fraction. ``clip_norm``: global
-    gradient norm, or null for none."""
+    """``name`` is any optimiser of timm's; its ``lamb`` has a global clip of its own at 1, as the papers' has.
+
+    ``lr`` is multiplied by (global batch / ``lr_batch``) when that is set, as DeiT (512) and ResT (256) do; ``min_lr``
+    and ``warmup_lr`` only with ``scale_bounds``, as ResT v1 does. ``schedule``: see ``learning_rate``; warm-up of
+    ``warmup_epochs`` (may be a fraction) begins at ``warmup_lr``. ``weight_decay`` goes to ``weight_decay_end`` by
+    half a cosine (null: stays). ``layer_decay``: each layer learns at this share of the next one's rate, the head at
+    the full one (1: all alike). ``clip_norm``: global gradient norm, or null for none."""
 
     name: str = "adamw"
     lr: float = 1e-3
     lr_batch: int | None = None
     min_lr: float = 1e-5
+    warmup_lr: float = 0.0
+    scale_bounds: bool = False
+    schedule: Literal["cosine", "inclusive_cosine", "epoch_cosine"] = "cosine"
     warmup_epochs: float = 5.0
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None
+    layer_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float | None = None
@@ -38,6 +48,25 @@ class OptimConfig:
             raise ValueError(f"optim.lr_batch={self.lr_batch} must be 1 or more, or null")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.clip_norm={self.clip_norm} must be above 0, or null for none")
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """What the schedules and the layers' rates ask for."""
+        if self.warmup_lr < 0:
+            raise ValueError(f"optim.warmup_lr={self.warmup_lr} must be 0 or more")
+        if self.scale_bounds and self.lr_batch is None:
+            raise ValueError("optim.scale_bounds scales min_lr and warmup_lr as lr is: set optim.lr_batch, as 512")
+        if self.schedule == "epoch_cosine" and self.warmup_epochs and not self.warmup_lr:
+            raise ValueError(
+                "optim.schedule=epoch_cosine spends its first two epochs at warmup_lr: set optim.warmup_lr, as 1e-6"
+            )
+        if self.weight_decay_end is not None and (self.weight_decay_end < 0 or not self.weight_decay):
+            raise ValueError(
+                f"optim.weight_decay={self.weight_decay} cannot go to weight_decay_end={self.weight_decay_end}: "
+                "the first must be above 0, the second 0 or more"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1 (1: off), as 0.75")
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate at the end of warm-up for a global batch of ``batch_size`` images."""
@@ -45,16 +74,66 @@ class OptimConfig:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, no_weight_decay: Collection[str]) -> Optimizer:
-    """AdamW (or another of timm's) whose 1-D parameters, biases and the model's named exceptions do not decay."""
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_weight_decay)
+    """AdamW (or another of timm's) whose 1-D parameters, biases and the model's named exceptions do not decay.
+
+    Frozen parameters (``requires_grad`` off) are left out. Each group says its share of the rate (``lr_scale``) and
+    whether it ``decays``; ``set_rates`` reads both. With ``layer_decay`` a parameter's layer is what the model's
+    ``group_matcher`` says: layer i of 0 to L learns at ``layer_decay`` ** (L - i).
+    """
+    if config.layer_decay < 1:
+        biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+        exempt = {*no_weight_decay, *biases}
+        groups = param_groups_layer_decay(model, config.weight_decay, exempt, layer_decay=config.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_weight_decay)
+    for group in groups:
+        group["decays"] = group["weight_decay"] > 0
+        group.setdefault("lr_scale", 1.0)
     optimizer: Optimizer = create_optimizer_v2(groups, config.name, lr=config.lr, eps=config.eps, betas=config.betas)
     return optimizer
 
 
+def set_rates(optimizer: Optimizer, rate: float, decay: float) -> None:
+    """Give every group its share of the learning rate, and the weight decay to those that decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+        if group["decays"]:
+            group["weight_decay"] = decay
+
+
 def learning_rate(step: int, peak: float, config: OptimConfig, steps_per_epoch: int, steps: int) -> float:
-    """Linear warm-up from 0, then half a cosine to ``min_lr`` (ResFormer's rule, recipes F1): the rate of ``step``."""
+    """The rate of ``step`` of ``steps``: linear warm-up to ``peak``, then half a cosine to ``min_lr``.
+
+    ``cosine``: ResFormer's rule (recipes F1): the warm-up reaches the peak with the first step of the cosine.
+    ``inclusive_cosine``: ResT's and DINO's: the warm-up's last step is at the peak already, and so is the next.
+    ``epoch_cosine``: timm's as DeiT drives it: constant within an epoch and one epoch late, so that epochs 0 and 1
+    are at ``warmup_lr``; the cosine is that of the whole run, not begun after the warm-up, and so a little below the
+    peak at its start. (DeiT's script, when resumed, skips one epoch of it; a resumed run here does not.)
+    """
+    bounds = peak / config.lr if config.scale_bounds else 1.0
+    low, first = config.min_lr * bounds, config.warmup_lr * bounds
     warmup = min(config.warmup_epochs * steps_per_epoch, steps)
-    if step < warmup:
-        return peak * step / warmup
-    progress = (step - warmup) / max(1e-9, steps - warmup)
-    return config.min_lr + 0.5 * (peak - config.min_lr) * (1 + math.cos(math.pi * progress))
+    if config.schedule == "epoch_cosine":
+        late = max(0, step // steps_per_epoch - 1)
+        if late < config.warmup_epochs:
+            return first + late * (peak - first) / config.warmup_epochs
+        return _half_cosine(peak, low, late * steps_per_epoch / steps)
+    if config.schedule == "inclusive_cosine":
+        warmup = int(warmup)
+        if step < warmup:
+            return first + (peak - first) * step / max(1, warmup - 1)
+    elif step < warmup:
+        return first + (peak - first) * step / warmup
+    return _half_cosine(peak, low, (step - warmup) / max(1e-9, steps - warmup))
+
+
+def weight_decay(step: int, config: OptimConfig, steps: int) -> float:
+    """The weight decay of ``step`` of ``steps``: half a cosine from first to last value, if there is a last one."""
+    if config.weight_decay_end is None:
+        return config.weight_decay
+    return _half_cosine(config.weight_decay, config.weight_decay_end, step / steps)
+
+
+def _half_cosine(first: float, last: float, progress: float) -> float:
+    """``first`` at progress 0, ``last`` at 1."""
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * progress))
