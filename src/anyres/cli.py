@@ -23,6 +23,21 @@ app = typer.Typer(
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `anyres train`.")]
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|RUN",
+        help="A folder made by `anyres train`, weights of the index such as deit3_small.384, or a model.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="A model's weights: a file, URL, hub id, or name of `anyres models NAME`; or none."),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option("--classes", help="CSV or JSON with the names of the weights' classes, one a line in their order."),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -117,31 +132,43 @@ def train(
 
 
 @app.command("eval")
-def evaluate(run: RunFolder, data: Data = None, split: Split = None, sizes: Sizes = None) -> None:
-    """Score a trained run at its recipe's sizes, or at the sizes given.
+def evaluate(
+    model: Subject,
+    weights: Weights = None,
+    data: Data = None,
+    split: Split = None,
+    sizes: Sizes = None,
+    classes: Classes = None,
+) -> None:
+    """Score a trained run, or any model with weights, at its own sizes or at the sizes given.
 
     Example: `anyres eval runs/first --sizes 64,128 --split test`
-    """
-    from anyres.verbs import evaluate_run
 
-    evaluate_run(run, data, split, sizes)
+    Published weights: `anyres eval deit3_small.384 --data imagenet --sizes 224,384`
+    """
+    from anyres.verbs import Subject, evaluate_run
+
+    evaluate_run(Subject(model, weights, classes), data, split, sizes)
 
 
 @app.command()
 def curve(
-    run: RunFolder,
+    model: Subject,
     more: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="More sizes.")] = None,
+    weights: Weights = None,
     data: Data = None,
     split: Split = None,
     sizes: Sizes = None,
+    classes: Classes = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where they go; the run folder if not given.")] = None,
 ) -> None:
-    """Accuracy, cost and speed at every size: a table, `curve.csv` and `curve.png` in the run folder.
+    """Accuracy, cost and speed at every size: a table, `curve.csv`, `curve.png` and `report.html` in the run folder.
 
     Example: `anyres curve runs/first --sizes 64:320:32 320x192`
     """
-    from anyres.verbs import curve_run
+    from anyres.verbs import Subject, curve_run
 
-    curve_run(run, data, split, [*(sizes or []), *(more or [])] or ["64:320:32"])
+    curve_run(Subject(model, weights, classes), data, split, [*(sizes or []), *(more or [])] or ["64:320:32"], out)
 
 
 @app.command()
@@ -161,8 +188,10 @@ def pick(
 
 @app.command()
 def predict(
-    run: RunFolder,
+    model: Subject,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    weights: Weights = None,
+    classes: Classes = None,
     size: Annotated[str | None, typer.Option(help="224 or 320x192; the recipe's largest if not given.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
 ) -> None:
@@ -170,9 +199,9 @@ def predict(
 
     Example: `anyres predict runs/first photo.jpg --size 96`
     """
-    from anyres.verbs import predict_images
+    from anyres.verbs import Subject, predict_images
 
-    predict_images(run, images, size, top)
+    predict_images(Subject(model, weights, classes), images, size, top)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from anyres.flow import Point, Size
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.train.state import State
-from anyres.trained import WEIGHTS, Trained, evaluated_sizes
+from anyres.trained import WEIGHTS, Trained, evaluated_sizes, seen_as
 
 MOST_NOTES = 100  # on a page
 
@@ -59,16 +59,21 @@ def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held
     save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})
 
 
-def report_on(trained: Trained, images: DecodedImages, sizes: Sequence[Size] | None = None) -> list[Measured]:
-    """Measure a run at ``sizes`` (the recipe's if none) and write ``curve.csv``, ``curve.png`` and ``report.html``."""
-    recipe, folder = trained.recipe, trained.folder
+def report_on(
+    trained: Trained, images: DecodedImages, sizes: Sequence[Size] | None = None, out: Path | None = None
+) -> list[Measured]:
+    """Measure a model at ``sizes`` (the recipe's if none) and write ``curve.csv``, ``curve.png`` and ``report.html``
+    in ``out``, a run's own folder if not given. Raises ValueError where there is neither."""
+    recipe, folder = trained.recipe, out or trained.folder
+    if folder is None:
+        raise ValueError(f"{trained.name} has no folder of its own")
     measured = trained.measure(images, sizes or evaluated_sizes(recipe))
     points = [m.point for m in measured]
-    trained_at = {trained.name: recipe.views.parsed}
+    trained_at = {trained.name: recipe.views.parsed} if trained.folder else {}
     write_csv(points, folder / "curve.csv")
     plot(points, folder / "curve.png", train_sizes=trained_at)
     remarks = [f"{name}: {what}" for name, what in images.remarks().items()]
-    notes = list(dict.fromkeys((*trained.facts["notes"], *images.source.notes, *remarks)))
+    notes = list(dict.fromkeys((*trained.facts.get("notes", ()), *images.source.notes, *remarks)))
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"... {len(notes)} such notes in all: run.json has those of training"]
     page = ReportPage(
@@ -82,6 +87,7 @@ def report_on(trained: Trained, images: DecodedImages, sizes: Sequence[Size] | N
     )
     write_html(folder / "report.html", page)
     screen().print(console_table(points))
+    screen().print(f"images are seen so: {seen_as(recipe)}", soft_wrap=True)
     return measured
 
 
@@ -89,7 +95,7 @@ def samples_of(
     images: DecodedImages, scored: Sequence[tuple[str, Trained, Sequence[Measured]]], count: int
 ) -> list[Sample]:
     """``count`` images spread evenly over the set, each with what every model made of it at every size."""
-    classes, samples = scored[0][1].classes, []
+    classes, samples = images.source.classes, []
     order = scored[0][2][0].scores.index
     for place in range(0, len(order), max(1, len(order) // count))[:count]:
         record = images.source.records[order[place]]
@@ -109,16 +115,24 @@ def samples_of(
 
 
 def facts_of(trained: Trained) -> list[tuple[str, str]]:
-    """Name and value of what matters about a training run, for people."""
+    """Name and value of what matters about a training run, or about weights, for people."""
     recipe, facts = trained.recipe, trained.facts
+    training = (
+        []
+        if trained.folder is None
+        else [
+            ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
+            ("consistency", f"{recipe.objective.consistency} on {recipe.objective.target}"),
+            ("epochs", str(recipe.train.epochs)),
+            ("seed", str(recipe.train.seed)),
+            ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
+            ("seconds of training", f"{facts['seconds']:.0f}"),
+        ]
+    )
     return [
         ("model", trained.name),
-        ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
-        ("consistency", f"{recipe.objective.consistency} on {recipe.objective.target}"),
-        ("epochs", str(recipe.train.epochs)),
-        ("seed", str(recipe.train.seed)),
-        ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
-        ("seconds of training", f"{facts['seconds']:.0f}"),
+        *(training or [("weights", trained.weights)]),
+        ("images are seen", seen_as(recipe)),
         ("device", f"{trained.device.type}, {trained.autocast or torch.float32}".replace("torch.", "")),
         ("torch", torch.__version__),
     ]

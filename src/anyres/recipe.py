@@ -71,10 +71,12 @@ class DataConfig:
 
 @config
 class EvalConfig:
-    """``sizes`` scored at the end and named in the report; ``crop``: centre-crop ratio (null: the model's own)."""
+    """``sizes`` scored at the end and named in the report; ``crop``: centre-crop ratio (null: the model's own);
+    ``warp``: the whole image is resized to the size whatever its shape, as ResTv2's at 384 px, instead of cropped."""
 
     sizes: tuple[str | int, ...] = ("224",)
     crop: float | None = None
+    warp: bool = False
     batch_size: int = 64
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
-"""What the command line does with a finished run: score it, draw its curve, pick a size, predict."""
+"""What the command line does with a finished run, or with weights: score, draw the curve, pick a size, predict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -20,25 +21,44 @@ from anyres.evaluate.curve import pick, read_csv
 from anyres.evaluate.report import console_table
 from anyres.flow import Batch, Record, Size, parse_sizes
 from anyres.publish import messages, report_on, said_of, screen
-from anyres.trained import Trained, crop_ratio, evaluated_sizes, open_run
+from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_trained, seen_as
 
 
-def evaluate_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:
-    """Print accuracy and cost of a run at ``sizes``, its recipe's if none are given; writes nothing."""
+class Subject(NamedTuple):
+    """What the command line calls the model to be measured: MODEL|RUN, --weights, --classes."""
+
+    what: str
+    weights: str | None = None
+    classes: Path | None = None
+
+    def open(self) -> Trained:
+        """The model itself; that it has learnt nothing is said on stderr."""
+        trained = open_trained(*self)
+        if trained.weights == UNTRAINED:
+            messages().print(f"{trained.name} is as it was initialised: it has learnt nothing")
+        return trained
+
+
+def evaluate_run(subject: Subject, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:
+    """Print accuracy and cost of a model at ``sizes``, its recipe's if none are given; writes nothing."""
     wanted = parse_sizes(sizes) if sizes else None
-    trained = open_run(folder)
+    trained = subject.open()
     images = trained.images(data, split)
     measured = trained.measure(images, wanted or evaluated_sizes(trained.recipe))
     tell(images)
     screen().print(console_table([m.point for m in measured]))
+    screen().print(f"images are seen so: {seen_as(trained.recipe)}", soft_wrap=True)
 
 
-def curve_run(folder: Path, data: str | None, split: str | None, sizes: Sequence[str]) -> None:
-    """Measure a run at ``sizes``; writes ``curve.csv``, ``curve.png`` and ``report.html`` in its folder."""
+def curve_run(subject: Subject, data: str | None, split: str | None, sizes: Sequence[str], out: Path | None) -> None:
+    """Measure a model at ``sizes``; writes ``curve.csv``, ``curve.png`` and ``report.html`` in ``out`` or its run."""
     wanted = parse_sizes(sizes)
-    trained = open_run(folder)
+    trained = subject.open()
+    folder = out or trained.folder
+    if folder is None:
+        raise UserError(f"{trained.name} has no run folder: give --out a folder for curve.csv and report.html")
     images = trained.images(data, split)
-    report_on(trained, images, wanted)
+    report_on(trained, images, wanted, folder)
     tell(images)
     screen().print(
         f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}",
@@ -64,7 +84,7 @@ def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> Non
 
 def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -> Float32[Tensor, " k"]:
     """The class probabilities of one image seen at ``size``."""
-    view = eval_view(image, size, crop_ratio(trained.recipe))
+    view = eval_view(image, size, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
     batch = Batch((view[None],), torch.tensor([-1]), torch.tensor([0]))
     pixels = normalise(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
@@ -72,10 +92,12 @@ def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -
     return logits[0].float().softmax(0).cpu()
 
 
-def predict_images(folder: Path, paths: Sequence[Path], size: str | None, top: int) -> None:
+def predict_images(subject: Subject, paths: Sequence[Path], size: str | None, top: int) -> None:
     """Print the likeliest classes of image files. Raises UserError that names the unreadable ones, after the others."""
     wanted = Size.parse(size) if size else None
-    trained = open_run(folder)
+    trained = subject.open()
+    if not trained.names:
+        raise UserError(f"{trained.name} has no classifier: it cannot name classes")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("image", *(f"{i + 1}." for i in range(min(top, len(trained.classes))))):
         table.add_column(column, overflow="fold")

@@ -1,0 +1,190 @@
+"""Any model with weights, as the command line measures it: which weights, which order of classes, which pixels."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from anyres.flow import Size
+from anyres.models import create_model
+from anyres.models.index import known_weights
+from anyres.models.weights import save_weights
+from anyres.models.zoo import FAMILIES
+from anyres.trained import _native_side, crop_ratio, open_images, open_trained, scored_batches, seen_as
+from tests.command import COMMANDS, anyres, parse, refused
+from tests.conftest import TinyRun
+from tests.pictures import draw
+
+
+def test_help_shows_published_weights() -> None:
+    for line in re.findall(r"Published weights: `([^`]+)`", COMMANDS["eval"].help):
+        assert parse(line) == "eval"
+        assert line.split()[2] in {row.name for row in known_weights()}
+    assert "Published weights" in anyres("eval", "--help").out
+
+
+@pytest.fixture(scope="module")
+def five(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run's model with five classes, its own three in another order; the file does not name them."""
+    trained = open_trained(str(tiny_run.folder))
+    model = create_model("restv2_nano", 5)
+    state = trained.model.state_dict()
+    for key in ("head.weight", "head.bias"):
+        wide = torch.full_like(model.state_dict()[key], -9.0 if key.endswith("bias") else 0.0)
+        wide[[4, 0, 2]] = state[key]  # disc, square, stripes
+        state[key] = wide
+    path = tmp_path_factory.mktemp("weights") / "five.pth"
+    torch.save({"model": state}, path)
+    return path
+
+
+def top1(out: str) -> list[str]:
+    """The measured top-1 of a table, a row for each size."""
+    return re.findall(r"^\S+ +\d+(?:x\d+)? +([\d.]+) ", out, re.M)
+
+
+def test_a_file_is_measured_as_the_run_it_is_of(tiny_run: TinyRun) -> None:
+    words = ("--data", tiny_run.data, "--sizes", "32,40x56")
+    of_run = anyres("eval", tiny_run.folder, *words)
+    of_file = anyres("eval", "restv2_nano", "--weights", tiny_run.folder, *words)
+    assert of_file.code == 0, of_file.err
+    assert top1(of_run.out) == top1(of_file.out) != []
+    assert "centre crop; bicubic, antialiased; mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in of_file.out
+
+
+def test_the_order_of_classes_comes_from_a_file(tiny_run: TinyRun, five: Path, tmp_path: Path) -> None:
+    words = ("--data", tiny_run.data, "--sizes", "48", "--split", "train")
+    listed = tmp_path / "five.csv"
+    listed.write_text("square\nhexagon\nstripes\nstar\ndisc\n")
+    answer = anyres("eval", "restv2_nano", "--weights", five, *words, "--classes", listed)
+    assert answer.code == 0, answer.err
+    assert "images of 3 of the 5 classes; all 5 can be predicted" in answer.err
+    assert top1(answer.out) == top1(anyres("eval", tiny_run.folder, *words).out) != []
+    line = refused("eval", "restv2_nano", "--weights", five, *words)
+    assert "has 3 classes and the weights 5: give --classes a file" in line
+    listed.write_text("square\nhexagon\n")
+    assert "2 classes are named" in refused("eval", "restv2_nano", "--weights", five, *words, "--classes", listed)
+    assert "--classes goes with --weights" in refused("eval", tiny_run.folder, "--classes", listed)
+
+
+def test_predict_names_the_classes_or_counts_them(five: Path, tmp_path: Path) -> None:
+    photo, listed = tmp_path / "photo.png", tmp_path / "five.json"
+    draw(2, 7).save(photo)
+    listed.write_text('["square", "hexagon", "stripes", "star", "disc"]')
+    words = ("predict", "restv2_nano", photo, "--weights", five, "--size", "48", "--top", 5)
+    named, counted = anyres(*words, "--classes", listed), anyres(*words)
+    assert named.code == counted.code == 0, named.err + counted.err
+    of_named = dict(re.findall(r"([a-z]+) ([\d.]+) %", named.out))
+    of_counted = dict(re.findall(r" (\d) ([\d.]+) %", counted.out))
+    names = ("square", "hexagon", "stripes", "star", "disc")
+    assert {names[int(i)]: share for i, share in of_counted.items()} == of_named
+    assert len(of_named) == 5
+
+
+def test_a_curve_of_weights_goes_where_it_is_told(tiny_run: TinyRun, tmp_path: Path) -> None:
+    words = ("curve", "restv2_nano", "--weights", tiny_run.folder, "--data", tiny_run.data, "--sizes", "32")
+    assert "has no run folder: give --out a folder" in refused(*words)
+    answer = anyres(*words, "--out", tmp_path / "curve")
+    assert answer.code == 0, answer.err
+    assert {"curve.csv", "curve.png", "report.html"} <= {p.name for p in (tmp_path / "curve").iterdir()}
+    page = (tmp_path / "curve" / "report.html").read_text()
+    assert str(tiny_run.folder) in page
+    assert "seconds of training" not in page
+    elsewhere = anyres("curve", tiny_run.folder, "--sizes", "32", "--out", tmp_path / "of_run")
+    assert elsewhere.code == 0
+    assert (tmp_path / "of_run" / "curve.csv").is_file()
+
+
+MISTAKES = {
+    "eval deit3_smal.384": "did you mean 'deit3_small.384'",
+    "eval restv2_nanno": "'restv2_nano'",
+    "eval deit3_small": "is a model, not its weights: give --weights a file, an address, a hub id or a name of the "
+    "index (deit3_small.224,",
+    "eval deit3_small --weights deit3_base.384": "is of deit_base_patch16_LS, not of deit_small_patch16_LS",
+    "eval deit3_small.224 --weights deit3_small.384": "are two sets of weights: name one",
+    "eval deit3_smal --weights x.pth": "there is no model 'deit3_smal'; did you mean 'deit3_small'",
+    "eval deit3_small --weights nowhere.pth": "there is no file nowhere.pth",
+    "eval resformer_tiny.mr": "has no direct download",
+    "eval vit_tiny --weights none": "has no classifier: `anyres probe` measures what its features are worth",
+    "predict vit_tiny x.jpg --weights none": "has no classifier",
+    "eval restv2_nano --weights none": "give --data a folder",
+    "eval restv2_nano --weights none --classes none.csv": "none.csv: No such file",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANYRES_OFFLINE", "1")
+    answer = anyres(*words.split())
+    assert answer.code == 2
+    assert MISTAKES[words] in answer.err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_row_of_the_index_is_seen_as_it_says() -> None:
+    """Bicubic is the one way in which anyres resizes for evaluation: every row must say so."""
+    assert {row.interpolation for row in known_weights()} == {"bicubic"}
+    assert {row.crop_mode for row in known_weights()} == {"center", "squash"}
+    trained = open_trained("restv2_tiny.384", "none")
+    assert trained.recipe.evaluate.warp
+    assert seen_as(trained.recipe).startswith("warped to the size; bicubic")
+    assert trained.recipe.claim.top1 == {"384": 83.7}
+    assert trained.recipe.evaluate.sizes == (384,)
+    cropped = open_trained("resmlp_s12.224", "none").recipe
+    assert seen_as(cropped).startswith("short side to int(size / 0.9), centre crop")
+    assert cropped.model["img_size"] == 224
+
+
+def test_a_warped_image_keeps_its_edges(tmp_path: Path) -> None:
+    """The pixels that reach the model: ResTv2's at 384 px show the whole image, at 224 px its middle."""
+    for kind in ("left", "right"):
+        (tmp_path / kind).mkdir()
+        image = Image.new("RGB", (96, 32), "black")
+        image.paste("white", (0, 0, 24, 32))
+        for i in range(4):
+            image.save(tmp_path / kind / f"{i}.png")
+    seen = {}
+    for name in ("restv2_tiny.384", "restv2_tiny.224"):
+        trained = open_trained(name, "none")
+        recipe, images = trained.recipe, open_images(trained.recipe, "val", str(tmp_path))
+        batches = scored_batches(recipe, images, Size(32, 32), crop_ratio(recipe), trained.device)
+        seen[name] = next(batches).views[0][0, 0, 16, 2]
+    assert seen["restv2_tiny.384"] > 2  # white, normalised
+    assert seen["restv2_tiny.224"] < -2  # black
+
+
+def test_the_grid_of_a_file_is_found_by_its_shapes() -> None:
+    """A table of 24 x 24 is not carried to 14 x 14 and back."""
+    for name, side in (("deit3_small", 384), ("deit3_small", 224), ("resmlp_s12", 224)):
+        with torch.device("meta"):
+            state = create_model(name, 7, img_size=side).state_dict()
+        assert _native_side(name, None, state) == side
+    assert _native_side("deit3_small", None, {}) == 224
+    assert _native_side("restv2_tiny", None, {"x": torch.zeros(1)}) == 224
+
+
+def test_a_run_beside_a_model_of_its_name(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run.folder, tmp_path / "restv2_nano")
+    assert open_trained("restv2_nano").folder == Path("restv2_nano")
+    assert open_trained("restv2_nano", "none").folder is None
+
+
+def test_names_of_models_and_of_weights_differ() -> None:
+    names = {name for models in FAMILIES.values() for name in models}
+    assert not names & {row.name for row in known_weights()}
+
+
+def test_multi_head_files_are_counted(tmp_path: Path) -> None:
+    """PatchConvNet's S60_multi has one head of one number for each class."""
+    model = create_model("S60_multi", 3, depth=1)
+    save_weights(model, tmp_path / "multi.safetensors", {})
+    line = refused("eval", "S60_multi", "--weights", tmp_path / "multi.safetensors")
+    assert "does not fit this model" in line
+    assert "classes" not in line
