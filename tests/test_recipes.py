@@ -118,6 +118,7 @@ def test_differences_name_key_and_both_values() -> None:
         ("augment.flip=2", "flip 2.0 and erasing 0.0 are probabilities"),
         ("mix.mixup=-1", "are alphas"),
         ("data.val_share=1", "data.val_share=1.0 must lie between 0 and 1"),
+        ("data.repeats=0", "data.repeats=0 must be 1 (off) or more, as 3"),
         ("data.max_unreadable=3", "data.max_unreadable=3.0 is a share"),
         ("data.std=[0, 1, 1]", "data.std="),
         ("evaluate.crop=2", "evaluate.crop=2.0 must be above 0"),

@@ -19,6 +19,7 @@ STEPS = 20
 RECIPE = [
     "views.sizes=[48, 32]",
     "data.batch_size=8",
+    "data.repeats=3",
     "augment.erasing=0.5",
     "mix.mixup=0.8",
     "mix.cutmix=1.0",

@@ -52,13 +52,15 @@ class Batch:
 
     ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
     or float (b, k) after mixing, or (v, b, k) where each view was mixed by itself. ``index``: int64 (b,) positions in
-    the dataset. ``notes``: what had to be done to an image to read it, as (image name, sentence).
+    the dataset. ``notes``: what had to be done to an image to read it, as (image name, sentence). ``draw``: int64
+    (b,) how often the image came before in its epoch; None: never.
     """
 
     views: tuple[Shaped[Tensor, "b 3 _ _"], ...]
     target: Int64[Tensor, " b"] | Float[Tensor, "*v b k"]
     index: Int64[Tensor, " b"]
     notes: tuple[tuple[str, str], ...] = ()
+    draw: Int64[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,18 @@ class Claim:
 @config
 class DataConfig:
     """``source``: a folder, a CSV manifest or a built-in set. ``batch_size`` is global, over all processes.
-    ``workers``: loader processes per process (null: chosen by the data and the machine). ``cache_side``: images are
-    kept decoded in memory with this short side when all fit into ``cache_gib`` (null: never). Unreadable images are
-    left out and named; more than ``max_unreadable`` (a share) of them stop the run, but ten never do (0: one does)."""
+    ``repeats``: each image comes so many times in a row with other draws (repeated augmentation: 3; off: 1), and an
+    epoch keeps its length, so it sees so many times fewer images. ``workers``: loader processes per process (null:
+    chosen by the data and the machine). ``cache_side``: images are kept decoded in memory with this short side when
+    all fit into ``cache_gib`` (null: never). Unreadable images are left out and named; more than ``max_unreadable`` (a
+    share) of them stop the run, but ten never do (0: one does)."""
 
     source: str | None = None
     train_split: Literal["train", "trainval"] = "train"
     eval_split: Literal["val", "test"] = "val"
     val_share: float = 0.2
     batch_size: int = 128
+    repeats: int = 1
     workers: int | None = None
     cache_side: int | None = None
     cache_gib: float = 2.0
@@ -57,6 +60,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"data.batch_size={self.batch_size} must be 1 or more")
+        if self.repeats < 1:
+            raise ValueError(f"data.repeats={self.repeats} must be 1 (off) or more, as 3")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"data.workers={self.workers} must be 0 or more, or null")
         if self.cache_side is not None and self.cache_side < 1:
@@ -101,6 +106,16 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.objective.loss == "bce" and self.mix.smoothing:
+            raise ValueError(
+                f"mix.smoothing={self.mix.smoothing} gives every class a share, and objective.loss=bce takes each "
+                "share for wholly right: set mix.smoothing=0"
+            )
+        seen, sizes = self.objective.views_per_step, len(self.views.sizes)
+        if seen is not None and seen > sizes:
+            raise ValueError(f"objective.views_per_step={seen}, but views.sizes has {sizes}: give at most as many")
 
 
 _ADAPTER = TypeAdapter(Recipe)
@@ -149,6 +164,8 @@ def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
         checked = TypeAdapter(type(known)).validate_python(values | options)
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error, 'model.')}") from None
+    if recipe.objective.cosub and not checked.drop_path:
+        raise UserError(f"{what}: with model.drop_path=0 cosub's two passes are one: set model.drop_path, as 0.1")
     return replace(recipe, model={"name": name, **{key: getattr(checked, key) for key in options}})
 
 

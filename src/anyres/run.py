@@ -25,10 +25,11 @@ from anyres.models.contract import Backbone
 from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.train import checkpoint
-from anyres.train.loop import NonFiniteLoss, Plan, train
-from anyres.train.objective import Student
+from anyres.train.loop import Callbacks, NonFiniteLoss, Plan, train
+from anyres.train.objective import Student, window
 from anyres.train.optim import build_optimizer
 from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
+from anyres.teacher import Teacher, build_teacher, has_two_heads
 from anyres.train.state import State, build_ema
 from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches
 
@@ -52,11 +53,12 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     for those in (images, held_out):
         those.check(recipe.data.max_unreadable)
     model = build_model(recipe, len(images.source.classes))
+    teacher = build_teacher(recipe, images.source.classes, accelerator.device)
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         (run / RECIPE).write_text(dump_recipe(recipe))
     accelerator.wait_for_everyone()
-    state = fit(recipe, model, images, held_out, run, accelerator)
+    state = fit(recipe, model, images, held_out, run, accelerator, teacher)
     if accelerator.is_main_process:
         publish(recipe, run, state, images, held_out)
         if report:
@@ -71,10 +73,11 @@ def fit(
     held_out: DecodedImages,
     run: Path,
     accelerator: Accelerator,
+    teacher: Teacher | None = None,
 ) -> State:
     """Train ``model`` as ``recipe`` says, from the newest checkpoint in ``run`` if there is one; the final state.
 
-    ``model`` may be any module with timm's contract. Raises as ``train_run`` does.
+    ``model`` may be any module with timm's contract. ``teacher``: what ``build_teacher`` made of the recipe. Raises as ``train_run`` does.
     """
     plan = make_plan(recipe, len(images))
     synchronise_batch_norm(model.to(accelerator.device))
@@ -85,15 +88,18 @@ def fit(
     check_same_images(state, len(images), run)
     for sentence in (*said, *describe(recipe, images, held_out, plan, state, accelerator)):
         console.print(sentence)
-    student = accelerator.prepare(Student(model, recipe.objective.target))
+    two_heads = teacher is not None and has_two_heads(model)
+    student = accelerator.prepare(Student(model, recipe.objective.target, two_heads))
     state.optimizer = accelerator.prepare(optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
         return score_views(recipe, scored, held_out, accelerator)
 
+    if teacher is not None:
+        console.print(teacher.told())
     batches = feed(recipe, images, plan, state.progress.step, accelerator)
     try:
-        ended = train(accelerator, student, state, batches, plan, run, evaluate, run.name)
+        ended = train(accelerator, student, state, batches, plan, run, Callbacks(evaluate, teacher), run.name)
     except NonFiniteLoss as error:
         names = ", ".join(images.source.records[i].name for i in error.index.tolist()[:8])
         raise UserError(f"{error}, in the batch {names}; {run} keeps the last good state: lower optim.lr") from None
@@ -156,6 +162,9 @@ def describe(
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
         f"peak learning rate {recipe.optim.peak_lr(plan.batch_size):.3g}"
     )
+    if recipe.data.repeats > 1:
+        seen = min(len(images), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))
+        yield f"each image comes {recipe.data.repeats} times in a row with other draws: an epoch sees {seen} images"
     if state.progress.step:
         yield f"continuing from step {state.progress.step} of {plan.steps}"
 
@@ -172,6 +181,7 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
         seed=seed,
         start_step=start,
         stop_step=plan.steps,
+        repeats=recipe.data.repeats,
         rank=rank,
         world=accelerator.num_processes,
         workers=recipe.data.workers,
@@ -183,7 +193,7 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
         if recipe.mix.on:
             views, target = mix(batch.views, batch.target, classes, recipe.mix, mix_rng(seed, step, rank))
             batch = replace(batch, views=views, target=target)
-        yield batch
+        yield window(batch, step, recipe.objective.views_per_step)
 
 
 def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, accelerator: Accelerator) -> dict[str, float]:

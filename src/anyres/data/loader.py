@@ -1,6 +1,14 @@
 """Batches from a position: step s of a run is a function of (seed, s), whatever the workers, ranks or earlier steps.
 
 An epoch is a permutation drawn from (seed, epoch); sample i of it is augmented from (seed, epoch, i).
+
+Repeated augmentation (DeiT's sampler, as published runs of DeiT, DeiT III, CaiT, ResMLP and ResFormer had it): with
+``repeats`` R each image of the permutation comes R times in a row with other draws, and rank r of W takes every W-th
+sample, beginning with its r-th, so that from W = R on the copies lie on different ranks. An epoch keeps the data set's
+own length, so it sees about n / R different images. Where ours deviates: the permutation is drawn from (seed, epoch),
+not from the epoch alone; the length is rounded down to the global batch, not to a multiple of 256 (which gave sets of
+fewer than 256 images no sample at all), the same 1,281,024 of ImageNet for a batch of 1024; and one process does it
+too.
 """
 
 from __future__ import annotations
@@ -41,6 +49,7 @@ def train_batches(
     seed: int,
     start_step: int,
     stop_step: int,
+    repeats: int = 1,
     rank: int = 0,
     world: int = 1,
     workers: int | None = None,
@@ -48,15 +57,18 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The batches of steps ``start_step`` to ``stop_step`` - 1: uint8 views (batch_size / world, 3, H_i, W_i).
 
-    Rank r takes the r-th slice of each global batch. When the images are fewer than the batch, they come again with
-    other draws. An unreadable image is replaced by the next readable one, and ``notes`` says so. Raises UserError,
-    among others when more than ``max_unreadable`` (a share; ten images always may, unless it is 0) cannot be read.
+    Rank r takes the r-th slice of each global batch; with ``repeats`` every W-th sample of it, from its r-th on. When
+    the images are fewer than the batch, they come again with other draws. An unreadable image is replaced by the next
+    readable one, and ``notes`` says so. Raises UserError, among others when more than ``max_unreadable`` (a share; ten
+    images always may, unless it is 0) cannot be read.
     """
     if len(images) == 0 or len(images) != len(targets):
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be shared by {world} processes: make it a multiple of {world}")
-    sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world)
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}: each image comes once or more, as 3 times in repeated augmentation")
+    sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world, repeats)
     dataset = TrainSamples(images, targets.tolist(), augment, views, seed, max_unreadable)
     return _batches(_make_loader(dataset, sampler, workers, images.cached))
 
@@ -89,8 +101,11 @@ def eval_batches(
 class _Steps:
     """Batch sampler: the keys of one rank's slice of each global batch, from the first step asked for."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, steps: range, rank: int, world: int) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: int, steps: range, rank: int, world: int, repeats: int = 1
+    ) -> None:
         self.n, self.batch_size, self.seed, self.steps, self.rank, self.world = n, batch_size, seed, steps, rank, world
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -100,9 +115,16 @@ class _Steps:
         for step in self.steps:
             epoch, position = divmod(step, per_epoch)
             order = _permutation(self.n, self.seed, epoch)
-            first = position * self.batch_size + self.rank * share
-            # an image that comes again in a small epoch has index i + n, i + 2n, ...: other draws, same image
-            yield [(epoch, int(order[k % self.n]) + k // self.n * self.n) for k in range(first, first + share)]
+            batch = range(position * self.batch_size, (position + 1) * self.batch_size)
+            first = self.rank * share
+            mine = batch[first : first + share] if self.repeats == 1 else batch[self.rank :: self.world]
+            yield [(epoch, self._index(order, k)) for k in mine]
+
+    def _index(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], k: int) -> int:
+        """Sample k of an epoch: image i, or i + n, i + 2n, ... when it comes again: other draws, same image."""
+        which, copy = divmod(k, self.repeats)
+        tour, place = divmod(which, self.n)
+        return int(order[place]) + (tour * self.repeats + copy) * self.n
 
 
 @lru_cache(maxsize=2)
@@ -152,8 +174,8 @@ def _batches(loader: DataLoader[Sample]) -> Iterator[Batch]:
         for item in collated:
             if isinstance(item, UserError):
                 raise item
-            views, target, index, notes = item
-            yield Batch(tuple(views), target, index, tuple((name, note) for name, note in notes))
+            views, target, index, notes, draw = item
+            yield Batch(tuple(views), target, index, tuple((name, note) for name, note in notes), draw)
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
 

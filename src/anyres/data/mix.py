@@ -15,6 +15,7 @@ from anyres.data.augment import key, seeded
 from anyres.flow import Batch
 
 _ERASE, _CHOOSE, _MIX = 1, 2, 3  # stages of the seed: their draws are independent of each other
+_STAGES = 4  # stages of one draw of an image
 Views = tuple[Float[Tensor, "b 3 _ _"], ...]
 
 
@@ -59,16 +60,17 @@ def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device:
 def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
     """Normalised views with, in each with ``probability``, a box of N(0, 1) noise of 2-33 % of the area (in place).
 
-    Box and noise depend on (seed, epoch, index, view) alone, whatever the device and rank.
+    Box and noise depend on (seed, epoch, index, draw, view) alone, whatever the device and rank.
     """
     from timm.data.random_erasing import RandomErasing
 
     box = RandomErasing(probability=1.0, max_area=0.333, mode="pixel", device="cpu")
     if probability > 0:
+        draws = [0] * len(batch.index) if batch.draw is None else batch.draw.tolist()
         for i, view in enumerate(batch.views):
-            for image, index in zip(view, batch.index.tolist(), strict=True):
-                if key(seed, epoch, index, i, _CHOOSE) < probability * 2**63:
-                    with seeded(seed, epoch, index, i, _ERASE):
+            for image, index, draw in zip(view, batch.index.tolist(), draws, strict=True):
+                if key(seed, epoch, index, i, _CHOOSE + _STAGES * draw) < probability * 2**63:
+                    with seeded(seed, epoch, index, i, _ERASE + _STAGES * draw):
                         box(image)
     return batch
 

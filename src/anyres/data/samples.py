@@ -43,10 +43,11 @@ class Sample:
     target: int
     index: int
     notes: tuple[tuple[str, str], ...]
+    draw: int = 0
 
 
-Key = tuple[int, int]  # (epoch, index); evaluation uses epoch 0
-Collated = tuple[Sequence[Tensor], Tensor, Tensor, Sequence[tuple[str, str]]]  # lists, once pinned
+Key = tuple[int, int]  # (epoch, index + n for each time that the image came before); evaluation uses epoch 0
+Collated = tuple[Sequence[Tensor], Tensor, Tensor, Sequence[tuple[str, str]], Tensor]  # lists, once pinned
 
 
 class TrainSamples(Dataset[Sample]):
@@ -73,9 +74,10 @@ class TrainSamples(Dataset[Sample]):
                 return error
 
     def _sample(self, epoch: int, index: int) -> Sample:
-        decoded, shown, notes = self._read(index % len(self.images))
+        draw, position = divmod(index, len(self.images))
+        decoded, shown, notes = self._read(position)
         views = make_views(decoded.image, self.augment, self.views, self.seed, epoch, index)
-        return Sample(views, self.targets[shown], shown, notes)
+        return Sample(views, self.targets[shown], shown, notes, draw)
 
     def _read(self, first: int) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:
         """The image, or the next readable one after it; its position; notes on both."""
@@ -148,4 +150,5 @@ def _collate(samples: list[Sample]) -> Collated:
     views = tuple(torch.stack(same) for same in zip(*(s.views for s in read), strict=True))  # (b, 3, H_i, W_i) each
     target = torch.tensor([s.target for s in read], dtype=torch.int64)
     index = torch.tensor([s.index for s in read], dtype=torch.int64)
-    return views, target, index, tuple(note for s in samples for note in s.notes)
+    draw = torch.tensor([s.draw for s in read], dtype=torch.int64)
+    return views, target, index, tuple(note for s in samples for note in s.notes), draw
