@@ -5,24 +5,32 @@ torch.hub.load("path/to/anyres", "S60", source="local", pretrained=True, num_cla
 """
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec as _find_spec
+from pathlib import Path as _Path
 
-dependencies = ["torch", "torchvision", "timm", "jaxtyping", "safetensors", "huggingface_hub", "yaml"]
-
-sys.path.insert(0, str(Path(__file__).parent / "src"))  # a checkout need not be installed
-
-import anyres as _anyres  # noqa: E402
-from anyres.models.zoo import ALIASES as _ALIASES  # noqa: E402
+dependencies = [
+    *("torch", "torchvision", "timm", "jaxtyping", "safetensors", "wrapt", "yaml"),
+    *("huggingface_hub", "httpx2", "filelock", "platformdirs", "rich"),  # to fetch weights
+]
 
 
-def _entry_point(_name: str) -> Callable[..., object]:
+def _entry_point(name: str) -> object:
     def entry_point(*args: object, **options: object) -> object:
-        return _anyres.create_model(_name, *args, **options)
+        import anyres
 
-    entry_point.__name__ = _name
-    entry_point.__doc__ = f"anyres.create_model({_name!r}, num_classes=None, *, pretrained=False, **options)"
+        return anyres.create_model(name, *args, **options)
+
+    entry_point.__name__ = name
+    entry_point.__doc__ = f"anyres.create_model({name!r}, num_classes=None, *, pretrained=False, **options)"
     return entry_point
 
 
-globals().update({name: _entry_point(name) for name in (*_anyres.list_models(), *_ALIASES)})
+if all(map(_find_spec, dependencies)):  # else torch.hub says which is missing
+    _source = str(_Path(__file__).parent / "src")
+    if _source not in sys.path:
+        sys.path.insert(0, _source)  # a checkout need not be installed
+    from anyres.models.zoo import ALIASES as _ALIASES
+    from anyres.models.zoo import FAMILIES as _FAMILIES
+
+    _names = [name for models in _FAMILIES.values() for name in models]
+    globals().update({name: _entry_point(name) for name in (*_names, *_ALIASES)})
