@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from anyres.flow import Size
+from anyres.flow import Point, Size
 from anyres.models import create_model
 from anyres.models.index import known_weights
 from anyres.models.weights import save_weights
 from anyres.models.zoo import FAMILIES
+from anyres.publish import compared
+from anyres.recipe import Claim
 from anyres.trained import _native_side, crop_ratio, open_images, open_trained, scored_batches, seen_as
 from tests.command import COMMANDS, anyres, parse, refused
 from tests.conftest import TinyRun
@@ -188,3 +192,81 @@ def test_multi_head_files_are_counted(tmp_path: Path) -> None:
     line = refused("eval", "S60_multi", "--weights", tmp_path / "multi.safetensors")
     assert "does not fit this model" in line
     assert "classes" not in line
+
+
+@pytest.fixture(scope="module")
+def many(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """ResFormer-tiny with three classes, untrained, in a file; and the file of their names."""
+    root = tmp_path_factory.mktemp("many")
+    torch.manual_seed(0)
+    save_weights(create_model("resformer_tiny", 3), root / "tiny.safetensors", {})
+    (root / "names.csv").write_text("disc\nsquare\nstripes\n")
+    return root / "tiny.safetensors", root / "names.csv"
+
+
+def test_the_difference_to_what_was_published(tiny_run: TinyRun, many: tuple[Path, Path], tmp_path: Path) -> None:
+    weights, names = many
+    told = tmp_path / "deep" / "told.json"
+    words = ("eval", "resformer_tiny.mr", "--weights", weights, "--data", tiny_run.data, "--classes", names)
+    answer = anyres(*words, "--sizes", "96,32", "--json", told)
+    assert answer.code == 0, answer.err
+    said = json.loads(told.read_text())
+    first, second = said["points"]
+    assert (first["size"], first["claim"], second["size"]) == ("96", 61.40, "32")
+    assert "claim" not in second
+    assert first["difference"] == pytest.approx(100 * first["top1"] - 61.40, abs=1e-3)
+    line = next(line for line in answer.out.splitlines() if line.startswith("claimed at 96 px: 61.40 %"))
+    assert "ResFormer paper, table 1, on ImageNet-1k" in line
+    assert f"a difference of {100 * first['top1'] - 61.4:+.2f}" in line
+    holds = first["top1_low"] <= 0.614 <= first["top1_high"]
+    assert f"{'holds' if holds else 'does not hold'} the claim" in line
+    assert "claimed at 32" not in answer.out
+    assert said["seen"] == {
+        "short_side_at_most": None,
+        "crop": 0.875,
+        "warp": False,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert (said["images"], said["classes"], said["of_classes"]) == (9, 3, 3)
+    assert said["weights"] == str(weights)
+    assert all(digits in answer.out for digits in said["fingerprint"]["pixels"].values())
+    only = anyres(*words, "--sizes", "32")
+    assert "claimed only at 96, 112," in only.out
+
+
+def test_json_instead_of_the_table(tiny_run: TinyRun) -> None:
+    answer = anyres("eval", tiny_run.folder, "--sizes", "32", "--json", "-")
+    assert answer.code == 0
+    said = json.loads(answer.out)
+    assert said["points"][0]["n"] == said["images"] == 9
+    assert said["seen"]["short_side_at_most"] == 192
+    assert said["notes"] == ["no val split: 9 of 42 images held out of train for it"]
+
+
+def test_a_claim_for_more_classes_than_there_are(tiny_run: TinyRun, five: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "five.csv"
+    listed.write_text("square\nhexagon\nstripes\nstar\ndisc\n")
+    trained = open_trained("restv2_nano", str(five), listed)
+    trained = replace(trained, recipe=replace(trained.recipe, claim=Claim(source="us", top1={"48": 90.0})))
+    images = trained.images(str(tiny_run.data))
+    point = Point("m", 48, 48, 0.5, 0.3, 0.95, 0.9, 1.0, 9, 1.0, 1.0, 1)
+    first, second = compared(trained, images, [point])
+    assert "measured 50.00 %, a difference of -40.00; the 95 % interval 30.00 to 95.00 holds the claim" in first
+    assert second == "the claim is for 5 classes, here are images of 3: not the same task"
+    assert compared(trained, images, [replace(point, top1_high=0.8)])[0].endswith("80.00 does not hold the claim")
+
+
+def test_a_run_keeps_its_evaluation(tiny_run: TinyRun, tmp_path: Path) -> None:
+    facts = json.loads((tiny_run.folder / "run.json").read_text())
+    assert [p["size"] for p in facts["evaluation"]["points"]] == ["32", "48"]
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    assert anyres("curve", folder, "--sizes", "40").code == 0
+    again = json.loads((folder / "run.json").read_text())
+    assert [p["size"] for p in again.pop("evaluation")["points"]] == ["40"]
+    del facts["evaluation"]
+    assert again == facts
+    page = (folder / "report.html").read_text()
+    assert "decoder and resize" in page
+    line = refused("curve", "restv2_nano", "--weights", folder, "--data", tiny_run.data, "--out", folder)
+    assert "is the run folder of something else" in line

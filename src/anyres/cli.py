@@ -139,16 +139,19 @@ def evaluate(
     split: Split = None,
     sizes: Sizes = None,
     classes: Classes = None,
+    into: Annotated[
+        Path | None, typer.Option("--json", help="A file for all numbers as JSON; - prints them instead of the table.")
+    ] = None,
 ) -> None:
-    """Score a trained run, or any model with weights, at its own sizes or at the sizes given.
+    """Score a trained run, or any model with weights, at its own sizes or at the sizes given, against its claim.
 
     Example: `anyres eval runs/first --sizes 64,128 --split test`
 
     Published weights: `anyres eval deit3_small.384 --data imagenet --sizes 224,384`
     """
-    from anyres.verbs import Subject, evaluate_run
+    from anyres.verbs import Subject, Where, evaluate_run
 
-    evaluate_run(Subject(model, weights, classes), data, split, sizes)
+    evaluate_run(Subject(model, weights, classes), Where(data, split), sizes, into)
 
 
 @app.command()
@@ -166,9 +169,10 @@ def curve(
 
     Example: `anyres curve runs/first --sizes 64:320:32 320x192`
     """
-    from anyres.verbs import Subject, curve_run
+    from anyres.verbs import Subject, Where, curve_run
 
-    curve_run(Subject(model, weights, classes), data, split, [*(sizes or []), *(more or [])] or ["64:320:32"], out)
+    wanted = [*(sizes or []), *(more or [])] or ["64:320:32"]
+    curve_run(Subject(model, weights, classes), Where(data, split), wanted, out)
 
 
 @app.command()

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torchvision.transforms.v2.functional import to_pil_image
 
+from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.evaluate.curve import Measured, plot, write_csv
+from anyres.evaluate.fingerprint import Fingerprint, fingerprint
 from anyres.evaluate.report import Prediction, ReportPage, Sample, console_table, write_html
 from anyres.flow import Point, Size
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.train.state import State
-from anyres.trained import WEIGHTS, Trained, evaluated_sizes, seen_as
+from anyres.trained import RECIPE, WEIGHTS, Trained, crop_ratio, evaluated_sizes, seen_as
 
 MOST_NOTES = 100  # on a page
 
@@ -63,12 +67,12 @@ def report_on(
     trained: Trained, images: DecodedImages, sizes: Sequence[Size] | None = None, out: Path | None = None
 ) -> list[Measured]:
     """Measure a model at ``sizes`` (the recipe's if none) and write ``curve.csv``, ``curve.png`` and ``report.html``
-    in ``out``, a run's own folder if not given. Raises ValueError where there is neither."""
-    recipe, folder = trained.recipe, out or trained.folder
-    if folder is None:
-        raise ValueError(f"{trained.name} has no folder of its own")
+    in ``out``, a run's own folder if not given, and ``evaluation`` in ``run.json``. Raises UserError as
+    ``folder_for`` does."""
+    recipe, folder = trained.recipe, folder_for(trained, out)
     measured = trained.measure(images, sizes or evaluated_sizes(recipe))
     points = [m.point for m in measured]
+    at = [Size(p.height, p.width) for p in points]
     trained_at = {trained.name: recipe.views.parsed} if trained.folder else {}
     write_csv(points, folder / "curve.csv")
     plot(points, folder / "curve.png", train_sizes=trained_at)
@@ -81,14 +85,37 @@ def report_on(
         claim=f"Top-1 accuracy on {points[0].n} images of the {images.source.split} split at every size measured.",
         points=points,
         samples=samples_of(images, [(trained.name, trained, measured)], 12),
-        notes=[*expected(recipe, points), *notes],
-        facts=facts_of(trained),
+        notes=[*compared(trained, images, points), *notes],
+        facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, at)))],
         train_sizes=trained_at,
     )
     write_html(folder / "report.html", page)
-    screen().print(console_table(points))
-    screen().print(f"images are seen so: {seen_as(recipe)}", soft_wrap=True)
+    write_json(trained.facts | {"evaluation": evaluation(trained, images, measured)}, folder / "run.json")
+    show(trained, images, points)
     return measured
+
+
+def folder_for(trained: Trained, out: Path | None) -> Path:
+    """Where results of a model go. Raises UserError when nobody said, or it is the folder of another run."""
+    folder = out or trained.folder
+    if folder is None:
+        raise UserError(f"{trained.name} has no run folder: give --out a folder for curve.csv and report.html")
+    own = trained.folder is not None and folder.resolve() == trained.folder.resolve()
+    if not own and (folder / RECIPE).exists():
+        raise UserError(f"{folder} is the run folder of something else: choose another --out")
+    return folder
+
+
+def show(trained: Trained, images: DecodedImages, points: Sequence[Point]) -> None:
+    """Print what was measured, the difference to what is claimed, and what has to be equal to compare it."""
+    out = screen()
+    out.print(console_table(points))
+    for sentence in (
+        *compared(trained, images, points),
+        f"images are seen so: {seen_as(trained.recipe)}",
+        f"fingerprint: {pixels_of(trained, [Size(p.height, p.width) for p in points])}",
+    ):
+        out.print(sentence, markup=False, soft_wrap=True)
 
 
 def samples_of(
@@ -140,10 +167,73 @@ def facts_of(trained: Trained) -> list[tuple[str, str]]:
 
 def expected(recipe: Recipe, points: Sequence[Point]) -> list[str]:
     """The difference to the recipe's claim, one sentence for each size that is both claimed and measured."""
-    at = {str(Size(p.height, p.width)): 100 * p.top1 for p in points}
-    return [
-        f"claimed at {size} px: {claim:.1f} % ({recipe.claim.source}); measured {at[size]:.1f} %, "
-        f"a difference of {at[size] - claim:+.1f}"
-        for size, claim in recipe.claim.top1.items()
-        if size in at
-    ]
+    sentences = []
+    for point in points:
+        size = str(Size(point.height, point.width))
+        if size in recipe.claim.top1:
+            claim = recipe.claim.top1[size]
+            inside = 100 * point.top1_low <= claim <= 100 * point.top1_high
+            sentences.append(
+                f"claimed at {size} px: {claim:.2f} % ({recipe.claim.source}); measured {100 * point.top1:.2f} %, "
+                f"a difference of {100 * point.top1 - claim:+.2f}; the 95 % interval {100 * point.top1_low:.2f} to "
+                f"{100 * point.top1_high:.2f} {'holds' if inside else 'does not hold'} the claim"
+            )
+    if recipe.claim.top1 and not sentences:
+        sentences = [f"claimed only at {', '.join(recipe.claim.top1)} px ({recipe.claim.source}): nothing to compare"]
+    return sentences
+
+
+def compared(trained: Trained, images: DecodedImages, points: Sequence[Point]) -> list[str]:
+    """``expected``, and a warning where the images measured are plainly not those of the claim."""
+    sentences = expected(trained.recipe, points)
+    there, known = len({r.target for r in images.source.records} - {-1}), len(trained.names)
+    if sentences and there < known:
+        sentences.append(f"the claim is for {known} classes, here are images of {there}: not the same task")
+    return sentences
+
+
+def pixels_of(trained: Trained, sizes: Sequence[Size]) -> Fingerprint:
+    """The fingerprint of how this machine shows images to the model."""
+    recipe = trained.recipe
+    return fingerprint(sizes, crop_ratio(recipe), recipe.evaluate.warp, recipe.data.cache_side)
+
+
+def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measured]) -> dict[str, Any]:
+    """All that is needed to compare this measurement with another, as plain values for JSON."""
+    recipe, source, points = trained.recipe, images.source, [m.point for m in measured]
+    sizes = [Size(p.height, p.width) for p in points]
+    rows = []
+    for size, point in zip(map(str, sizes), points, strict=True):
+        claim = recipe.claim.top1.get(size)
+        claimed = {} if claim is None else {"claim": claim, "difference": round(100 * point.top1 - claim, 4)}
+        rows.append({"size": size, **asdict(point), **claimed})  # the claim in percent, the difference in points
+    return {
+        "model": trained.name,
+        "weights": trained.weights,
+        "data": source.name,
+        "split": source.split,
+        "images": len(images),
+        "classes": len({r.target for r in source.records} - {-1}),
+        "of_classes": len(trained.names),
+        "claim_source": recipe.claim.source,
+        "seen": {
+            "short_side_at_most": recipe.data.cache_side,
+            "crop": None if recipe.evaluate.warp else crop_ratio(recipe),
+            "warp": recipe.evaluate.warp,
+            "mean": list(recipe.data.mean),
+            "std": list(recipe.data.std),
+        },
+        "device": trained.device.type,
+        "dtype": str(trained.autocast or torch.float32).removeprefix("torch."),
+        "fingerprint": asdict(pixels_of(trained, sizes)),
+        "points": rows,
+        "notes": [*source.notes, *(f"{name}: {what}" for name, what in images.remarks().items())],
+    }
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """Write plain values, replacing ``path`` at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)

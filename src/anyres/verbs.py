@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,9 @@ from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalise
 from anyres.data.views import eval_view
 from anyres.evaluate.curve import pick, read_csv
-from anyres.evaluate.report import console_table
 from anyres.flow import Batch, Record, Size, parse_sizes
-from anyres.publish import messages, report_on, said_of, screen
-from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_trained, seen_as
+from anyres.publish import evaluation, folder_for, messages, report_on, said_of, screen, show, write_json
+from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_trained
 
 
 class Subject(NamedTuple):
@@ -39,25 +39,37 @@ class Subject(NamedTuple):
         return trained
 
 
-def evaluate_run(subject: Subject, data: str | None, split: str | None, sizes: Sequence[str] | None) -> None:
-    """Print accuracy and cost of a model at ``sizes``, its recipe's if none are given; writes nothing."""
+class Where(NamedTuple):
+    """The images to measure on: --data, --split."""
+
+    data: str | None = None
+    split: str | None = None
+
+
+def evaluate_run(subject: Subject, where: Where, sizes: Sequence[str] | None, into: Path | None = None) -> None:
+    """Print accuracy and cost of a model at ``sizes``, its recipe's if none are given, and what it was claimed to be.
+
+    ``into``: the same as JSON in that file, or instead of the table on stdout if it is ``-``.
+    """
     wanted = parse_sizes(sizes) if sizes else None
     trained = subject.open()
-    images = trained.images(data, split)
+    images = trained.images(*where)
     measured = trained.measure(images, wanted or evaluated_sizes(trained.recipe))
     tell(images)
-    screen().print(console_table([m.point for m in measured]))
-    screen().print(f"images are seen so: {seen_as(trained.recipe)}", soft_wrap=True)
+    if into is not None and str(into) == "-":
+        print(json.dumps(evaluation(trained, images, measured), indent=1))
+        return
+    show(trained, images, [m.point for m in measured])
+    if into is not None:
+        write_json(evaluation(trained, images, measured), into)
 
 
-def curve_run(subject: Subject, data: str | None, split: str | None, sizes: Sequence[str], out: Path | None) -> None:
+def curve_run(subject: Subject, where: Where, sizes: Sequence[str], out: Path | None = None) -> None:
     """Measure a model at ``sizes``; writes ``curve.csv``, ``curve.png`` and ``report.html`` in ``out`` or its run."""
     wanted = parse_sizes(sizes)
     trained = subject.open()
-    folder = out or trained.folder
-    if folder is None:
-        raise UserError(f"{trained.name} has no run folder: give --out a folder for curve.csv and report.html")
-    images = trained.images(data, split)
+    folder = folder_for(trained, out)
+    images = trained.images(*where)
     report_on(trained, images, wanted, folder)
     tell(images)
     screen().print(
