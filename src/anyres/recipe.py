@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -113,6 +113,7 @@ class Recipe:
                 f"mix.smoothing={self.mix.smoothing} gives every class a share, and objective.loss=bce takes each "
                 "share for wholly right: set mix.smoothing=0"
             )
+        self.views.plan(self.augment)  # raises where a group's colours and augment's exclude each other
         seen, sizes = self.objective.views_per_step, len(self.views.sizes)
         if seen is not None and seen > sizes:
             raise ValueError(f"objective.views_per_step={seen}, but views.sizes has {sizes}: give at most as many")
@@ -241,7 +242,7 @@ def _keys(path: Sequence[str]) -> list[str]:
     """The known keys of the group at ``path``."""
     group: Any = Recipe
     for part in path:
-        group = get_type_hints(group).get(part)
+        group = get_args(group)[0] if part.isdigit() else get_type_hints(group).get(part)
     return [f.name for f in fields(group)] if is_dataclass(group) else []
 
 

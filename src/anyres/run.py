@@ -24,12 +24,12 @@ from anyres.flow import Batch
 from anyres.models.contract import Backbone
 from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
+from anyres.teacher import Teacher, build_teacher, has_two_heads
 from anyres.train import checkpoint
 from anyres.train.loop import Callbacks, NonFiniteLoss, Plan, train
 from anyres.train.objective import Student, window
 from anyres.train.optim import build_optimizer
 from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
-from anyres.teacher import Teacher, build_teacher, has_two_heads
 from anyres.train.state import State, build_ema
 from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches
 
@@ -77,7 +77,8 @@ def fit(
 ) -> State:
     """Train ``model`` as ``recipe`` says, from the newest checkpoint in ``run`` if there is one; the final state.
 
-    ``model`` may be any module with timm's contract. ``teacher``: what ``build_teacher`` made of the recipe. Raises as ``train_run`` does.
+    ``model`` may be any module with timm's contract; ``teacher`` is what ``build_teacher`` made. Raises as
+    ``train_run`` does.
     """
     plan = make_plan(recipe, len(images))
     synchronise_batch_norm(model.to(accelerator.device))
@@ -153,9 +154,8 @@ def describe(
     yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
     parameters = sum(p.numel() for p in state.model.parameters())
     dtype = autocast_dtype(recipe.train.precision)
-    sizes = ", ".join(map(str, recipe.views.sizes))
     yield (
-        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, views {sizes}, "
+        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
     )
     yield (
@@ -206,7 +206,7 @@ def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, acceler
 
     top1: dict[str, float] = {}
     crop = crop_ratio(recipe)
-    for size in recipe.views.parsed:
+    for size in dict.fromkeys(recipe.views.parsed):
         batches = scored_batches(
             recipe, images, size, crop, accelerator.device, accelerator.process_index, accelerator.num_processes
         )

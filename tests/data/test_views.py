@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
-from anyres.data.views import ViewsConfig, eval_view, make_views
+from anyres.data.views import ViewGroup, ViewsConfig, eval_view, make_views
 from anyres.flow import Size
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,69 @@ def test_shared_views_are_the_largest_resized_without_antialiasing() -> None:
     assert torch.equal(large, make_views(IMAGE, PLAIN, ViewsConfig(sizes=("64",)), 1, 2, 3)[0])
 
 
-@pytest.mark.parametrize("how", [PLAIN, AugmentConfig(crop="padded"), AugmentConfig(brightness=0.4, hue=0.1)])
+MULTI_CROP = (  # DINO's ten views (recipes X1 and X2), small
+    ViewGroup(size=16, count=8, crop_scale=(0.05, 0.4), blur=0.5),
+    ViewGroup(size=32, blur=1.0),
+    ViewGroup(size=32, blur=0.1, solarize=0.2),
+)
+DINO = AugmentConfig(
+    crop_scale=(0.4, 1.0), brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8, grayscale=0.2
+)
+
+
+def test_groups_of_views_have_their_own_crops_and_colours() -> None:
+    views = ViewsConfig(groups=MULTI_CROP)
+    assert views.sizes == ("32", "32", *["16"] * 8)
+    assert views.told == "2 x 32, 8 x 16"
+    assert ViewsConfig(sizes=(16, 32, "32", *[16] * 7), groups=MULTI_CROP) == views  # as a recipe that is read back
+    plan = views.plan(DINO)
+    assert [(how.blur, how.solarize, how.crop_scale) for _, how in plan] == [
+        (1.0, 0.0, (0.4, 1.0)),
+        (0.1, 0.2, (0.4, 1.0)),
+        *[(0.5, 0.0, (0.05, 0.4))] * 8,
+    ]
+    assert all((how.grayscale, how.jitter, how.hue) == (0.2, 0.8, 0.1) for _, how in plan)
+    made = make_views(IMAGE, DINO, views, 1, 2, 3)
+    assert [tuple(view.shape) for view in made] == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 8
+    assert len({view.numpy().tobytes() for view in made}) == 10
+    again = make_views(IMAGE, DINO, views, 1, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+
+
+def test_a_group_that_changes_nothing_is_a_size() -> None:
+    """So multi-crop is an extension: the views of ``sizes`` and of as many plain groups are the same bytes."""
+    how = AugmentConfig(brightness=0.4, crop_scale=(0.3, 0.9))
+    sizes = make_views(IMAGE, how, ViewsConfig(sizes=(40, 24, 24)), 1, 2, 3)
+    plain = (ViewGroup(size=24, count=2), ViewGroup(size=40, crop_scale=(0.3, 0.9)))
+    groups = make_views(IMAGE, how, ViewsConfig(groups=plain), 1, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(sizes, groups, strict=True))
+
+
+def test_local_views_show_less_than_global_ones() -> None:
+    ramp = torch.arange(200, dtype=torch.uint8).expand(3, 200, 200).contiguous()
+    how = AugmentConfig(crop_scale=(0.4, 1.0), crop_ratio=(1.0, 1.0))
+    views = ViewsConfig(groups=(ViewGroup(size=48, count=2), ViewGroup(size=48, count=2, crop_scale=(0.05, 0.4))))
+    for index in range(20):
+        made = [view.float() for view in make_views(ramp, how, views, 0, 0, index)]
+        shares = [float(((v[0].max() - v[0].min()) / 199) ** 2) for v in made]
+        assert min(shares[:2]) > 0.35
+        assert max(shares[2:]) < 0.45
+
+
+def test_groups_that_cannot_be_meant() -> None:
+    with pytest.raises(UserError, match=r"views\.sizes=\[64\] and views\.groups both give sizes"):
+        ViewsConfig(sizes=(64,), groups=MULTI_CROP)
+    with pytest.raises(UserError, match=r"views\.share=true"):
+        ViewsConfig(share=True, groups=MULTI_CROP)
+    with pytest.raises(ValueError, match="count 0 of the views at 32"):
+        ViewGroup(size=32, count=0)
+    with pytest.raises(UserError, match="size 'big'"):
+        ViewGroup(size="big")
+    with pytest.raises(ValueError, match="three_augment does grayscale, blur or solarize itself"):
+        ViewsConfig(groups=MULTI_CROP).plan(AugmentConfig(three_augment=True))
+
+
+@pytest.mark.parametrize("how", [PLAIN, AugmentConfig(crop="padded"), AugmentConfig(crop="simple"), DINO])
 @pytest.mark.parametrize("share", [False, True])
 def test_a_view_of_one_pixel_is_a_mean_colour(how: AugmentConfig, share: bool) -> None:
     for image in (IMAGE, IMAGE[:, :1, :1], IMAGE[:, :1, :9]):

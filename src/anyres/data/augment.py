@@ -1,4 +1,4 @@
-"""One training view of one image: crop -> flip -> colour jitter or RandAugment, as a function of its seed alone.
+"""One training view of one image: crop -> flip -> colours, as a function of its seed alone.
 
 The operations are torchvision's and timm's; what is ours is that they draw from generators set by ``seeded``.
 """
@@ -22,9 +22,11 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from anyres.config import config
+from anyres.data.colour import blur, grey, rand_augment, solarise, sometimes, three_augment
 from anyres.flow import Size
 
-_FILL = (124, 116, 104)  # 255 x the mean of ImageNet: what geometric operations of RandAugment leave bare
+_PADDING = 4  # pixels around an image before a padded or simple crop
+_LONGEST = 8  # these crops first cut a window out of an image that is more than so many times as elongated as the view
 _RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p)\d+(\.\d+)?)*")
 
 
@@ -33,12 +35,17 @@ class AugmentConfig:
     """How a training view is cut and coloured.
 
     ``crop``: ``resized`` cuts a box of ``crop_scale`` of the area and ``crop_ratio`` (width/height) and resizes it;
-    ``padded`` pads 4 black pixels around and cuts at random (for pictures that have the view's size, as CIFAR's).
-    ``brightness``, ``contrast``, ``saturation``, ``hue``: strengths of colour jitter. ``rand_augment``: timm's string,
-    as ``rand-m9-mstd0.5-inc1``. ``erasing``: probability of a box of noise, drawn after normalising (mix.erase).
+    ``padded`` pads 4 black pixels around and cuts at random (for pictures that have the view's size, as CIFAR's);
+    ``simple`` (DeiT III's SRC) resizes so that the view is just covered, pads 4 mirrored pixels and cuts at random.
+    Colours, in the order of doing: ``three_augment``: exactly one of grey, solarised and blurred (DeiT III), with
+    neither rand_augment nor erasing nor the three by themselves. ``rand_augment``: timm's string, as
+    ``rand-m9-mstd0.5-inc1``, or colour jitter with the strengths ``brightness``, ``contrast``, ``saturation``, ``hue``
+    and the probability ``jitter``. ``grayscale``, ``blur`` (Gaussian, radius 0.1 to 2 pixels), ``solarize`` (values
+    from 128 on inverted): probabilities. ``erasing``: probability of a box of noise, drawn after normalising
+    (mix.erase).
     """
 
-    crop: Literal["resized", "padded"] = "resized"
+    crop: Literal["resized", "padded", "simple"] = "resized"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -46,13 +53,24 @@ class AugmentConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    jitter: float = 1.0
+    three_augment: bool = False
     rand_augment: str | None = None
+    grayscale: float = 0.0
+    blur: float = 0.0
+    solarize: float = 0.0
     erasing: float = 0.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
         if self.jitters and self.rand_augment:
             raise ValueError("colour jitter and rand_augment exclude each other: set one of them to 0 or null")
+        if self.three_augment and self.rand_augment:
+            raise ValueError("three_augment and rand_augment exclude each other: set one of them to false or null")
+        if self.three_augment and self.erasing:
+            raise ValueError(f"three_augment goes without erasing, which is {self.erasing}: set it to 0")
+        if self.three_augment and any((self.grayscale, self.blur, self.solarize)):
+            raise ValueError("three_augment does grayscale, blur or solarize itself: set these probabilities to 0")
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ValueError(f"rand_augment {self.rand_augment!r} is not of the form 'rand-m9-mstd0.5-inc1'")
         low, high = self.crop_scale
@@ -62,6 +80,9 @@ class AugmentConfig:
             raise ValueError(f"crop_ratio {self.crop_ratio} must be two ratios, 0 < low <= high")
         if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
             raise ValueError(f"flip {self.flip} and erasing {self.erasing} are probabilities: 0 to 1")
+        for name in ("jitter", "grayscale", "blur", "solarize"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
             raise ValueError("strengths of colour jitter are 0 or more, and hue is at most 0.5")
 
@@ -98,13 +119,24 @@ def key(*numbers: int) -> int:
 
 def augment(image: UInt8[Tensor, "3 h w"], size: Size, how: AugmentConfig) -> UInt8[Tensor, "3 H W"]:
     """One view at ``size``, drawn from the global generators: call it within ``seeded``."""
-    view: UInt8[Tensor, "3 H W"] = _transform(how, size)(_cover(image, size) if how.crop == "padded" else image)
+    view: UInt8[Tensor, "3 H W"] = _transform(how, size)(image)
     return view
 
 
 def one_pixel(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 1 1"]:
     """The image's mean colour: torch 2.15's kernel that resizes bytes fails on this one size."""
     return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
+
+
+def _window(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+    """The image itself, or of a very long one a piece drawn along it, so that covering ``size`` fits into memory."""
+    h, w = image.shape[-2:]
+    kept_h = min(h, max(1, _LONGEST * w * size.height // size.width))
+    kept_w = min(w, max(1, _LONGEST * h * size.width // size.height))
+    if (kept_h, kept_w) == (h, w):
+        return image
+    top, left = int(torch.randint(h - kept_h + 1, ())), int(torch.randint(w - kept_w + 1, ()))
+    return image[:, top : top + kept_h, left : left + kept_w]
 
 
 def _cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
@@ -120,11 +152,28 @@ def _cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"
     return covered
 
 
+def _just_cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+    """The image resized, down or up, so that it just covers ``size``: for a square, torchvision's Resize(side)."""
+    h, w = image.shape[-2:]
+    if size.height * w >= size.width * h:  # as wide as the view or wider: the height decides
+        new = [size.height, max(size.width, int(size.height * w / h))]
+    else:
+        new = [max(size.height, int(size.width * h / w)), size.width]
+    if new == [1, 1]:
+        return one_pixel(image)
+    covered: Tensor = F.resize(image, new, InterpolationMode.BICUBIC, antialias=True)
+    return covered
+
+
 @lru_cache(maxsize=64)
 def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
     steps: list[Callable[[Tensor], Tensor]] = []
     if how.crop == "padded":
-        steps.append(v2.RandomCrop(size, padding=4))
+        steps += [lambda image: _cover(_window(image, size), size), v2.RandomCrop(size, padding=_PADDING)]
+    elif how.crop == "simple":
+        around = min(_PADDING, *(side - 1 for side in size))  # no more can be mirrored
+        steps.append(lambda image: _just_cover(_window(image, size), size))
+        steps.append(v2.RandomCrop(size, padding=around, padding_mode="reflect"))
     else:
         mode = InterpolationMode(how.interpolation)
         cut = Size(2, 2) if size == (1, 1) else size
@@ -133,10 +182,7 @@ def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
             steps.append(one_pixel)
     if how.flip:
         steps.append(v2.RandomHorizontalFlip(how.flip))
-    if how.rand_augment:
-        steps.append(_rand_augment(how.rand_augment, size, how.interpolation))
-    elif how.jitters:
-        steps.append(v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue))
+    steps += _colours(how, size)
 
     def run(image: Tensor) -> Tensor:
         for step in steps:
@@ -146,20 +192,16 @@ def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _rand_augment(text: str, size: Size, interpolation: str) -> Callable[[Tensor], Tensor]:
-    from PIL import Image
-    from timm.data.auto_augment import rand_augment_transform
-
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    options = {
-        "translate_const": int(min(size) * 0.45),
-        "img_mean": _FILL,
-        "interpolation": filters[interpolation],
-    }
-    transform = rand_augment_transform(text, options)
-
-    def run(image: Tensor) -> Tensor:
-        pixels = np.array(transform(Image.fromarray(image.permute(1, 2, 0).numpy())))
-        return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-
-    return run
+def _colours(how: AugmentConfig, size: Size) -> list[Callable[[Tensor], Tensor]]:
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if how.three_augment:
+        steps.append(three_augment)
+    if how.rand_augment:
+        steps.append(rand_augment(how.rand_augment, size, how.interpolation))
+    elif how.jitters and how.jitter:
+        jitter = v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue)
+        steps.append(sometimes(how.jitter, jitter))
+    for probability, step in ((how.grayscale, grey), (how.blur, blur), (how.solarize, solarise)):
+        if probability:
+            steps.append(sometimes(probability, step))
+    return steps

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -12,7 +15,30 @@ from anyres.config import UserError, config
 from anyres.data.augment import AugmentConfig, augment, one_pixel, seeded
 from anyres.flow import Size
 
+_SIZES: tuple[str | int, ...] = ("224",)
 _LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
+
+
+@config
+class ViewGroup:
+    """``count`` views of one ``size``, cut and coloured as ``augment`` says but for what is given here (null: its)."""
+
+    size: str | int
+    count: int = 1
+    crop_scale: tuple[float, float] | None = None
+    grayscale: float | None = None
+    blur: float | None = None
+    solarize: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", str(Size.parse(self.size)))
+        if self.count < 1:
+            raise ValueError(f"views.groups: count {self.count} of the views at {self.size} must be 1 or more")
+
+    def augment(self, how: AugmentConfig) -> AugmentConfig:
+        """``how`` with what this group gives. Raises ValueError when that cannot be."""
+        given = {name: getattr(self, name) for name in ("crop_scale", "grayscale", "blur", "solarize")}
+        return replace(how, **{name: value for name, value in given.items() if value is not None})
 
 
 @config
@@ -20,22 +46,59 @@ class ViewsConfig:
     """The views of each training image, sorted so that the largest area comes first.
 
     ``sizes``: as ``224`` or ``320x192`` (height x width). ``share``: one augmentation at the largest size, from which
-    the others are resized; else each view is augmented by itself.
+    the others are resized; else each view is augmented by itself. ``groups``: instead of sizes, groups of views each
+    with its own crop scale and colours, as multi-crop has them; ``sizes`` is then worked out. Groups of one size keep
+    the order they are given in, so DINO's two global views come first.
     """
 
-    sizes: tuple[str | int, ...] = ("224",)
+    sizes: tuple[str | int, ...] = _SIZES
     share: bool = False
+    groups: tuple[ViewGroup, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sizes:
             raise UserError("views.sizes is empty: give one size or more, as 128, 96, 64")
-        ordered = sorted(map(Size.parse, self.sizes), key=lambda s: (s.height * s.width, s.height), reverse=True)
-        object.__setattr__(self, "sizes", tuple(map(str, ordered)))
+        groups = tuple(sorted(self.groups, key=lambda group: _by_area(Size.parse(group.size)), reverse=True))
+        ordered = tuple(map(str, sorted(map(Size.parse, self.sizes), key=_by_area, reverse=True)))
+        if groups:
+            counted = tuple(str(group.size) for group in groups for _ in range(group.count))
+            if self.sizes != _SIZES and ordered != counted:
+                raise UserError(
+                    f"views.sizes={list(self.sizes)} and views.groups both give sizes: leave one of them out"
+                )
+            if self.share:
+                raise UserError(
+                    "views.share=true resizes one view, and views.groups cuts each by itself: leave one out"
+                )
+            ordered = counted
+        object.__setattr__(self, "sizes", ordered)
+        object.__setattr__(self, "groups", groups)
 
     @property
     def parsed(self) -> tuple[Size, ...]:
         """The sizes as numbers, largest first."""
         return tuple(map(Size.parse, self.sizes))
+
+    @property
+    def told(self) -> str:
+        """The sizes for a message: ``224, 160`` or ``2 x 224, 8 x 96``."""
+        counts = {size: self.sizes.count(size) for size in self.sizes}
+        return ", ".join(str(size) if count == 1 else f"{count} x {size}" for size, count in counts.items())
+
+    def plan(self, how: AugmentConfig) -> tuple[tuple[Size, AugmentConfig], ...]:
+        """Size and augmentation of each view, largest first. Raises ValueError when a group cannot have its own."""
+        if not self.groups:
+            return tuple((size, how) for size in self.parsed)
+        return tuple((Size.parse(g.size), g.augment(how)) for g in self.groups for _ in range(g.count))
+
+
+def _by_area(size: Size) -> tuple[int, int]:
+    return size.height * size.width, size.height
+
+
+@lru_cache(maxsize=8)
+def _plan(views: ViewsConfig, how: AugmentConfig) -> tuple[tuple[Size, AugmentConfig], ...]:
+    return views.plan(how)
 
 
 def make_views(
@@ -47,13 +110,13 @@ def make_views(
     antialiasing, which is what ResFormer's published runs did (torchvision 0.8); unlike there they are then rounded
     and clipped to uint8, an error of half a grey level, so that every view leaves the loader as bytes.
     """
-    sizes = views.parsed
     if not views.share:
         made = []
-        for i, size in enumerate(sizes):
+        for i, (size, own) in enumerate(_plan(views, how)):
             with seeded(seed, epoch, index, i):
-                made.append(augment(image, size, how))
+                made.append(augment(image, size, own))
         return tuple(made)
+    sizes = views.parsed
     with seeded(seed, epoch, index, 0):
         largest = augment(image, sizes[0], how)
     return (largest, *(_shrink(largest, size) for size in sizes[1:]))
