@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -270,3 +271,27 @@ def test_a_run_keeps_its_evaluation(tiny_run: TinyRun, tmp_path: Path) -> None:
     assert "decoder and resize" in page
     line = refused("curve", "restv2_nano", "--weights", folder, "--data", tiny_run.data, "--out", folder)
     assert "is the run folder of something else" in line
+
+
+def test_classes_and_their_mistakes_are_written_where_asked(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "eval"
+    answer = anyres("eval", tiny_run.folder, "--sizes", "32,48", "--out", out, "--split", "train")
+    assert answer.code == 0, answer.err
+    names = {"per_class.csv", "confusion.csv", "confusion_32.png", "confusion_48.png"}
+    assert {p.name for p in out.iterdir()} == names
+    assert all(str(out / name) in answer.err for name in names)
+    with (out / "per_class.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["size"] == "48"]
+    assert [row["class"] for row in rows] == ["disc", "square", "stripes"]
+    share = sum(int(row["correct"]) for row in rows) / sum(int(row["n"]) for row in rows)
+    assert f"{100 * share:.1f}" == top1(answer.out)[1]
+    wrong = [row for row in rows if row["correct"] != row["n"]]
+    assert bool(wrong) <= ("worst classes at" in answer.out)
+
+
+def test_the_page_shows_the_classes(tiny_run: TinyRun) -> None:
+    page = (tiny_run.folder / "report.html").read_text()
+    assert 'id="classes"' in page
+    assert page.count("data:image/png") == 6
+    assert "Confusion matrix" in page
+    assert len(page) < 1_500_000

@@ -142,6 +142,9 @@ def evaluate(
     into: Annotated[
         Path | None, typer.Option("--json", help="A file for all numbers as JSON; - prints them instead of the table.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for per_class.csv, confusion.csv and its pictures.")
+    ] = None,
 ) -> None:
     """Score a trained run, or any model with weights, at its own sizes or at the sizes given, against its claim.
 
@@ -151,7 +154,7 @@ def evaluate(
     """
     from anyres.verbs import Subject, Where, evaluate_run
 
-    evaluate_run(Subject(model, weights, classes), Where(data, split), sizes, into)
+    evaluate_run(Subject(model, weights, classes), Where(data, split), sizes, into, out)
 
 
 @app.command()

@@ -15,9 +15,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
+from anyres.evaluate.confusion import Confusion, confusion, write_tables
 from anyres.evaluate.curve import Measured, plot, write_csv
 from anyres.evaluate.fingerprint import Fingerprint, fingerprint
-from anyres.evaluate.report import Prediction, ReportPage, Sample, console_table, write_html
+from anyres.evaluate.heatmap import heat_map
+from anyres.evaluate.report import Prediction, ReportPage, Sample, console_mistakes, console_table, write_html
 from anyres.flow import Point, Size
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
@@ -88,10 +90,11 @@ def report_on(
         notes=[*compared(trained, images, points), *notes],
         facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, at)))],
         train_sizes=trained_at,
+        mistakes=mistakes_at_best(images, measured),
     )
     write_html(folder / "report.html", page)
     write_json(trained.facts | {"evaluation": evaluation(trained, images, measured)}, folder / "run.json")
-    show(trained, images, points)
+    show(trained, images, measured)
     return measured
 
 
@@ -106,11 +109,31 @@ def folder_for(trained: Trained, out: Path | None) -> Path:
     return folder
 
 
-def show(trained: Trained, images: DecodedImages, points: Sequence[Point]) -> None:
+def mistakes_at_best(images: DecodedImages, measured: Sequence[Measured]) -> tuple[Size, Confusion]:
+    """What was taken for what at the size with the best top-1."""
+    point, scores = max(measured, key=lambda one: one.point.top1)
+    return Size(point.height, point.width), confusion(scores, images.source.classes)
+
+
+def write_mistakes(trained: Trained, images: DecodedImages, measured: Sequence[Measured], out: Path) -> list[Path]:
+    """Write ``per_class.csv``, ``confusion.csv`` and, for few classes, ``confusion_SIZE.png``; returns them."""
+    by_size = {Size(point.height, point.width): confusion(scores, images.source.classes) for point, scores in measured}
+    written = write_tables(by_size, out)
+    for size, one in by_size.items():
+        if picture := heat_map(one, f"{trained.name} on {Path(images.source.name).name} at {size} px"):
+            path = out / f"confusion_{size}.png"
+            path.write_bytes(picture)
+            written.append(path)
+    return written
+
+
+def show(trained: Trained, images: DecodedImages, measured: Sequence[Measured]) -> None:
     """Print what was measured, the difference to what is claimed, and what has to be equal to compare it."""
-    out = screen()
+    out, points = screen(), [m.point for m in measured]
+    size, mistakes = mistakes_at_best(images, measured)
     out.print(console_table(points))
     for sentence in (
+        *console_mistakes(mistakes, size),
         *compared(trained, images, points),
         f"images are seen so: {seen_as(trained.recipe)}",
         f"fingerprint: {pixels_of(trained, [Size(p.height, p.width) for p in points])}",

@@ -20,7 +20,17 @@ from anyres.data.mix import normalise
 from anyres.data.views import eval_view
 from anyres.evaluate.curve import pick, read_csv
 from anyres.flow import Batch, Record, Size, parse_sizes
-from anyres.publish import evaluation, folder_for, messages, report_on, said_of, screen, show, write_json
+from anyres.publish import (
+    evaluation,
+    folder_for,
+    messages,
+    report_on,
+    said_of,
+    screen,
+    show,
+    write_json,
+    write_mistakes,
+)
 from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_trained
 
 
@@ -46,22 +56,29 @@ class Where(NamedTuple):
     split: str | None = None
 
 
-def evaluate_run(subject: Subject, where: Where, sizes: Sequence[str] | None, into: Path | None = None) -> None:
+def evaluate_run(
+    subject: Subject, where: Where, sizes: Sequence[str] | None, into: Path | None = None, out: Path | None = None
+) -> None:
     """Print accuracy and cost of a model at ``sizes``, its recipe's if none are given, and what it was claimed to be.
 
-    ``into``: the same as JSON in that file, or instead of the table on stdout if it is ``-``.
+    ``into``: the same as JSON in that file, or instead of the table on stdout if it is ``-``. ``out``: a folder for the
+    accuracy of every class and the confusion matrix.
     """
     wanted = parse_sizes(sizes) if sizes else None
     trained = subject.open()
     images = trained.images(*where)
     measured = trained.measure(images, wanted or evaluated_sizes(trained.recipe))
     tell(images)
-    if into is not None and str(into) == "-":
+    if str(into) == "-":
         print(json.dumps(evaluation(trained, images, measured), indent=1))
-        return
-    show(trained, images, [m.point for m in measured])
-    if into is not None:
+    else:
+        show(trained, images, measured)
+    written = write_mistakes(trained, images, measured, out) if out else []
+    if into is not None and str(into) != "-":
         write_json(evaluation(trained, images, measured), into)
+        written.append(into)
+    if written:
+        messages().print(f"written: {', '.join(map(str, written))}")
 
 
 def curve_run(subject: Subject, where: Where, sizes: Sequence[str], out: Path | None = None) -> None:

@@ -14,7 +14,9 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from rich.table import Table
 
+from anyres.evaluate.confusion import Confusion
 from anyres.evaluate.draw import png
+from anyres.evaluate.heatmap import heat_map
 from anyres.evaluate.metrics import Comparison
 from anyres.evaluate.sheet import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
 from anyres.flow import Point, Size
@@ -78,7 +80,8 @@ class ReportPage:
     """Everything the page shows; plain text throughout, escaped on the way out.
 
     ``claim`` is one sentence. ``notes`` are sentences about the data (images that could not be read, ...), ``facts``
-    pairs of a name and a value about the run (seed, epochs, pixels processed, seconds, versions).
+    pairs of a name and a value about the run (seed, epochs, pixels processed, seconds, versions). ``mistakes``: what
+    one model took for what at one size.
     """
 
     title: str
@@ -89,6 +92,7 @@ class ReportPage:
     notes: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
     train_sizes: Mapping[str, Sequence[Size]] = field(default_factory=dict)
+    mistakes: tuple[Size, Confusion] | None = None
 
 
 def write_html(path: Path, page: ReportPage) -> None:
@@ -109,6 +113,7 @@ def write_html(path: Path, page: ReportPage) -> None:
         pairs=_by_models(page.comparisons).items(),
         scale=_scale(page.points),
         samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
+        maps=_maps(page.mistakes[1]) if page.mistakes else [],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
@@ -142,6 +147,16 @@ def console_table(points: Sequence[Point], comparisons: Sequence[Pairing] = ()) 
     return table
 
 
+def console_mistakes(mistakes: Confusion, size: Size, most: int = 5) -> list[str]:
+    """The worst classes and the most confused pairs at one size, as two lines for a terminal; none if all is right."""
+    worst, pairs = mistakes.worst(most), mistakes.confused(most)
+    if not worst:
+        return []
+    classes = ", ".join(f"{one.name} {_percent(one.accuracy)} % of {one.n}" for one in worst)
+    taken = ", ".join(f"{pair.count} {pair.truth} for {pair.taken_for}" for pair in pairs)
+    return [f"worst classes at {size} px: {classes}", f"most often mistaken at {size} px: {taken}"]
+
+
 def _difference(pairing: Pairing | None) -> str:
     """``+1.8 to single-size (inside the noise)``, or nothing."""
     if pairing is None:
@@ -161,12 +176,28 @@ def _pictures(page: ReportPage) -> list[tuple[str, str, int, int]]:
     result = []
     for sheet, width in ((TALL, "(max-width: 640px)"), (WIDE, "(min-width: 1px)")):
         for dark, theme in themes:
-            with Image.open(io.BytesIO(png(page.points, "", page.train_sizes, dark, sheet))) as picture:
-                buffer = io.BytesIO()
-                picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-            uri = _data_uri(buffer.getvalue(), "png")
+            small, _, _ = _few_colours(png(page.points, "", page.train_sizes, dark, sheet))
+            uri = _data_uri(small, "png")
             result.append((width + theme, uri, round(100 * sheet.width), round(100 * (sheet.height - HEADLINE))))
     return result
+
+
+def _maps(mistakes: Confusion) -> list[tuple[str, int, int]]:
+    """The heat map for dark and for light readers: data address, width and height; nothing for too many classes."""
+    result = []
+    for drawn in (heat_map(mistakes, dark=True), heat_map(mistakes)):
+        if drawn is not None:
+            small, width, height = _few_colours(drawn)
+            result.append((_data_uri(small, "png"), width * 2 // 3, height * 2 // 3))  # drawn at 1.5 times the density
+    return result
+
+
+def _few_colours(picture: bytes) -> tuple[bytes, int, int]:
+    """A PNG with at most 256 colours, and its width and height in pixels."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue(), image.width, image.height
 
 
 def _data_uri(content: bytes, kind: str) -> str:
