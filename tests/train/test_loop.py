@@ -61,3 +61,27 @@ def test_checkpoints_come_every_epoch_but_at_most_500_steps_apart() -> None:
     assert plan(20).checkpoint_every == 20
     assert plan(5000).checkpoint_every == 500
     assert plan(20, 7).checkpoint_every == 7
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl that tell of a step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_one_view_at_a_step_the_next_one_each_time(shapes: Path, tmp_path: Path) -> None:
+    changes = ["objective.views_per_step=1", "train.epochs=1", "train.log_every=1", "mix.cutmix=1.0", "mix.share=false"]
+    train_run(load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes]), tmp_path / "run", report=False)
+    seen = [[key for key in line if key.startswith(("ce/", "consistency/"))] for line in records(tmp_path / "run")]
+    assert seen == [["ce/48"], ["ce/32"], ["ce/48"], ["ce/32"]]
+
+
+def test_cosub_trains_with_binary_cross_entropy(shapes: Path, tmp_path: Path) -> None:
+    changes = ["objective.cosub=true", "objective.consistency=none", "objective.loss=bce", "mix.mixup=0.8"]
+    changes += ["model.drop_path=0.2", "train.epochs=2", "train.log_every=1"]
+    train_run(load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes]), tmp_path / "run", report=False)
+    lines = records(tmp_path / "run")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    for line in lines:
+        parts = [line[f"{part}/{size}"] for part in ("labels", "mutual") for size in (48, 32)]
+        assert line["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)

@@ -23,7 +23,7 @@ from anyres.config import config
 from anyres.flow import Batch
 from anyres.train import checkpoint
 from anyres.train.log import Bar, RunLog
-from anyres.train.objective import ObjectiveConfig, terms
+from anyres.train.objective import ObjectiveConfig, Teacher, terms
 from anyres.train.optim import OptimConfig, learning_rate, set_rates, weight_decay
 from anyres.train.parallel import Precision
 from anyres.train.state import State, seed_step
@@ -79,6 +79,15 @@ class Plan:
         return weight_decay(step, self.optim, self.steps)
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop asks of others. ``evaluate`` scores a model, and its ``"top1"`` decides the best; ``teacher``
+    answers to a view, where there is one."""
+
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    teacher: Teacher | None = None
+
+
 class NonFiniteLoss(Exception):
     """The loss or its gradient is not finite; ``index`` (b,) names the batch's positions in the data set."""
 
@@ -119,13 +128,13 @@ def train(
     batches: Iterator[Batch],
     plan: Plan,
     run: Path,
-    evaluate: Callable[[nn.Module], dict[str, float]],
+    callbacks: Callbacks,
     title: str,
 ) -> Literal["done", "stopped"]:
     """Train from ``state.progress.step`` to ``plan.steps``, leaving checkpoints and records in ``run``.
 
     ``student`` wraps ``state.model`` (see objective.Student), already prepared by ``accelerator``; ``batches`` starts
-    at that step, on the device, normalised. ``evaluate`` scores a model; its ``"top1"`` decides the best.
+    at that step, on the device, normalised.
     Raises NonFiniteLoss before the update, with a checkpoint of the last good state written.
     """
     from rich.console import Console
@@ -139,7 +148,7 @@ def train(
         while progress.step < plan.steps:
             batch = clock.waiting(batches)
             try:
-                shown = make_step(accelerator, student, state, batch, plan)
+                shown = make_step(accelerator, student, state, batch, plan, callbacks.teacher)
             except NonFiniteLoss:
                 _save(accelerator, run, state)
                 raise
@@ -149,7 +158,7 @@ def train(
             if log and (progress.step - 1) % plan.train.log_every == 0:
                 log.write(progress.step - 1, {name: float(value) for name, value in shown.items()})
             bar.show(progress.step, f"loss {float(shown['loss']):.3f}  {clock.facts()}")
-            scores = _maybe_evaluate(state, plan, evaluate)
+            scores = _maybe_evaluate(state, plan, callbacks.evaluate)
             if log and scores:
                 log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
             stopping = _agreed(accelerator, stop.asked)
@@ -162,7 +171,12 @@ def train(
 
 
 def make_step(
-    accelerator: Accelerator, student: nn.Module, state: State, batch: Batch, plan: Plan
+    accelerator: Accelerator,
+    student: nn.Module,
+    state: State,
+    batch: Batch,
+    plan: Plan,
+    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     """One update from one batch; returns the detached numbers to show. Raises NonFiniteLoss before the update."""
     step = state.progress.step
@@ -174,7 +188,7 @@ def make_step(
     statistics = [buffer.clone() for buffer in state.model.buffers()]  # a forward pass changes batch norm's
     total = torch.zeros((), device=accelerator.device)
     shown: dict[str, Tensor] = {}
-    made = terms(student, batch, plan.objective)
+    made = terms(student, batch, plan.objective, teacher)
     for i in range(len(batch.views)):  # gradients are exchanged between processes once, with the last view
         with accelerator.no_sync(student) if i + 1 < len(batch.views) else contextlib.nullcontext():
             term = next(made)

@@ -1,44 +1,94 @@
-"""What is minimised: cross-entropy at every view, and ResFormer's chain of scale consistency between them.
+"""What is minimised at every view: the labels' loss, a teacher's lesson, scale consistency; or cosub's pair.
 
-ResFormer: Scaling ViTs with Multi-Resolution Training (Tian et al., CVPR 2023), section 3.
-The largest view learns from the labels alone; every smaller one also from the feature of the view just above it.
-The teacher's feature is detached, so each term may be back-propagated before the next view runs: the memory of one
-view, the gradients of all.
+* ResFormer: Scaling ViTs with Multi-Resolution Training (Tian et al., CVPR 2023), section 3: the largest view learns
+  from the labels alone, every smaller one also from the feature of the view just above it.
+* DeiT (Touvron et al., ICML 2021), section 4: a frozen teacher's decision, or its distribution, beside the labels.
+* Co-training 2L submodels (Touvron et al., CVPR 2023): two passes with other dropped blocks teach each other.
+
+What teaches is detached, so each term may be back-propagated before the next view runs: the memory of one view, the
+gradients of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import config
 from anyres.flow import Batch, Size
+from anyres.train.losses import distance, hard_distillation, label_loss, pair_loss, soft_distillation
 
 Target = Literal["cls", "gap", "logit"]
+Teacher = Callable[[Tensor], Tensor]
+"""A view (b, 3, h, w), normalised and mixed as the student sees it -> logits (b, k) over the student's classes."""
+
+
+@config
+class DistillationConfig:
+    """A teacher beside the labels: loss = (1 - ``alpha``) x labels + ``alpha`` x teacher, at every view.
+
+    ``kind``: the teacher's decision (hard) or its distribution at ``temperature`` (soft). ``teacher``: a run folder,
+    a model's name of ours or of timm's, ``torchvision:NAME``, or known weights such as ``deit3_small.384``;
+    ``weights``: a file for it, instead of the published ones. ``classes``: a CSV file with the columns
+    ``student,teacher`` (names or indices) where the teacher's classes are others. ``size``: the teacher sees each
+    ``view`` as it is, or resized to its ``own`` size; always with its own normalisation. ``over``: what soft's sum is
+    divided by, images x classes (``element``, as DeiT's code) or images (``batch``)."""
+
+    kind: Literal["none", "hard", "soft"] = "none"
+    teacher: str | None = None
+    weights: str | None = None
+    classes: str | None = None
+    size: Literal["view", "own"] = "view"
+    alpha: float = 0.5
+    temperature: float = 1.0
+    over: Literal["element", "batch"] = "element"
+
+    def __post_init__(self) -> None:
+        name = "objective.distillation"
+        if self.kind == "none" and (given := self.teacher or self.weights or self.classes):
+            raise ValueError(f"{name} names {given} but does not distil: set {name}.kind=hard or soft")
+        if self.kind != "none" and not self.teacher:
+            raise ValueError(f"{name}.kind={self.kind} needs a teacher: set {name}.teacher, as regnety_160")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"{name}.alpha={self.alpha} must be above 0 and at most 1, as 0.5")
+        if not self.temperature > 0:
+            raise ValueError(f"{name}.temperature={self.temperature} must be above 0")
 
 
 @config
 class ObjectiveConfig:
-    """``consistency`` and ``target`` name the distance and the feature it compares (ResFormer's
-    ``--distillation-type`` and ``--distillation-target``); ``weight`` is its alpha, added to the cross-entropy;
-    ``temperature`` is read by ``soft`` alone. ``none`` is cross-entropy at every view."""
+    """``loss``: cross-entropy, or DeiT III's binary one, which wants ``mix.smoothing`` 0. ``consistency`` and
+    ``target`` name the distance and the feature it compares (ResFormer's ``--distillation-type`` and
+    ``--distillation-target``); ``weight`` is its alpha, added to the rest; ``temperature`` is read by ``soft`` alone;
+    ``none``: no consistency. ``distillation``: see there. ``cosub``: every view goes through the model twice, which
+    wants ``model.drop_path``. ``views_per_step``: so many neighbouring views are seen at a step, another window each
+    time (ResFormer's ``iter`` mode; null: all; all are still loaded)."""
 
+    loss: Literal["ce", "bce"] = "ce"
     consistency: Literal["none", "smooth_l1", "l2", "cosine", "soft"] = "none"
     target: Target = "cls"
     weight: float = 1.0
     temperature: float = 1.0
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    cosub: bool = False
+    views_per_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.consistency == "soft" and self.target != "logit":
             raise ValueError("objective.consistency=soft compares class distributions: set objective.target=logit")
         if not self.temperature > 0:
             raise ValueError("objective.temperature must be above 0")
+        if self.cosub and (self.consistency != "none" or self.distillation.kind != "none"):
+            raise ValueError(
+                "objective.cosub goes alone: set objective.consistency=none and objective.distillation.kind=none"
+            )
+        if self.views_per_step is not None and self.views_per_step < 1:
+            raise ValueError(f"objective.views_per_step={self.views_per_step} must be 1 or more, or null for all")
 
 
 @runtime_checkable
@@ -51,27 +101,44 @@ class Backbone(Protocol):
     def patch_tokens(self, x: Tensor) -> Tensor: ...
 
 
-class Student(nn.Module):
-    """A backbone that also returns the feature its views are compared by.
+@runtime_checkable
+class TwoHeaded(Protocol):
+    """A backbone with a second classifier for the teacher's lessons, such as the distilled DeiT."""
 
-    ``cls``: the vector before the classifier (a ViT's normalised class token, else the pooled feature);
-    ``gap``: the mean of the normalised patch tokens; ``logit``: the logits.
+    def heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Student(nn.Module):
+    """A backbone that also returns what a teacher teaches, and the feature its views are compared by.
+
+    Returns (logits for the labels, logits for the teacher, feature). The first two are one and the same, but with
+    ``two_heads``, for distilling into a model that is TwoHeaded: then each is its own head's. Feature by ``target``:
+    ``cls``: the vector before the classifier (a ViT's normalised class token, else the pooled feature); ``gap``: the
+    mean of the normalised patch tokens; ``logit``: the logits that the model answers with.
     """
 
-    def __init__(self, model: Backbone, target: Target) -> None:
+    def __init__(self, model: Backbone, target: Target, two_heads: bool = False) -> None:
         super().__init__()
         self.model = model
         self.target = target
+        self.two_heads = two_heads
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b c"]]:
+    def forward(
+        self, x: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"], Float[Tensor, "b c"]]:
         tokens = self.model.forward_features(x)
         pooled = self.model.forward_head(tokens, pre_logits=True)
-        logits: Tensor = self.model.get_classifier()(pooled)
+        if self.two_heads:
+            assert isinstance(self.model, TwoHeaded)
+            logits, taught = self.model.heads(pooled)
+            answer = (logits + taught) / 2
+        else:
+            logits = taught = answer = self.model.get_classifier()(pooled)
         if self.target == "cls":
-            return logits, pooled
+            return logits, taught, pooled
         if self.target == "gap":
-            return logits, self.model.patch_tokens(tokens).mean(1)
-        return logits, logits
+            return logits, taught, self.model.patch_tokens(tokens).mean(1)
+        return logits, taught, answer
 
 
 @dataclass(frozen=True)
@@ -83,25 +150,52 @@ class Term:
     shown: dict[str, Tensor]
 
 
-def terms(student: nn.Module, batch: Batch, config: ObjectiveConfig) -> Iterator[Term]:
+def terms(student: nn.Module, batch: Batch, config: ObjectiveConfig, teacher: Teacher | None = None) -> Iterator[Term]:
     """The terms of one batch, largest view first; their losses sum to the total (mean over views).
 
-    ``student`` maps (b, 3, h, w) to (logits (b, k), feature (b, c)). Loss of view i: cross-entropy plus
-    ``weight`` x distance to the detached feature of view i-1 (absent for the first).
+    ``student`` maps (b, 3, h, w) to what Student returns. Loss of view i: the labels' (and the teacher's, as
+    DistillationConfig says), plus ``weight`` x distance to the detached feature of view i-1 (absent for the first).
     """
-    teacher: Tensor | None = None
+    if config.cosub:
+        yield from _pairs(student, batch, config)
+        return
+    above: Tensor | None = None
     for i, view in enumerate(batch.views):
-        target = batch.target[i] if batch.target.ndim == 3 else batch.target
-        logits, feature = (_wide(x) for x in student(view))
+        logits, taught, feature = (_wide(x) for x in student(view))
         name = str(Size(view.shape[-2], view.shape[-1]))
-        loss = F.cross_entropy(logits, target)
-        shown = {f"ce/{name}": loss.detach()}
-        if teacher is not None and config.consistency != "none":
-            apart = distance(feature, teacher, config)
+        loss = label_loss(logits, target_of(batch, i), config.loss)
+        shown = {f"{config.loss}/{name}": loss.detach()}
+        if teacher is not None:
+            lesson = _distilled(taught, _wide(teacher(view)), config.distillation)
+            shown[f"distillation/{name}"] = lesson.detach()
+            loss = (1 - config.distillation.alpha) * loss + config.distillation.alpha * lesson
+        if above is not None and config.consistency != "none":
+            apart = distance(feature, above, config.consistency, config.temperature)
             shown[f"consistency/{name}"] = apart.detach()
             loss = loss + config.weight * apart
-        teacher = feature.detach()
+        above = feature.detach()
         yield Term(loss / len(batch.views), shown)
+
+
+def _distilled(taught: Tensor, lesson: Tensor, how: DistillationConfig) -> Tensor:
+    if how.kind == "hard":
+        return hard_distillation(taught, lesson)
+    return soft_distillation(taught, lesson, how.temperature, how.over)
+
+
+def _pairs(student: nn.Module, batch: Batch, config: ObjectiveConfig) -> Iterator[Term]:
+    """Cosub's terms: both halves of one pass over the doubled batch, which drop other blocks."""
+    for i, view in enumerate(batch.views):
+        first, second = _wide(student(torch.cat([view, view]))[0]).chunk(2)  # (2b, k) -> (b, k) each
+        own, mutual = pair_loss(first, second, target_of(batch, i), config.loss)
+        name = str(Size(view.shape[-2], view.shape[-1]))
+        shown = {f"labels/{name}": own.detach(), f"mutual/{name}": mutual.detach()}
+        yield Term((own + mutual) / len(batch.views), shown)
+
+
+def target_of(batch: Batch, view: int) -> Tensor:
+    """The target of one view: (b,) or (b, k)."""
+    return batch.target[view] if batch.target.ndim == 3 else batch.target
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -109,19 +203,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def distance(student: Float[Tensor, "b c"], teacher: Float[Tensor, "b c"], config: ObjectiveConfig) -> Tensor:
-    """How far a view's feature is from that of the next larger one: a scalar, 0 when they agree.
-
-    ``smooth_l1`` whitens the teacher first (layer norm over channels, no affine, eps 1e-6), as ResFormer's code does;
-    ``l2`` and ``cosine`` do not. ``soft`` is KL(teacher || student) at the temperature, times its square, per element.
-    """
-    if config.consistency == "smooth_l1":
-        return F.smooth_l1_loss(student, F.layer_norm(teacher, teacher.shape[-1:], eps=1e-6))
-    if config.consistency == "l2":
-        return F.mse_loss(student, teacher)
-    if config.consistency == "cosine":
-        return 1 - F.cosine_similarity(student, teacher, dim=-1, eps=1e-6).mean()
-    tau = config.temperature
-    log_student, log_teacher = F.log_softmax(student / tau, -1), F.log_softmax(teacher / tau, -1)
-    # The official code gives log-probabilities as if they were probabilities (trap F-8); this is the KL it meant.
-    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) * tau**2 / student.numel()
+def window(batch: Batch, step: int, views_per_step: int | None) -> Batch:
+    """The views that ``step`` sees: all, or those from step mod (R - s + 1) on, s of R in all (recipes F4)."""
+    if views_per_step is None:
+        return batch
+    start = step % (len(batch.views) - views_per_step + 1)
+    seen = slice(start, start + views_per_step)
+    target = batch.target[seen] if batch.target.ndim == 3 else batch.target
+    return replace(batch, views=batch.views[seen], target=target)
