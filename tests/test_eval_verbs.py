@@ -295,3 +295,89 @@ def test_the_page_shows_the_classes(tiny_run: TinyRun) -> None:
     assert page.count("data:image/png") == 6
     assert "Confusion matrix" in page
     assert len(page) < 1_500_000
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shapes with a held-out set that is large enough to tell two models apart."""
+    root = tmp_path_factory.mktemp("probe") / "shapes"
+    for part, count, first in (("train", 24, 0), ("val", 60, 5000)):
+        for kind, name in enumerate(("disc", "square", "stripes")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                draw(kind, first + 100 * kind + i).save(root / part / name / f"{i:02d}.jpg", quality=92)
+    return root
+
+
+def test_training_makes_features_better(shapes: Path, tmp_path: Path) -> None:
+    """Real images through the whole verb: a trained model's neighbours and linear layer beat an untrained one's."""
+    run, told = tmp_path / "run", {}
+    values = ("views.sizes=[48]", "augment.crop_scale=[0.8,1.0]", "data.batch_size=24", "evaluate.sizes=[48]")
+    quick = ("train.epochs=24", "train.ema_decay=0.9", "optim.lr=2e-3", "optim.warmup_epochs=1")
+    done = anyres("train", "restv2_nano", "--data", shapes, "--out", run, *values, *quick)
+    assert done.code == 0, done.err
+    words = ("--data", shapes, "--size", 48, "--k", "10,500", "--lr", 0.02, "--json")
+    for name, what in {"trained": (run,), "untrained": ("restv2_nano", "--weights", "none")}.items():
+        answer = anyres("probe", *what, *words, tmp_path / f"{name}.json")
+        assert answer.code == 0, answer.err
+        assert "72 training and 180 held-out images of 3 classes, at 48 px" in answer.out
+        told[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert all(f"{100 * one['top1']:.1f}" in answer.out for one in told[name]["probes"])
+    assert [one["name"] for one in told["trained"]["probes"]] == ["10-NN", "72-NN", "linear"]
+    for trained, untrained in zip(told["trained"]["probes"], told["untrained"]["probes"], strict=True):
+        assert trained["low"] > untrained["high"], (trained, untrained)
+    assert "it has learnt nothing" in answer.err
+
+
+def test_kept_features_save_the_model_its_work(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("probe", tiny_run.folder, "--size", 32, "--keep", tmp_path / "kept", "--linear", "--json", "-")
+    first = anyres(*words)
+    assert first.code == 0, first.err
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {"train_32.safetensors", "val_32.safetensors"}
+
+    def never(*_: object) -> None:
+        raise AssertionError("the features were computed again")
+
+    monkeypatch.setattr("anyres.trained.pool", never)
+    again = anyres(*words)
+    assert again.out == first.out
+    assert [one["name"] for one in json.loads(again.out)["probes"]] == ["linear"]
+    other = anyres("probe", "restv2_nano", "--weights", "none", "--data", tiny_run.data, *words[2:])
+    assert other.code == 2
+    assert "holds features of another model: choose another --keep, or remove it" in other.err.splitlines()[-1]
+
+
+def test_probing_goes_by_any_classes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Not those that the model was trained on, and with a model that has no classifier."""
+    other = shutil.copytree(tiny_run.data, tmp_path / "other")
+    (other / "disc").rename(other / "circle")
+    shutil.rmtree(other / "stripes")
+    answer = anyres("probe", tiny_run.folder, "--data", other, "--size", 32, "--knn")
+    assert answer.code == 0, answer.err
+    assert "images of 2 classes" in answer.out
+    assert "linear" not in answer.out
+    headless = anyres("probe", "vit_tiny", "--weights", "none", "--data", other, "--size", 32, "--k", "3")
+    assert headless.code == 0, headless.err
+    assert "3-NN" in headless.out
+
+
+def test_what_was_published_by_probes_is_said(tiny_run: TinyRun, tmp_path: Path) -> None:
+    save_weights(create_model("resmlp_12", 3), tmp_path / "dino.safetensors", {})
+    words = ("--weights", tmp_path / "dino.safetensors", "--data", tiny_run.data)
+    answer = anyres("probe", "resmlp_s12.dino", *words)
+    assert answer.code == 0, answer.err
+    assert "published on ImageNet-1k: 62.6 % by k-NN, 67.5 % linear" in answer.out
+
+
+def test_probing_what_was_learnt_from_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    for split in ("train", "trainval"):
+        assert "is what the probe learns from" in refused("probe", tiny_run.folder, "--split", split)
+    assert "--k '10,x': give numbers" in refused("probe", tiny_run.folder, "--k", "10,x")
+    assert "give numbers of neighbours" in refused("probe", tiny_run.folder, "--k", "0")
+    assert "lr above 0" in refused("probe", tiny_run.folder, "--lr", "0")
+    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("train_split: train", "train_split: trainval"))
+    assert "are in train and test: add a test split" in refused("probe", run, "--split", "test")

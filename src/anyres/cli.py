@@ -185,6 +185,43 @@ def pick(
     max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,
 ) -> None:
     """Name the cheapest size that is accurate enough, or the most accurate that is fast enough (after `curve`).
+@app.command()
+def probe(
+    model: Subject,
+    weights: Weights = None,
+    data: Data = None,
+    split: Split = None,
+    size: Annotated[
+        str | None, typer.Option(help="224 or 320x192; the largest it was trained at if not given.")
+    ] = None,
+    knn: Annotated[bool, typer.Option("--knn", help="Only nearest neighbours.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Only a linear classifier.")] = False,
+    k: Annotated[str, typer.Option(help="Numbers of neighbours.")] = "10,20,100,200",
+    epochs: Annotated[int, typer.Option(help="Of the linear classifier.")] = 100,
+    lr: Annotated[float, typer.Option(help="Its learning rate, for a batch of 256 images.")] = 0.001,
+    batch_size: Annotated[int, typer.Option(help="Its batch.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Its seed.")] = 0,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="A folder to keep the features in, and to take them from again.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--json", help="A file for all numbers as JSON; - prints them instead of the table.")
+    ] = None,
+) -> None:
+    """Say what a model's frozen features are worth: nearest neighbours and a linear classifier on any labelled images.
+
+    Example: `anyres probe dino_vits16.224 --data imagenet --knn`
+    """
+    from anyres.evaluate.probe import ProbeConfig
+    from anyres.verbs import Probes, Subject, Where, probe_run
+
+    if not all(part.strip().isdecimal() for part in k.split(",")):
+        raise UserError(f"--k {k!r}: give numbers of neighbours, as 10,20")
+    neighbours = tuple(int(part) for part in k.split(","))
+    how = ProbeConfig(k=neighbours, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
+    probe_run(Subject(model, weights), Where(data, split), size, Probes(knn, linear, how, keep), into)
+
+
 
     Example: `anyres pick runs/first --min-top1 0.9`
     """

@@ -22,6 +22,7 @@ from anyres.data.mix import normalise
 from anyres.data.sources import Source, open_source
 from anyres.evaluate.classes import Names, read_names, relabel
 from anyres.evaluate.curve import Measured, measure
+from anyres.evaluate.probe import Pooled, pool
 from anyres.flow import Batch, Size, parse_sizes, pick_device
 from anyres.models import create_model, list_models, variant
 from anyres.models.contract import Backbone
@@ -86,6 +87,19 @@ class Trained:
     def _as_trained(self, source: Source) -> Source:
         check_classes(source, self.classes)
         return source
+
+    def pooled(self, images: DecodedImages, size: Size) -> Pooled:
+        """What the classifier would see of each labelled image; a progress bar on stderr."""
+        console, crop = Console(stderr=True), crop_ratio(self.recipe)
+        shown = track(
+            scored_batches(self.recipe, images, size, crop, self.device),
+            f"features of {self.name}",
+            total=-(-len(images) // self.recipe.evaluate.batch_size),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        return pool(self.model, shown, len(images), self.device, self.autocast)
 
     def measure(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> list[Measured]:
         """Accuracy, loss, MACs, latency and images/s at each size; a progress bar on stderr."""
@@ -268,7 +282,8 @@ def seen_as(recipe: Recipe) -> str:
     """How evaluation shows an image to the model, for people."""
     crop = crop_ratio(recipe)
     shrunk = f"short side at most {recipe.data.cache_side} px, then " if recipe.data.cache_side else ""
-    cut = "warped to the size" if recipe.evaluate.warp else f"short side to int(size / {crop:g}), centre crop"
+    side = "the size" if crop == 1 else f"int(size / {crop:g})"
+    cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, centre crop"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
     return f"{shrunk}{cut}; bicubic, antialiased; mean {mean}, std {std}"
 

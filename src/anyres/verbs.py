@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float32, UInt8
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -19,11 +24,15 @@ from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalise
 from anyres.data.views import eval_view
 from anyres.evaluate.curve import pick, read_csv
+from anyres.evaluate.probe import Pooled, ProbeConfig, Probed, digest, keep, kept, knn, linear
+from anyres.evaluate.report import probe_table
 from anyres.flow import Batch, Record, Size, parse_sizes
+from anyres.models.index import known_weights
 from anyres.publish import (
     evaluation,
     folder_for,
     messages,
+    pixels_of,
     report_on,
     said_of,
     screen,
@@ -31,7 +40,7 @@ from anyres.publish import (
     write_json,
     write_mistakes,
 )
-from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_trained
+from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_images, open_trained, seen_as
 
 
 class Subject(NamedTuple):
@@ -94,6 +103,101 @@ def curve_run(subject: Subject, where: Where, sizes: Sequence[str], out: Path | 
         markup=False,
         soft_wrap=True,
     )
+
+
+class Probes(NamedTuple):
+    """Which probes: --knn, --linear (both if neither is given), how, and the folder to keep features in."""
+
+    knn: bool
+    linear: bool
+    how: ProbeConfig
+    keep: Path | None = None
+
+
+def probe_run(subject: Subject, where: Where, size: str | None, probes: Probes, into: Path | None = None) -> None:
+    """Print what a model's frozen features are worth on the held-out images; ``into`` as in ``evaluate_run``."""
+    wanted = Size.parse(size) if size else None
+    trained = subject.open()
+    wanted, how = wanted or trained.recipe.views.parsed[0], probes.how
+    train, test = probed_images(trained, where)
+    classes = len(train.source.classes)
+    bank, asked = (pooled(trained, images, wanted, probes.keep) for images in (train, test))
+    for images in (train, test):
+        tell(images)
+    found = knn(bank, asked, classes, how.k, trained.device) if probes.knn or not probes.linear else []
+    if probes.linear or not probes.knn:
+        found.append(linear(bank, asked, classes, how, trained.device, watched("training the linear probe")))
+    if str(into) == "-":
+        print(json.dumps(probe_facts(trained, train, test, wanted, found), indent=1))
+        return
+    screen().print(probe_table(found))
+    row = next((row for row in known_weights() if row.name == trained.name), None)
+    told = [f"{row.knn} % by k-NN" if row and row.knn else "", f"{row.linear} % linear" if row and row.linear else ""]
+    sentences = (
+        [f"published on ImageNet-1k: {', '.join(filter(None, told))} ({row.source})"] if row and any(told) else []
+    )
+    counts = f"{len(bank.target)} training and {len(asked.target)} held-out images of {classes} classes"
+    for sentence in (*sentences, f"{counts}, at {wanted} px", f"images are seen so: {seen_as(trained.recipe)}"):
+        screen().print(sentence, markup=False, soft_wrap=True)
+    if into is not None:
+        write_json(probe_facts(trained, train, test, wanted, found), into)
+
+
+def probed_images(trained: Trained, where: Where) -> tuple[DecodedImages, DecodedImages]:
+    """The images whose labels are given, and those whose labels are asked for. Raises UserError if some are both."""
+    recipe = trained.recipe
+    split = where.split or recipe.data.eval_split
+    if split.startswith("train"):
+        raise UserError(f"--split {split} is what the probe learns from: give val or test")
+    train = open_images(recipe, recipe.data.train_split if split == "test" else "train", where.data)
+    test = open_images(recipe, split, where.data)
+    both = {r.name for r in train.source.records} & {r.name for r in test.source.records}
+    if both:
+        raise UserError(f"{len(both)} images, as {min(both)}, are in train and {split}: add a {split} split")
+    return train, test
+
+
+def pooled(trained: Trained, images: DecodedImages, size: Size, keep_in: Path | None) -> Pooled:
+    """The features of ``images``, from ``keep_in`` if they lie there."""
+    if keep_in is None:
+        return trained.pooled(images, size)
+    listed = "\n".join(f"{r.name} {r.target}" for r in images.source.records)
+    about = {
+        "model": f"{trained.recipe.model} {digest(trained.model)}",
+        "set": hashlib.sha256(listed.encode()).hexdigest(),
+        "way of seeing images": f"{seen_as(trained.recipe)} {pixels_of(trained, [size])}",
+        "precision": f"{trained.device.type} {trained.autocast}",
+    }
+    path = keep_in / f"{images.source.split}_{size}.safetensors"
+    found = kept(path, about)
+    if found is None:
+        found = trained.pooled(images, size)
+        keep(found, path, about)
+    return found
+
+
+def probe_facts(
+    trained: Trained, train: DecodedImages, test: DecodedImages, size: Size, found: Sequence[Probed]
+) -> dict[str, Any]:
+    """What was probed and what came out, as plain values for JSON."""
+    return {
+        "model": trained.name,
+        "weights": trained.weights,
+        "data": test.source.name,
+        "train": {"split": train.source.split, "images": len(train)},
+        "test": {"split": test.source.split, "images": len(test)},
+        "classes": len(train.source.classes),
+        "size": str(size),
+        "seen": seen_as(trained.recipe),
+        "fingerprint": asdict(pixels_of(trained, [size])),
+        "probes": [asdict(one) for one in found],
+    }
+
+
+def watched(what: str) -> Callable[[range], Iterable[int]]:
+    """A progress bar on stderr for rounds of work, where there is a terminal."""
+    console = Console(stderr=True)
+    return partial(track, description=what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def tell(images: DecodedImages) -> None:

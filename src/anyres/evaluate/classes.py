@@ -71,8 +71,8 @@ def _in_order(by_index: Mapping[str | int, Sequence[str]], count: int) -> Names:
 def relabel(source: Source, names: Names) -> Source:
     """``source`` with its labels counted as a model counts its ``len(names)`` classes. Raises UserError.
 
-    By name where the names are known; else the sorted class names of ``source`` are the model's order, as WordNet ids
-    are ImageNet's, if there are equally many.
+    By name where the names are known; else the order of the classes of ``source`` is the model's, as that of sorted
+    WordNet ids is ImageNet's, if there are equally many.
     """
     if not all(names):
         if len(source.classes) == len(names):

@@ -18,6 +18,7 @@ from anyres.evaluate.confusion import Confusion
 from anyres.evaluate.draw import png
 from anyres.evaluate.heatmap import heat_map
 from anyres.evaluate.metrics import Comparison
+from anyres.evaluate.probe import Probed
 from anyres.evaluate.sheet import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
 from anyres.flow import Point, Size
 
@@ -144,6 +145,18 @@ def console_table(points: Sequence[Point], comparisons: Sequence[Pairing] = ()) 
             _count(point.macs),
             *([_difference(pairing)] if comparisons else []),
         )
+    return table
+
+
+def probe_table(found: Sequence[Probed]) -> Table:
+    """What probes say of frozen features, for a terminal: a row for each."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("probe")
+    for name in ("top-1", "95 % interval", "top-5"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        interval = f"{_percent(one.low)} {DASH} {_percent(one.high)}"
+        table.add_row(one.name, _percent(one.top1), interval, _percent(one.top5))
     return table
 
 
