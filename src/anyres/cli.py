@@ -179,13 +179,6 @@ def curve(
 
 
 @app.command()
-def pick(
-    run: RunFolder,
-    min_top1: Annotated[float | None, typer.Option(help="Least top-1 accuracy, a share such as 0.9.")] = None,
-    max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,
-) -> None:
-    """Name the cheapest size that is accurate enough, or the most accurate that is fast enough (after `curve`).
-@app.command()
 def probe(
     model: Subject,
     weights: Weights = None,
@@ -222,6 +215,13 @@ def probe(
     probe_run(Subject(model, weights), Where(data, split), size, Probes(knn, linear, how, keep), into)
 
 
+@app.command()
+def pick(
+    run: RunFolder,
+    min_top1: Annotated[float | None, typer.Option(help="Least top-1 accuracy, a share such as 0.9.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,
+) -> None:
+    """Name the cheapest size that is accurate enough, or the most accurate that is fast enough (after `curve`).
 
     Example: `anyres pick runs/first --min-top1 0.9`
     """
