@@ -41,7 +41,9 @@ Classes = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="A folder (root/class/*.jpg or root/train|val/...), a CSV manifest, or a built-in set."
+        "--data",
+        help="A folder (root/class/*.jpg or root/train|val/...), a manifest (.csv, .jsonl), parquet files or tar "
+        "shards (part-{00..09}.tar), hf:OWNER/NAME, torchvision:NAME@FOLDER, or a built-in set: `anyres data` tells more.",
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val, trainval or test; the recipe's own if not given.")]
@@ -286,7 +288,7 @@ def show(
 
 @app.command("data")
 def data_sets() -> None:
-    """Describe the built-in image sets: contents, licence, citation.
+    """Describe where images may come from, and the built-in sets: contents, licence, citation.
 
     Example: `anyres data`
     """

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -37,11 +37,20 @@ class Size(NamedTuple):
         return cls(height, int(match[2] or height))
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """The bytes of one image file within something larger: a shard, a table, a library's array."""
+
+    def read(self) -> bytes:
+        """The bytes; raises anything when they cannot be had."""
+        ...
+
+
 @dataclass(frozen=True)
 class Record:
     """One labelled image before decoding: where its bytes are, and its class index (-1: no label)."""
 
-    source: Path | bytes
+    source: Path | bytes | Stored
     target: int
     name: str  # what a message calls it: the path below the root, or the row of a table
 

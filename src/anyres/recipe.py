@@ -37,7 +37,7 @@ class Claim:
 
 @config
 class DataConfig:
-    """``source``: a folder, a CSV manifest or a built-in set. ``batch_size`` is global, over all processes.
+    """``source``: images in any form that ``anyres data`` lists. ``batch_size`` is global, over all processes.
     ``repeats``: each image comes so many times in a row with other draws (repeated augmentation: 3; off: 1), and an
     epoch keeps its length, so it sees so many times fewer images. ``workers``: loader processes per process (null:
     chosen by the data and the machine). ``cache_side``: images are kept decoded in memory with this short side when

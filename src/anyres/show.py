@@ -122,7 +122,7 @@ def show_recipes() -> None:
 
 
 def show_data() -> None:
-    """Print what the built-in sets hold, their licence and citation."""
+    """Print the forms of ``--data``, and what the built-in sets hold, their licence and citation."""
     from anyres.data.builtin import describe
 
     Console(highlight=False, soft_wrap=True).print(describe(), markup=False)

@@ -193,7 +193,7 @@ def test_timms_randaugment_is_the_table(monkeypatch: pytest.MonkeyPatch) -> None
         return made[-1]
 
     monkeypatch.setattr(timm_auto, "rand_augment_transform", seen)
-    rand_augment("rand-m9-mstd0.5-inc1", (224, 224), "bicubic")
+    rand_augment("rand-m9-mstd0.5-inc1", Size(224, 224), "bicubic")
     (built,) = made
     assert sorted(op.name for op in built.ops) == sorted(TABLE)
     assert (built.num_layers, built.choice_weights) == (2, None)

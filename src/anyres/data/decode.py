@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from anyres.flow import Record
+from anyres.flow import Record, Stored
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -64,8 +64,7 @@ def decode(record: Record, short_side: int | None = None) -> Decoded:
 def decode_in_thread(record: Record, short_side: int | None = None) -> Decoded:
     """``decode`` without a guard of its own against Pillow's warnings: the caller ignores them around all threads."""
     try:
-        source = record.source if isinstance(record.source, Path) else io.BytesIO(record.source)
-        with Image.open(source, formats=_formats()) as image:
+        with Image.open(_openable(record.source), formats=_formats()) as image:
             notes = _frames(image)
             if image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
                 notes.append("16-bit colour cut to 8 bit")
@@ -85,6 +84,12 @@ def decode_in_thread(record: Record, short_side: int | None = None) -> Decoded:
     except Exception as error:  # Pillow raises almost anything on hostile bytes
         raise Unreadable(record.name, _line(error)) from error
     return Decoded(pixels, "; ".join(notes) or None, record.name)
+
+
+def _openable(source: Path | bytes | Stored) -> Path | io.BytesIO:
+    if isinstance(source, Path):
+        return source
+    return io.BytesIO(source if isinstance(source, bytes) else source.read())
 
 
 @lru_cache(maxsize=1)

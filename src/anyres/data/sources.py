@@ -1,15 +1,17 @@
-"""Where labelled images come from: a folder of classes, a table of paths, or a built-in set -> Source.
+"""Where labelled images come from: a folder of classes, a manifest, shards, a library's or a built-in set -> Source.
 
-Nothing is decoded here. Every split of one source has the same classes, in plain ``sorted`` order of their names.
+Nothing is decoded here. Every split of one source has the same classes: in the order that the source itself gives them
+(numbers by value, names of a library's set as it lists them), else in plain ``sorted`` order of their names.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
+import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +20,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from anyres.config import UserError, nearest
+from anyres.data.manifests import read_csv, read_jsonl
+from anyres.data.parquet import read_parquet
+from anyres.data.parts import ENDINGS, FOLDERS, SPLIT_OF, Found, Item, Parts
+from anyres.data.shards import read_shards
 from anyres.flow import Record
 
 SPLITS = ("train", "val", "test", "trainval")
 BUILTIN = ("groceries", "groceries:fine")
-_FORMATS = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif jp2 tga ico"
-ENDINGS = frozenset("." + ending for ending in _FORMATS.split())
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_SPLIT_OF = {folder: split for split, folders in _FOLDERS.items() for folder in folders}
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,8 @@ class Source:
         return torch.tensor([record.target for record in self.records], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class Item:
-    """An image before classes are numbered: ``key`` is its path below the root, stable between machines."""
-
-    key: str
-    label: str
-    source: Path | bytes
-
-
-Parts = dict[str, list[Item]]  # split -> images
-
-
 def open_source(data: str, split: str, *, val_share: float = 0.2) -> Source:
-    """One split (train, val, test, trainval) of a folder, a ``.csv`` table or a built-in set (by its bare name).
+    """One split (train, val, test, trainval) of what ``builtin.FORMS`` lists, or of a built-in set (by its bare name).
 
     Without a val split, ``val_share`` of each class is held out of train by a hash of the path: the same images on
     every machine, at least one per class of two or more. Without a test split, ``test`` is val. Raises UserError.
@@ -66,24 +56,109 @@ def open_source(data: str, split: str, *, val_share: float = 0.2) -> Source:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)} (known: {', '.join(SPLITS)})")
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}: it must lie between 0 and 1, as 0.2 does")
-    notes: list[str] = []
-    path = Path(data).expanduser()
-    if data in BUILTIN:
-        from anyres.data.builtin import load
+    return _assemble(data, _find(data), split, val_share)
 
-        parts: Parts = {"train": [], "val": [], "test": []}
-        for row in load():
-            label = row.fine if data.endswith(":fine") else row.coarse
-            parts[row.split].append(Item(row.name, label, row.image))
-    elif path.is_dir():
-        parts = _read_folder(path, notes)
-    elif path.is_file() and path.suffix.lower() == ".csv":
-        parts = _read_table(path, notes)
-    elif path.is_file():
-        raise UserError(f"{path} is a file but no .csv table: give a folder of class folders or a .csv with path,label")
+
+def _find(data: str) -> Found:
+    path = Path(data).expanduser()
+    library, colon, name = data.partition(":")
+    if data in BUILTIN:
+        return _read_builtin(fine=data.endswith(":fine"))
+    if colon and library in ("hf", "torchvision"):
+        from anyres.data.libraries import read_hub, read_torchvision
+
+        return read_hub(name) if library == "hf" else read_torchvision(name)
+    if path.is_dir():
+        return _read_files(files) if (files := _files_of(path)) else _read_folder(path)
+    if path.is_file():
+        return _read_files([path])
+    if any(sign in data for sign in "{*?["):
+        return _read_files(expand(str(path)))
+    raise UserError(_missing(path, data))
+
+
+def _read_builtin(fine: bool) -> Found:
+    from anyres.data.builtin import load
+
+    parts: Parts = {"train": [], "val": [], "test": []}
+    for row in load():
+        parts[row.split].append(Item(row.name, row.fine if fine else row.coarse, row.image))
+    return Found(parts)
+
+
+_SINGLE: dict[str, Callable[[Path], Found]] = {".csv": read_csv, ".jsonl": read_jsonl, ".ndjson": read_jsonl}
+_SEVERAL: dict[str, Callable[[Sequence[Path]], Found]] = {".tar": read_shards, ".parquet": read_parquet}
+
+
+def _read_files(paths: Sequence[Path]) -> Found:
+    """One manifest, or one or several shards or parquet files."""
+    endings = sorted({path.suffix.lower() for path in paths})
+    if len(endings) > 1:
+        raise UserError(f"{paths[0].parent} has files of different kinds ({', '.join(endings)}): name one kind")
+    (ending,) = endings
+    if ending in _SEVERAL:
+        return _SEVERAL[ending](paths)
+    if ending in _SINGLE and len(paths) == 1:
+        return _SINGLE[ending](paths[0])
+    if ending in _SINGLE:
+        raise UserError(f"{len(paths)} manifests are given, as {paths[0]}: write them into one")
+    known = ", ".join((*_SINGLE, *_SEVERAL))
+    raise UserError(
+        f"{paths[0]} is a file but no .csv table or other source (known: a folder of class folders, {known})"
+    )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The shards or parquet files of a folder that holds nothing else than files; none where there are pictures."""
+    if _subfolders(folder) or _images_in(folder):
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SEVERAL and path.is_file())
+
+
+def expand(pattern: str) -> list[Path]:
+    """``a-{00..12}.tar``, ``{train,val}/*.tar`` -> the files, in order. Raises UserError for one that is not there."""
+    paths: list[Path] = []
+    for word in _braces(pattern):
+        found = _matching(Path(word))
+        if not found or not found[0].is_file():
+            raise UserError(f"no file {word}" + (f", of the pattern {pattern}" if word != pattern else ""))
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The paths that ``*``, ``?`` and ``[..]`` of a pattern stand for, sorted; a path without them is itself."""
+    wild = next((i for i, part in enumerate(pattern.parts) if re.search(r"[*?[]", part)), None)
+    if wild is None:
+        return [pattern]
+    return sorted(Path(*pattern.parts[:wild]).glob(str(Path(*pattern.parts[wild:]))))
+
+
+def _braces(pattern: str) -> list[str]:
+    """The words of a shell's brace expansion: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
+    start = pattern.find("{")
+    depth, commas, end = 0, [start], -1
+    for i in range(start, len(pattern)) if start >= 0 else ():
+        depth += (pattern[i] == "{") - (pattern[i] == "}")
+        if pattern[i] == "," and depth == 1:
+            commas.append(i)
+        if depth == 0:
+            end = i
+            break
+    if end < 0:
+        return [pattern]
+    inner, rest = pattern[start + 1 : end], _braces(pattern[end + 1 :])
+    if match := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
+        width = len(match[1]) if match[1].startswith("0") else 0
+        options = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
+        if not options:
+            raise UserError(f"the range {{{inner}}} of {pattern} is empty: write it as {{000..009}}")
+    elif len(commas) > 1:
+        pieces = [pattern[a + 1 : b] for a, b in zip(commas, [*commas[1:], end], strict=True)]
+        options = [word for piece in pieces for word in _braces(piece)]
     else:
-        raise UserError(_missing(path, data))
-    return _assemble(data, parts, split, val_share, notes)
+        options = [f"{{{word}}}" for word in _braces(inner)]
+    return [f"{pattern[:start]}{option}{tail}" for option in options for tail in rest]
 
 
 def _missing(path: Path, data: str) -> str:
@@ -91,31 +166,35 @@ def _missing(path: Path, data: str) -> str:
     siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
     hint = nearest(path.name, [*siblings, *BUILTIN], 1)
     known = ", ".join(BUILTIN)
-    return f"no folder or table {data}{hint} (give a folder of class folders, a .csv table, or a built-in set: {known})"
+    return (
+        f"no folder or table {data}{hint} (give a folder of class folders, a .csv or .jsonl table, .parquet or .tar "
+        f"files, hf:OWNER/NAME, torchvision:NAME, or a built-in set: {known})"
+    )
 
 
-def _read_folder(root: Path, notes: list[str]) -> Parts:
+def _read_folder(root: Path) -> Found:
     """``root/class/*`` or ``root/train/class/*`` (+ val, + test) -> images of each split."""
+    notes: list[str] = []
     folders = {p.name.lower(): p for p in _subfolders(root)}
-    train = next((folders[name] for name in _FOLDERS["train"] if name in folders), None)
-    others = [name for name in folders if name not in _SPLIT_OF]
-    has_more = any(_SPLIT_OF.get(name) in ("val", "test") for name in folders)
+    train = next((folders[name] for name in FOLDERS["train"] if name in folders), None)
+    others = [name for name in folders if name not in SPLIT_OF]
+    has_more = any(SPLIT_OF.get(name) in ("val", "test") for name in folders)
     is_split = train is not None and _subfolders(train) and not _images_in(train) and (has_more or not others)
     if not is_split:
         if has_more and train is None and not others:
             raise UserError(f"{root} has {', '.join(sorted(folders))} but no train folder: add train/CLASS/IMAGE")
-        return {"train": _read_classes(root, root, notes)}
+        return Found({"train": _read_classes(root, root, notes)}, None, notes)
     parts: Parts = {}
     for name, folder in sorted(folders.items()):
-        if name not in _SPLIT_OF:
+        if name not in SPLIT_OF:
             notes.append(f"folder {folder.name!r} lies beside the splits: left out")
-        elif _SPLIT_OF[name] in parts:
-            raise UserError(f"{root} has two folders for the {_SPLIT_OF[name]} split: keep one of them")
+        elif SPLIT_OF[name] in parts:
+            raise UserError(f"{root} has two folders for the {SPLIT_OF[name]} split: keep one of them")
         elif not _subfolders(folder):
             notes.append(f"folder {folder.name!r} has no class folders: left out")
         else:
-            parts[_SPLIT_OF[name]] = _read_classes(folder, root, notes)
-    return parts
+            parts[SPLIT_OF[name]] = _read_classes(folder, root, notes)
+    return Found(parts, None, notes)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -153,56 +232,14 @@ def _read_classes(folder: Path, root: Path, notes: list[str]) -> list[Item]:
     return items
 
 
-def _read_table(table: Path, notes: list[str]) -> Parts:
-    """A ``.csv`` with the columns path,label[,split]; paths count from the table's folder."""
-    parts: Parts = defaultdict(list)
-    seen: dict[Path, tuple[int, str, str]] = {}
-    repeated = 0
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [str(name).strip() for name in reader.fieldnames or []]
-            if missing := [column for column in ("path", "label") if column not in names]:
-                raise UserError(f"{table}:1: no column {missing[0]!r}: the first line must be path,label[,split]")
-            reader.fieldnames = names
-            for row in reader:
-                line = reader.line_num
-                item, part = _read_row(table, line, row)
-                assert isinstance(item.source, Path)
-                before, label, part_before = seen.setdefault(item.source, (line, item.label, part))
-                if (label, part_before) != (item.label, part):
-                    raise UserError(f"{table}:{line}: {item.key} stands on line {before} as {label} ({part_before})")
-                if before == line:
-                    parts[part].append(item)
-                else:
-                    repeated += 1
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no UTF-8 table with commas: {error}") from error
-    if repeated:
-        notes.append(f"{repeated} repeated lines of {table.name}: left out")
-    return dict(parts)
-
-
-def _read_row(table: Path, line: int, row: dict[str, str | None]) -> tuple[Item, str]:
-    values = {column: (row.get(column) or "").strip() for column in ("path", "label", "split")}
-    for column in ("path", "label", "split"):
-        if not values[column] and (column != "split" or column in row):
-            raise UserError(f"{table}:{line}: the column {column!r} is empty")
-    part = _SPLIT_OF.get((values["split"] or "train").lower())
-    if part is None:
-        raise UserError(f"{table}:{line}: unknown split {values['split']!r} (known: train, val, test)")
-    path = table.parent / values["path"]
-    if not path.is_file():
-        raise UserError(f"{table}:{line}: no file {path}; paths count from the table's folder")
-    return Item(Path(values["path"]).as_posix(), values["label"], path), part
-
-
-def _assemble(name: str, parts: Parts, split: str, val_share: float, notes: list[str]) -> Source:
+def _assemble(name: str, found: Found, split: str, val_share: float) -> Source:
     """Number the classes of train, hold out val where there is none, and pick the split."""
-    classes = tuple(sorted({item.label for item in parts.get("train", [])}))
+    parts, notes = found.parts, [*found.notes]
+    labels = {item.label for item in parts.get("train", [])}
+    classes = tuple(sorted(labels) if found.order is None else (name for name in found.order if name in labels))
     if len(classes) < 2:
-        found = f"only the class {classes[0]!r}" if classes else "no class with images"
-        raise UserError(f"{name} has {found} to train on: two or more are needed, one folder (or label) for each")
+        those = f"only the class {classes[0]!r}" if classes else "no class with images"
+        raise UserError(f"{name} has {those} to train on: two or more are needed, one folder (or label) for each")
     for part in {"val", split} & parts.keys():
         if strange := sorted({item.label for item in parts[part]} - set(classes)):
             hint = nearest(strange[0], classes, 1)
