@@ -41,8 +41,10 @@ class DataConfig:
     ``repeats``: each image comes so many times in a row with other draws (repeated augmentation: 3; off: 1), and an
     epoch keeps its length, so it sees so many times fewer images. ``workers``: loader processes per process (null:
     chosen by the data and the machine). ``cache_side``: images are kept decoded in memory with this short side when
-    all fit into ``cache_gib`` (null: never). Unreadable images are left out and named; more than ``max_unreadable`` (a
-    share) of them stop the run, but ten never do (0: one does)."""
+    all fit into ``cache_gib`` (null: never). ``dct``: training JPEGs whose short side is at least twice the largest
+    view's are decoded at 1/2, 1/4 or 1/8, never below that view (docs/data.md: what it does to pixels). Unreadable
+    images are left out and named; more than ``max_unreadable`` (a share) of them stop the run, but ten never do (0: one
+    does)."""
 
     source: str | None = None
     train_split: Literal["train", "trainval"] = "train"
@@ -53,6 +55,7 @@ class DataConfig:
     workers: int | None = None
     cache_side: int | None = None
     cache_gib: float = 2.0
+    dct: bool = False
     max_unreadable: float = 0.01
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

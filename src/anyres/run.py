@@ -49,7 +49,8 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
         if report and not (run / "report.html").exists() and accelerator.is_main_process:
             report_on(open_run(run), open_images(recipe, recipe.data.eval_split))
         return
-    images, held_out = (open_images(recipe, s) for s in (recipe.data.train_split, recipe.data.eval_split))
+    images = open_images(recipe, recipe.data.train_split, training=True)
+    held_out = open_images(recipe, recipe.data.eval_split)
     for those in (images, held_out):
         those.check(recipe.data.max_unreadable)
     model = build_model(recipe, len(images.source.classes))

@@ -248,18 +248,26 @@ def build_model(recipe: Recipe, num_classes: int) -> Backbone:
 
 
 def open_images(
-    recipe: Recipe, split: str, data: str | None = None, fit: Callable[[Source], Source] = lambda source: source
+    recipe: Recipe,
+    split: str,
+    data: str | None = None,
+    fit: Callable[[Source], Source] = lambda source: source,
+    *,
+    training: bool = False,
 ) -> DecodedImages:
     """One split of the recipe's data (or of ``data``), decoded into memory if the recipe says so and they fit.
 
-    ``fit`` checks its classes, or numbers them otherwise, before anything is decoded.
+    ``fit`` checks its classes, or numbers them otherwise, before anything is decoded. Only images for ``training`` are
+    decoded as ``data.dct`` says: what is scored is read in full, whatever the recipe.
     """
     source = data or recipe.data.source
     if source is None:
         raise UserError("no images: give --data a folder, a CSV manifest or a built-in set such as groceries")
     opened = fit(open_source(source, split, val_share=recipe.data.val_share))
     budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
-    return DecodedImages(opened, recipe.data.cache_side, budget)
+    largest = max(max(size) for size in recipe.views.parsed)
+    dct_side = largest if training and recipe.data.dct else None
+    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side)
 
 
 def check_classes(source: Source, classes: Sequence[str]) -> None:

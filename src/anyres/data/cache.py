@@ -22,12 +22,19 @@ class DecodedImages:
 
     All are decoded now, by threads, and kept when their estimated total is at most ``budget_gib`` GiB (``cached``);
     else each is decoded when asked for. ``images[i]`` -> Decoded, or raises Unreadable; the same either way.
+    ``dct_side``: JPEGs may be decoded at a fraction that keeps this short side (see decode).
     """
 
     def __init__(
-        self, source: Source, short_side: int | None = None, budget_gib: float = 4.0, *, progress: bool = True
+        self,
+        source: Source,
+        short_side: int | None = None,
+        budget_gib: float = 4.0,
+        *,
+        dct_side: int | None = None,
+        progress: bool = True,
     ) -> None:
-        self.source, self.short_side = source, short_side
+        self.source, self.short_side, self.dct_side = source, short_side, dct_side
         self._kept: list[Decoded | Unreadable] | None = None
         self._unreadable: dict[int, Unreadable] = {}
         self._converted: dict[int, tuple[str, str]] = {}
@@ -54,7 +61,7 @@ class DecodedImages:
                 raise Unreadable(kept.name, kept.reason)
             return kept
         try:
-            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side)
+            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side, self.dct_side)
         except Unreadable as error:
             done = error
         self._remember(i, done)
@@ -92,7 +99,7 @@ class DecodedImages:
     def _decode_all(self, records: Sequence[Record], *, progress: bool = False) -> list[Decoded | Unreadable]:
         def one(record: Record) -> Decoded | Unreadable:
             try:
-                return decode_in_thread(record, self.short_side)
+                return decode_in_thread(record, self.short_side, self.dct_side)
             except Unreadable as error:
                 return error
 
