@@ -175,7 +175,9 @@ class ResMLP(Backbone):
     def embed(self, x: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
         """Patch tokens and their grid; warns at the first evaluation off the trained one."""
         tokens, grid = self.patch_embed(x)
-        if not (self.warned or self.training or grid == self.config.grid):
+        # A compiled or exported model is silent: it can neither warn nor compare its free grid with the trained one.
+        silent = self.warned or self.training or torch.compiler.is_compiling()
+        if not silent and grid != self.config.grid:
             self.warned = True
             (rows, columns), (own_rows, own_columns) = grid, self.config.grid
             warnings.warn(

@@ -17,8 +17,9 @@ def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Ten
     Zero is the mean colour of a normalised image. Nothing is cut, so no pixel of the border is lost.
     """
     height, width = image.shape[-2:]
-    # Not -height % multiple: torch.compile (2.15) has no code for the remainder of a negative free size.
-    bottom, right = (multiple - height % multiple) % multiple, (multiple - width % multiple) % multiple
+    # With //, as torch.compile (2.15) has no code for -height % multiple of a free height.
+    rows, columns = (height + multiple - 1) // multiple, (width + multiple - 1) // multiple
+    bottom, right = rows * multiple - height, columns * multiple - width
     # An exported program has no branch on its free sizes, and every branch is one more compilation: there an image is
     # padded always, by nothing where nothing is missing.
     return F.pad(image, (0, right, 0, bottom)) if torch.compiler.is_compiling() or bottom or right else image
