@@ -57,6 +57,7 @@ def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held
         "pixels": progress.pixels,
         "seconds": round(progress.seconds, 1),
         "steps": progress.step,
+        "skipped_steps": progress.skipped,
         "best_top1": progress.best,
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in remarks.items())],
     }

@@ -22,9 +22,9 @@ from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
 from anyres.models import list_models, variant
 from anyres.models.zoo import ALIASES
-from anyres.train.loop import TrainConfig
 from anyres.train.objective import ObjectiveConfig
 from anyres.train.optim import OptimConfig
+from anyres.train.plan import TrainConfig
 
 
 @config
@@ -117,6 +117,11 @@ class Recipe:
                 "share for wholly right: set mix.smoothing=0"
             )
         self.views.plan(self.augment)  # raises where a group's colours and augment's exclude each other
+        if self.train.accumulate > self.data.batch_size:
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate} splits each step's data.batch_size={self.data.batch_size} "
+                "images: give at most as many"
+            )
         seen, sizes = self.objective.views_per_step, len(self.views.sizes)
         if seen is not None and seen > sizes:
             raise ValueError(f"objective.views_per_step={seen}, but views.sizes has {sizes}: give at most as many")

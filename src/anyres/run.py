@@ -22,15 +22,18 @@ from anyres.data.mix import erase, mix, mix_rng, normalise
 from anyres.evaluate.metrics import score
 from anyres.flow import Batch
 from anyres.models.contract import Backbone
+from anyres.models.trainable import freeze
 from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.teacher import Teacher, build_teacher, has_two_heads
 from anyres.train import checkpoint
-from anyres.train.loop import Callbacks, NonFiniteLoss, Plan, train
+from anyres.train.loop import Callbacks, train
 from anyres.train.objective import Student, window
 from anyres.train.optim import build_optimizer
 from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
+from anyres.train.plan import Plan
 from anyres.train.state import State, build_ema
+from anyres.train.step import NonFiniteLoss
 from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches
 
 
@@ -54,6 +57,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     for those in (images, held_out):
         those.check(recipe.data.max_unreadable)
     model = build_model(recipe, len(images.source.classes))
+    freeze(model, recipe.train.trainable)
     teacher = build_teacher(recipe, images.source.classes, accelerator.device)
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
@@ -78,11 +82,11 @@ def fit(
 ) -> State:
     """Train ``model`` as ``recipe`` says, from the newest checkpoint in ``run`` if there is one; the final state.
 
-    ``model`` may be any module with timm's contract; ``teacher`` is what ``build_teacher`` made. Raises as
-    ``train_run`` does.
+    ``model`` may be any module with timm's contract, frozen where it is not to be trained; ``teacher`` is what
+    ``build_teacher`` made. Raises as ``train_run`` does.
     """
     plan = make_plan(recipe, len(images))
-    synchronise_batch_norm(model.to(accelerator.device))
+    place(recipe, model, accelerator)
     optimizer = build_optimizer(model, recipe.optim, model.no_weight_decay())
     state = State(model, build_ema(model, recipe.train.ema_decay), optimizer)
     console = messages(quiet=not accelerator.is_main_process)
@@ -90,32 +94,48 @@ def fit(
     check_same_images(state, len(images), run)
     for sentence in (*said, *describe(recipe, images, held_out, plan, state, accelerator)):
         console.print(sentence)
-    two_heads = teacher is not None and has_two_heads(model)
-    student = accelerator.prepare(Student(model, recipe.objective.target, two_heads))
+    if teacher is not None:
+        console.print(teacher.told())
+    student = Student(model, recipe.objective.target, two_heads=teacher is not None and has_two_heads(model))
+    if recipe.train.compile:
+        student.compile()
+    student = accelerator.prepare(student)
     state.optimizer = accelerator.prepare(optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
         return score_views(recipe, scored, held_out, accelerator)
 
-    if teacher is not None:
-        console.print(teacher.told())
+    def names(index: Tensor) -> str:
+        return ", ".join(images.source.records[i].name for i in index.tolist()[:8])
+
     batches = feed(recipe, images, plan, state.progress.step, accelerator)
     try:
-        ended = train(accelerator, student, state, batches, plan, run, Callbacks(evaluate, teacher), run.name)
+        callbacks = Callbacks(evaluate, teacher, names)
+        ended = train(accelerator, student, state, batches, plan, run, callbacks, run.name)
     except NonFiniteLoss as error:
-        names = ", ".join(images.source.records[i].name for i in error.index.tolist()[:8])
-        raise UserError(f"{error}, in the batch {names}; {run} keeps the last good state: lower optim.lr") from None
+        raise UserError(
+            f"{error}, in the batch {names(error.index)}; {run} keeps the last good state: lower optim.lr"
+        ) from None
     except torch.OutOfMemoryError:
         sizes = ", ".join(map(str, recipe.views.sizes))
         raise UserError(
             f"the device's memory is too small for {plan.batch_size} images at {sizes} px: "
-            "lower data.batch_size or views.sizes, or choose a smaller model"
+            "raise train.accumulate, set train.grad_checkpointing=true, lower views.sizes, or choose a smaller model"
         ) from None
     if ended == "stopped":
         raise Stopped(
             f"stopped after step {state.progress.step} of {plan.steps}: the same command continues from there"
         )
     return state
+
+
+def place(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
+    """Put ``model`` on the device, in the memory layout and with the recomputation that the recipe asks for."""
+    synchronise_batch_norm(model.to(accelerator.device))
+    if recipe.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if recipe.train.grad_checkpointing:
+        model.set_grad_checkpointing()
 
 
 def check_folder(recipe: Recipe, run: Path) -> None:
@@ -154,9 +174,11 @@ def describe(
     classes = len(images.source.classes)
     yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
     parameters = sum(p.numel() for p in state.model.parameters())
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     dtype = autocast_dtype(recipe.train.precision)
     yield (
-        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, views {recipe.views.told}, "
+        f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
+        f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
     )
     yield (

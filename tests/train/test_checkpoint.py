@@ -45,6 +45,14 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_best_is_kept_beside_the_newest_two(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        state = make_state(step)
+        state.progress.best_step = 10 if step >= 10 else 5
+        checkpoint.save(tmp_path, state)
+    assert [p.name for p in checkpoint.found(tmp_path)] == ["step_000020", "step_000015", "step_000010"]
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "missing", "no state", "not json"])
 def test_a_damaged_newest_falls_back(tmp_path: Path, harm: str) -> None:
     checkpoint.save(tmp_path, make_state(1))

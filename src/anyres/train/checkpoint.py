@@ -2,7 +2,8 @@
 
 Each holds ``model.safetensors``, ``ema.safetensors`` (when one is kept), ``optimizer.pt`` (read with
 ``weights_only=True``) and ``state.json`` with the progress and every file's SHA-256. The folder is filled under
-another name and renamed at the end; the newest two are kept; a damaged newest falls back to the one before.
+another name and renamed at the end; the newest two are kept, and the best one scored; a damaged newest falls back to
+the one before.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ KEPT = 2
 
 
 def save(run: Path, state: State) -> Path:
-    """Write ``run/step_NNNNNN`` atomically, drop all but the newest two, and return the folder."""
-    final = run / f"step_{state.progress.step:06d}"
+    """Write ``run/step_NNNNNN`` atomically, drop all but the newest two and the best scored, and return the folder."""
+    final = run / _name(state.progress.step)
     partial = run / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -43,8 +44,13 @@ def save(run: Path, state: State) -> Path:
     partial.rename(final)
     _sync(run)
     for old in found(run)[KEPT:]:
-        shutil.rmtree(old)
+        if old.name != _name(state.progress.best_step):
+            shutil.rmtree(old)
     return final
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
 
 
 def found(run: Path) -> list[Path]:

@@ -1,12 +1,8 @@
-"""The loop. There is one.
-
-A step: seed it, set the rate, run and back-propagate the objective's terms one by one, check, update, average.
-"""
+"""The loop. There is one: batch, step, record, evaluation, checkpoint, until the plan's steps are made."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,81 +15,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from anyres.config import config
 from anyres.flow import Batch
 from anyres.train import checkpoint
 from anyres.train.log import Bar, RunLog
-from anyres.train.objective import ObjectiveConfig, Teacher, terms
-from anyres.train.optim import OptimConfig, learning_rate, set_rates, weight_decay
-from anyres.train.parallel import Precision
-from anyres.train.state import State, seed_step
-
-
-@config
-class TrainConfig:
-    """``epochs`` over the training images, every view of an image counting as one visit. ``ema_decay``: null keeps no
-    moving average. ``eval_every`` epochs the held-out images are scored (0: only at the end). ``checkpoint_every``
-    steps a checkpoint is written (null: every epoch, at most 500 steps apart)."""
-
-    epochs: int = 100
-    seed: int = 0
-    precision: Precision = "auto"
-    ema_decay: float | None = 0.999
-    channels_last: bool = False
-    eval_every: int = 10
-    checkpoint_every: int | None = None
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        counts = {"epochs": self.epochs, "checkpoint_every": self.checkpoint_every, "log_every": self.log_every}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"train.{name}={value} must be 1 or more")
-        if min(self.eval_every, self.seed) < 0:
-            raise ValueError(f"train.eval_every={self.eval_every} and train.seed={self.seed} must be 0 or more")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay={self.ema_decay} must be 0 or more and below 1, or null for none")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the configurations come to for this data set: counts, peak rate and the configurations themselves."""
-
-    steps: int
-    steps_per_epoch: int
-    batch_size: int
-    train: TrainConfig
-    optim: OptimConfig
-    objective: ObjectiveConfig
-
-    @property
-    def checkpoint_every(self) -> int:
-        return self.train.checkpoint_every or min(self.steps_per_epoch, 500)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of ``step``."""
-        return learning_rate(step, self.optim.peak_lr(self.batch_size), self.optim, self.steps_per_epoch, self.steps)
-
-    def decay(self, step: int) -> float:
-        """The weight decay of ``step``."""
-        return weight_decay(step, self.optim, self.steps)
+from anyres.train.objective import Teacher
+from anyres.train.plan import Plan
+from anyres.train.state import State
+from anyres.train.step import NonFiniteLoss, make_step
 
 
 @dataclass(frozen=True)
 class Callbacks:
     """What the loop asks of others. ``evaluate`` scores a model, and its ``"top1"`` decides the best; ``teacher``
-    answers to a view, where there is one."""
+    answers to a view, where there is one; ``names`` calls images by positions in the data set, for messages."""
 
     evaluate: Callable[[nn.Module], dict[str, float]]
     teacher: Teacher | None = None
-
-
-class NonFiniteLoss(Exception):
-    """The loss or its gradient is not finite; ``index`` (b,) names the batch's positions in the data set."""
-
-    def __init__(self, step: int, index: Tensor) -> None:
-        super().__init__(f"loss or gradient is not finite at step {step}")
-        self.step, self.index = step, index
+    names: Callable[[Tensor], str] = str
 
 
 class Stop:
@@ -134,8 +72,8 @@ def train(
     """Train from ``state.progress.step`` to ``plan.steps``, leaving checkpoints and records in ``run``.
 
     ``student`` wraps ``state.model`` (see objective.Student), already prepared by ``accelerator``; ``batches`` starts
-    at that step, on the device, normalised.
-    Raises NonFiniteLoss before the update, with a checkpoint of the last good state written.
+    at that step, on the device, normalised. Raises NonFiniteLoss before the update, with a checkpoint of the last good
+    state written, unless the plan skips such steps.
     """
     from rich.console import Console
 
@@ -149,67 +87,34 @@ def train(
             batch = clock.waiting(batches)
             try:
                 shown = make_step(accelerator, student, state, batch, plan, callbacks.teacher)
-            except NonFiniteLoss:
-                _save(accelerator, run, state)
-                raise
+                progress.skipped_in_row = 0
+            except NonFiniteLoss as error:
+                if plan.train.non_finite == "stop" or progress.skipped_in_row == plan.train.skip_at_most:
+                    _save(accelerator, run, state)
+                    raise
+                progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
+                console.print(
+                    f"{error}: skipped, with the batch {callbacks.names(error.index)}", markup=False, soft_wrap=True
+                )
+                shown = {"skipped": torch.tensor(float(progress.skipped))}
             progress.step += 1
             progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
             progress.unreadable.update(batch.notes)
-            if log and (progress.step - 1) % plan.train.log_every == 0:
+            if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
                 log.write(progress.step - 1, {name: float(value) for name, value in shown.items()})
-            bar.show(progress.step, f"loss {float(shown['loss']):.3f}  {clock.facts()}")
+            facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
+            bar.show(progress.step, f"{facts}  {clock.facts()}")
             scores = _maybe_evaluate(state, plan, callbacks.evaluate)
             if log and scores:
                 log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
             stopping = _agreed(accelerator, stop.asked)
-            if stopping or progress.step % plan.checkpoint_every == 0 or progress.step == plan.steps:
+            due = progress.step % plan.checkpoint_every == 0 or progress.step in (plan.steps, progress.best_step)
+            if stopping or due:
                 _save(accelerator, run, state)
             clock.restart()
             if stopping:
                 break
     return "done" if progress.step == plan.steps else "stopped"
-
-
-def make_step(
-    accelerator: Accelerator,
-    student: nn.Module,
-    state: State,
-    batch: Batch,
-    plan: Plan,
-    teacher: Teacher | None = None,
-) -> dict[str, Tensor]:
-    """One update from one batch; returns the detached numbers to show. Raises NonFiniteLoss before the update."""
-    step = state.progress.step
-    seed_step(plan.train.seed, step, accelerator.process_index)
-    rate = plan.rate(step)
-    set_rates(state.optimizer, rate, plan.decay(step))
-    state.optimizer.zero_grad(set_to_none=True)
-    student.train()
-    statistics = [buffer.clone() for buffer in state.model.buffers()]  # a forward pass changes batch norm's
-    total = torch.zeros((), device=accelerator.device)
-    shown: dict[str, Tensor] = {}
-    made = terms(student, batch, plan.objective, teacher)
-    for i in range(len(batch.views)):  # gradients are exchanged between processes once, with the last view
-        with accelerator.no_sync(student) if i + 1 < len(batch.views) else contextlib.nullcontext():
-            term = next(made)
-            accelerator.backward(term.loss)
-        total += term.loss.detach()
-        shown |= term.shown
-    norm = accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf)
-    finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
-    if not bool(finite):
-        for buffer, before in zip(state.model.buffers(), statistics, strict=True):
-            buffer.copy_(before)
-        raise NonFiniteLoss(step, batch.index)
-    state.optimizer.step()
-    if state.ema is not None:
-        state.ema.update(state.model, step=step + 1)
-    state.progress.images += len(batch.index) * accelerator.num_processes
-    state.progress.pixels += sum(v.shape[0] * v.shape[2] * v.shape[3] for v in batch.views) * accelerator.num_processes
-    shown = {"loss": total} | shown
-    if accelerator.num_processes > 1:
-        shown = dict(zip(shown, accelerator.reduce(torch.stack(list(shown.values())), "mean"), strict=True))
-    return shown | {"lr": torch.tensor(rate), "grad_norm": norm}
 
 
 def _maybe_evaluate(state: State, plan: Plan, evaluate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:

@@ -159,10 +159,11 @@ def terms(student: nn.Module, batch: Batch, config: ObjectiveConfig, teacher: Te
     if config.cosub:
         yield from _pairs(student, batch, config)
         return
+    names = view_names(batch)
     above: Tensor | None = None
     for i, view in enumerate(batch.views):
         logits, taught, feature = (_wide(x) for x in student(view))
-        name = str(Size(view.shape[-2], view.shape[-1]))
+        name = names[i]
         loss = label_loss(logits, target_of(batch, i), config.loss)
         shown = {f"{config.loss}/{name}": loss.detach()}
         if teacher is not None:
@@ -188,9 +189,15 @@ def _pairs(student: nn.Module, batch: Batch, config: ObjectiveConfig) -> Iterato
     for i, view in enumerate(batch.views):
         first, second = _wide(student(torch.cat([view, view]))[0]).chunk(2)  # (2b, k) -> (b, k) each
         own, mutual = pair_loss(first, second, target_of(batch, i), config.loss)
-        name = str(Size(view.shape[-2], view.shape[-1]))
+        name = view_names(batch)[i]
         shown = {f"labels/{name}": own.detach(), f"mutual/{name}": mutual.detach()}
         yield Term((own + mutual) / len(batch.views), shown)
+
+
+def view_names(batch: Batch) -> list[str]:
+    """What the log calls each view: its size; those of one size are counted, as ``96.1``, ``96.2``."""
+    sizes = [str(Size(view.shape[-2], view.shape[-1])) for view in batch.views]
+    return [size if sizes.count(size) == 1 else f"{size}.{sizes[: i + 1].count(size)}" for i, size in enumerate(sizes)]
 
 
 def target_of(batch: Batch, view: int) -> Tensor:

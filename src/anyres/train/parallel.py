@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from anyres.flow import pick_device
@@ -21,6 +22,8 @@ def build_accelerator(precision: Precision) -> Accelerator:
     mixed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     # DDP remarks on a gradient's strides along axes of length 1; that is no loss.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    if AcceleratorState._shared_state:  # an earlier run of this process may have had another precision
+        AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed, cpu=pick_device().type == "cpu")
 
 

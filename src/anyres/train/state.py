@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 @dataclass
 class Progress:
     """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
-    ``training_images`` are in the set (0: not known)."""
+    ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
+    just now; ``best`` is the highest top-1 scored, after step ``best_step`` (-1: none yet)."""
 
     step: int = 0
     images: int = 0
@@ -27,6 +28,8 @@ class Progress:
     best: float = -1.0
     best_step: int = -1
     training_images: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
 

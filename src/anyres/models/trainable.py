@@ -1,0 +1,52 @@
+"""Which parameters of a model are trained: all, attention and what goes with it, or the classifier alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from anyres.config import UserError
+from anyres.models.cait import ClassAttention, TalkingHeads
+from anyres.models.contract import Backbone
+from anyres.models.patchconvnet import Pooling
+from anyres.models.resformer import Attention as ResFormerAttention
+from anyres.models.rest import Attention as ResTAttention
+from anyres.models.restv2 import Attention as ResTv2Attention
+from anyres.ops.attention import SelfAttention
+
+ATTENTION = (
+    SelfAttention,
+    TalkingHeads,
+    ClassAttention,
+    Pooling,
+    ResFormerAttention,
+    ResTAttention,
+    ResTv2Attention,
+)
+"""By type, as names mislead (trap D-26): ResMLP's and PatchConvNet's ``attn`` is none, a parallel block's second is
+called ``attn1``."""
+
+
+def freeze(model: Backbone, trainable: Literal["all", "attention", "head"]) -> None:
+    """Leave only ``trainable`` parameters with ``requires_grad``.
+
+    ``attention``: of attention modules, position tables and the classifier, as "Three things everyone should know
+    about Vision Transformers" (Touvron et al., ECCV 2022) fine-tunes; norms, layer scales, MLPs, class token and patch
+    embedding are frozen. Raises UserError for a model that has no attention.
+    """
+    if trainable == "all":
+        return
+    model.requires_grad_(False)
+    model.get_classifier().requires_grad_(True)
+    if trainable == "attention":
+        found = [module for module in model.modules() if isinstance(module, ATTENTION)]
+        if not found:
+            name = model.pretrained_cfg.get("architecture", type(model).__name__)
+            raise UserError(f"train.trainable=attention: {name} has no attention; choose all or head")
+        for part in [*found, *_position_tables(model)]:
+            part.requires_grad_(True)
+
+
+def _position_tables(model: Backbone) -> list[nn.Parameter]:
+    return [p for name, p in model.named_parameters() if name.split(".")[0] == "pos_embed"]
