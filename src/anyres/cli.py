@@ -43,7 +43,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="A folder (root/class/*.jpg or root/train|val/...), a manifest (.csv, .jsonl), parquet files or tar "
-        "shards (part-{00..09}.tar), hf:OWNER/NAME, torchvision:NAME@FOLDER, or a built-in set: `anyres data` tells more.",
+        "shards (part-{00..09}.tar), hf:OWNER/NAME, torchvision:NAME@FOLDER, a built-in set: `anyres data` says more.",
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val, trainval or test; the recipe's own if not given.")]
@@ -120,6 +120,10 @@ def train(
     overrides: Overrides = None,
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/NAME if not given.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="Start from known weights (deit_base.224), a file, a URL, a hub id or a run."),
+    ] = None,
 ) -> None:
     """Train a model; the same command again resumes an interrupted run, or says that it is done.
 
@@ -129,6 +133,7 @@ def train(
     from anyres.run import train_run
 
     given = [*(overrides or []), *([f"data.source={data}"] if data else [])]
+    given += [f"weights={weights}"] if weights else []
     name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
     train_run(load_recipe(recipe, given), out or Path("runs") / name)
 

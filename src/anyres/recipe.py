@@ -97,9 +97,11 @@ class EvalConfig:
 
 @config
 class Recipe:
-    """A whole training run. ``model`` holds ``name`` and any option of that family's configuration."""
+    """A whole training run. ``model`` holds ``name`` and any option of that family's configuration; ``weights``, what
+    it starts from: anything ``anyres.load_weights`` takes, such as ``deit_base.224``, a file or a run folder."""
 
     model: dict[str, Any]
+    weights: str | None = None
     claim: Claim = field(default_factory=Claim)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)

@@ -34,7 +34,7 @@ from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise
 from anyres.train.plan import Plan
 from anyres.train.state import State, build_ema
 from anyres.train.step import NonFiniteLoss
-from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches
+from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches, start_from
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
@@ -57,6 +57,8 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     for those in (images, held_out):
         those.check(recipe.data.max_unreadable)
     model = build_model(recipe, len(images.source.classes))
+    if recipe.weights and not checkpoint.found(run):
+        console.print(start_from(model, recipe.weights))
     freeze(model, recipe.train.trainable)
     teacher = build_teacher(recipe, images.source.classes, accelerator.device)
     if accelerator.is_main_process:

@@ -247,6 +247,13 @@ def build_model(recipe: Recipe, num_classes: int) -> Backbone:
     return create_model(recipe.model["name"], num_classes, **options)
 
 
+def start_from(model: Backbone, weights: str) -> str:
+    """Load ``weights`` for training on; a sentence on what became of the classifier. Raises UserError."""
+    fresh = load_weights(model, weights, replace_head="if_needed")
+    classes = f"a new classifier of {model.num_classes} classes" if fresh else "its classifier too"
+    return f"starting from {weights}, with {classes}"
+
+
 def open_images(
     recipe: Recipe,
     split: str,

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,15 +53,21 @@ IGNORED = (
 """What a file may hold beside tensors, numbers, text and their containers; anything else is refused by name."""
 
 
-def load_weights(model: Backbone, source: str | Path, *, replace_head: bool = False, part: str | None = None) -> None:
-    """Loads published or own weights into ``model``.
+def load_weights(
+    model: Backbone,
+    source: str | Path,
+    *,
+    replace_head: bool | Literal["if_needed"] = False,
+    part: str | None = None,
+) -> bool:
+    """Loads published or own weights into ``model``; returns whether the model kept its own classifier.
 
     ``source``: a .pth, .pt or .safetensors file; a run folder, which holds model.safetensors; a set of the index such
     as ``"deit3_small.384"`` (`anyres models NAME` lists them); a URL; or a Hugging Face hub id such as
     ``"owner/name@revision"``. Position tables and mixing matrices are carried to the model's grid. Every key must be
     there with its shape, and no other; ``replace_head`` leaves the source's classifier aside and keeps the model's own,
-    for another set of classes. ``part`` says which state dict of a training checkpoint is meant, such as
-    ``"model_ema"`` or ``"student"``; by default the first of CONTAINERS.
+    for another set of classes (``"if_needed"``: where it does not fit). ``part`` says which state dict of a training
+    checkpoint is meant, such as ``"model_ema"`` or ``"student"``; by default the first of CONTAINERS.
     Raises UserError, one line, for weights that cannot be had, read, or made to fit; the model is then unchanged.
     """
     own = model.state_dict()
@@ -71,15 +77,17 @@ def load_weights(model: Backbone, source: str | Path, *, replace_head: bool = Fa
     content = read_state(path, part)
     try:
         state = model.adapt_state(dict(content))
-        heads = head_keys(model, own)
+        heads, theirs = head_keys(model, own), head_keys(model, state)
+        if replace_head == "if_needed":
+            replace_head = {k: state[k].shape for k in theirs} != {k: own[k].shape for k in heads}
         if replace_head:
-            theirs = head_keys(model, state)
             state = {key: tensor for key, tensor in state.items() if key not in theirs}
             state |= {key: own[key] for key in heads}
         _check_fit(state, own, heads | head_keys(model, state))
     except UserError as error:
         raise UserError(f"{path} does not fit this model: {error}{_likeness(model, content)}") from error
     model.load_state_dict(state)
+    return replace_head
 
 
 def save_weights(source: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:

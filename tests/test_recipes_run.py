@@ -1,0 +1,50 @@
+"""Every recipe makes two steps, with its family's model made small and its sizes a seventh."""
+
+from pathlib import Path
+
+import pytest
+
+from anyres.models.registry import variant
+from anyres.recipe import list_recipes, load_recipe
+from tests.command import anyres
+from tests.conftest import TinyRun
+
+FOUR = {"dims": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
+VIT = {"dim": 32, "depth": 2, "heads": 2}
+SMALL = {
+    "rest": FOUR,
+    "restv2": FOUR,
+    "resformer": VIT,
+    "resmlp": {"dim": 32, "depth": 2, "img_size": 32},
+    "deit": VIT | {"img_size": 64},
+    "deit3": VIT | {"img_size": 64},
+    "cait": VIT | {"img_size": 64},
+    "patchconvnet": {"dim": 32, "depth": 2},
+}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_makes_two_steps(name: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    about = variant(recipe.model["name"])
+    values = [f"model.{key}={value}" for key, value in SMALL[about.family].items()]
+    if not recipe.views.groups:
+        values.append(f"views.sizes={[size.height // 7 for size in recipe.views.parsed]}")
+    if recipe.objective.distillation.kind != "none":
+        values.append(f"objective.distillation.teacher={tiny_run.folder}")
+    if recipe.weights:
+        values.append("weights=null")
+    values += ["data.batch_size=16", "data.workers=0", "train.epochs=1", "train.log_every=1", "evaluate.sizes=[32]"]
+    values.append("train.precision=auto")  # accelerate refuses two precisions in one process
+    answer = anyres("train", name, "--data", tiny_run.data, "--out", tmp_path / "run", *values)
+    assert answer.code == 0, answer.err
+    assert "1 epochs of 2 steps of 16 images" in answer.err
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
+
+
+def test_training_starts_from_weights(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A run of other classes gives its body; the same classes, its classifier too."""
+    values = ("views.sizes=[32]", "data.batch_size=16", "train.epochs=1", "data.workers=0", "evaluate.sizes=[32]")
+    command = ("train", "restv2_nano", "--data", tiny_run.data, "--weights", tiny_run.folder, *values)
+    told = anyres(*command, "--out", tmp_path / "same").err
+    assert f"starting from {tiny_run.folder}, with its classifier too" in " ".join(told.split())
