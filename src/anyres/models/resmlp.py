@@ -176,7 +176,7 @@ class ResMLP(Backbone):
         """Patch tokens and their grid; warns at the first evaluation off the trained one."""
         tokens, grid = self.patch_embed(x)
         # A compiled or exported model is silent: it can neither warn nor compare its free grid with the trained one.
-        silent = self.warned or self.training or torch.compiler.is_compiling()
+        silent = torch.compiler.is_compiling() or self.warned or self.training
         if not silent and grid != self.config.grid:
             self.warned = True
             (rows, columns), (own_rows, own_columns) = grid, self.config.grid
