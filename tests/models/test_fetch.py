@@ -358,7 +358,10 @@ CODE = "import sys; from anyres.models.fetch import fetch; print(fetch(sys.argv[
 
 
 def process(url: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", options.pop("code", CODE), url]
+    heed = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background does not
+    )
+    command = [sys.executable, "-c", heed + options.pop("code", CODE), url]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
