@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("anyres", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a test sets, as ``anyres --offline`` does, is unset after it."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 class TinyRun(NamedTuple):
