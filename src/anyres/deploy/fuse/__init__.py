@@ -1,0 +1,57 @@
+"""``fuse``: a trained model of any family -> its deploy form, the same function with fewer operations."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from anyres.config import UserError
+from anyres.deploy.fuse.folded import Folded, pin
+from anyres.deploy.fuse.vit import FoldedViT
+from anyres.models.contract import Backbone
+from anyres.models.deit import DeiT
+from anyres.models.deit3 import DeiT3
+from anyres.models.dino import DINO
+
+
+class Copied(Folded):
+    """A family that is not folded yet: a frozen copy."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__(model)
+        self.model = copy.deepcopy(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
+
+
+FORMS: dict[type[Backbone], type[Folded]] = {
+    DeiT: FoldedViT,
+    DeiT3: FoldedViT,
+    DINO: FoldedViT,
+}
+
+
+def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Folded:
+    """The deploy form of a trained model: image (b, k, h, w) -> logits (b, num_classes), equal to 1e-5.
+
+    It has weights of its own, none of which wants a gradient, on the device and in the dtype of the model, which stays
+    as it is, and cannot be trained. Without a ``size`` it takes every height and width, and remembers what depends on
+    them alone (``anyres.deploy.fuse.folded.PerGrid``). With a ``size`` in pixels, a side or (height, width), that is
+    made now, a constant for whoever compiles or exports, and another size is refused where anything depends on it.
+    Raises UserError for a module that is not of our families.
+    """
+    if isinstance(model, Folded):
+        raise UserError("the model is folded already")
+    if not isinstance(model, Backbone):
+        raise UserError(f"a {type(model).__name__} cannot be folded: fuse takes models of anyres.list_models()")
+    with torch.no_grad():
+        folded = FORMS.get(type(model), Copied)(model).eval().requires_grad_(False)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        weight = next(folded.parameters())
+        pin(folded, weight.new_zeros(1, model.pretrained_cfg["input_size"][0], height, width))
+    return folded

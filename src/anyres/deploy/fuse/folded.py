@@ -1,0 +1,188 @@
+"""What the deploy forms of several families are made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from anyres.config import UserError
+from anyres.models.contract import Backbone
+from anyres.ops import fold
+from anyres.ops.attention import MOST_KEYS
+from anyres.ops.patch import Grid
+
+KEPT_GRIDS = 8
+"""As many grids are remembered; of a ninth, the oldest is forgotten."""
+
+
+class Folded(nn.Module):
+    """A deploy form: image (b, k, h, w) -> logits (b, num_classes), for evaluation alone."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.num_classes = model.num_classes
+        self.pretrained_cfg = dict(model.pretrained_cfg)
+
+    def train(self, mode: bool = True) -> Folded:
+        """Raises UserError for ``mode`` True: norms and scales are gone, so it cannot be trained."""
+        if mode:
+            raise UserError("a folded model is for evaluation: train the model that it was made of, and fuse it again")
+        super().train(False)
+        return self
+
+
+class PerGrid(nn.Module):
+    """A tensor that depends on weights and the grid alone: made once per grid, dtype and device, and remembered.
+
+    In a program that is traced it is computed, unless it was ``pin``ned, since a traced grid may be free.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[tuple[Grid, torch.dtype, torch.device], Tensor] = {}
+        self.pinned: Grid | None = None
+        self.register_buffer("constant", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda *_: self.made.clear())  # type: ignore[no-untyped-call]
+
+    def weight(self) -> Tensor:
+        """The parameter it is made of, for its dtype and device."""
+        raise NotImplementedError
+
+    def make(self, grid: Grid) -> Tensor:
+        """The tensor for this grid."""
+        raise NotImplementedError
+
+    def forward(self, grid: Grid) -> Tensor:
+        if self.pinned is not None:
+            return self.held(grid)
+        if torch.compiler.is_compiling():
+            return self.make(grid)
+        weight = self.weight()
+        key = (grid, weight.dtype, weight.device)
+        if key not in self.made:
+            if len(self.made) == KEPT_GRIDS:
+                del self.made[next(iter(self.made))]
+            self.made[key] = self.make(grid)
+        return self.made[key]
+
+    def held(self, grid: Grid) -> Tensor:
+        """The pinned tensor. Raises UserError for another grid."""
+        if grid != self.pinned:
+            raise UserError(f"this model was folded for {self.pinned} tokens and got {grid}: fuse it without size")
+        return self.constant
+
+    def pin(self) -> None:
+        """Makes the last remembered tensor a constant, and its grid the only one."""
+        (self.pinned, _, _), self.constant = next(reversed(self.made.items()))
+        self.made.clear()
+
+
+class Positions(PerGrid):
+    """A position table, (1, n, c), carried from its own grid to the one that is asked for."""
+
+    def __init__(self, table: Tensor, home: Grid, resample: Callable[[Tensor, Grid, Grid], Tensor]) -> None:
+        super().__init__()
+        self.table = fold.constant(table, table)
+        self.home = home
+        self.resample = resample
+
+    def weight(self) -> Tensor:
+        return self.table
+
+    def make(self, grid: Grid) -> Tensor:
+        return self.resample(self.table, self.home, grid)
+
+
+def pin(folded: Folded, image: Float[Tensor, "b k h w"]) -> None:
+    """Makes every tensor that depends on the grid alone a constant, for the size of ``image``."""
+    with torch.no_grad():
+        folded(image)
+    for module in folded.modules():
+        if isinstance(module, PerGrid):
+            module.pin()
+
+
+def attend(
+    query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
+) -> Float[Tensor, "b n c"]:
+    """softmax(Q Kᵀ) V for each head, the heads concatenated; the scale is in the query already.
+
+    The kernels are those of ``anyres.ops.attention.attend``.
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS:
+        heads = (query @ key.transpose(-2, -1)).float().softmax(-1).to(value.dtype) @ value
+    else:
+        heads = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return heads.transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
+
+
+class Glance(nn.Module):
+    """Attention of the few tokens that are read later on, over all tokens; keys and values are never made.
+
+    A head's scores q Wₖ yᵀ are products of y with the s vectors q Wₖ, and its answer Wᵥ (weights y) needs Wᵥ for s
+    tokens only. A key's bias is the same for every token, so softmax does not see it; a value's bias passes through
+    weights that sum to one, into the projection's bias.
+    """
+
+    def __init__(self, heads: int, query: nn.Linear, key: nn.Linear, value: nn.Linear, proj: nn.Linear) -> None:
+        super().__init__()
+        self.heads = heads
+        like = query.weight
+        self.query = query
+        self.key = fold.constant(key.weight.reshape(heads, -1, like.shape[1]), like)  # (g, d, c)
+        self.value = fold.constant(value.weight.reshape(heads, -1, like.shape[1]).mT, like)  # (g, c, d)
+        bias = fold.wide(proj.weight) @ fold.bias_of(value) + fold.bias_of(proj)
+        self.proj = fold.linear(proj.weight, bias, like)
+
+    def forward(self, asking: Float[Tensor, "b s c"], seen: Float[Tensor, "b t c"]) -> Float[Tensor, "b s c"]:
+        """Normalised tokens that ask and that are looked at."""
+        b, s, c = asking.shape
+        query = self.query(asking).reshape(b * s, self.heads, -1).transpose(0, 1)  # -> (g, b*s, d)
+        wanted = (query @ self.key).transpose(0, 1).reshape(b, s * self.heads, c)
+        heard = (wanted @ seen.mT).softmax(-1) @ seen  # (b, s*g, t) -> (b, s*g, c)
+        heard = heard.reshape(b * s, self.heads, c).transpose(0, 1) @ self.value  # -> (g, b*s, c) -> (g, b*s, d)
+        answer: Tensor = self.proj(heard.transpose(0, 1).reshape(b, s, -1))
+        return answer
+
+
+def plain_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """The norm without its affine part."""
+    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+
+
+def after_norm(layer: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
+    """The layer for tokens that ``plain_norm`` has normalised."""
+    return fold.after_affine(layer, norm.weight, norm.bias)
+
+
+def query_key_value(qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """The three parts of a packed layer, for normalised tokens, the scale d^-1/2 in the first."""
+    layer = after_norm(qkv, norm)
+    parts = zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True)
+    query, key, value = (fold.linear(weight, bias, layer.weight) for weight, bias in parts)
+    return fold.times(query, (query.out_features // heads) ** -0.5), key, value
+
+
+def mlp(branches: Sequence[tuple[nn.LayerNorm, Mlp, Tensor | None]]) -> nn.Sequential:
+    """Normalised x -> the sum of gamma * Mlp(norm's affine part of x) over the branches (norm, Mlp, gamma)."""
+    first = fold.beside([after_norm(own.fc1, norm) for norm, own, _ in branches])
+    second = fold.added([fold.before_scale(own.fc2, gamma) for _, own, gamma in branches])
+    return nn.Sequential(first, nn.GELU(), second)
+
+
+def classifier(norm: nn.LayerNorm, *heads: nn.Module) -> nn.Sequential:
+    """Tokens (b, s, c), one for each head -> the final norm -> the mean of the heads' logits (b, k).
+
+    Without classes (heads that are no linear layers) the normalised tokens end to end, (b, s * c).
+    """
+    linears = [head for head in heads if isinstance(head, nn.Linear)]
+    if linears:
+        head = fold.times(fold.added([after_norm(linear, norm) for linear in linears]), 1 / len(linears))
+        return nn.Sequential(plain_norm(norm), nn.Flatten(), head)
+    return nn.Sequential(copy.deepcopy(norm), nn.Flatten())

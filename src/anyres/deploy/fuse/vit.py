@@ -1,0 +1,145 @@
+"""The deploy form of DeiT, DeiT III, Three things and DINO: one plain vision transformer for them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anyres.deploy.fuse.folded import Folded, Glance, Positions, attend, classifier, mlp, plain_norm, query_key_value
+from anyres.models import deit, deit3, dino
+from anyres.models.dino import resample_positions
+from anyres.ops import fold
+from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple, to_tokens
+from anyres.ops.resample import resample_table
+
+Branches = Sequence[tuple[nn.LayerNorm, Any, Tensor | None]]
+"""What is computed of one input and added: norm, SelfAttention or Mlp, and gamma."""
+
+
+class Patches(nn.Module):
+    """Image -> patch tokens and their grid, the sides padded to the patch: convolutions, their norms inside them."""
+
+    def __init__(self, own: PatchEmbed | deit3.HMLPStem) -> None:
+        super().__init__()
+        if isinstance(own, PatchEmbed):
+            self.patch_size = own.patch_size
+            self.proj = nn.Sequential(fold.convolution(own.proj))
+        else:
+            self.patch_size = 16
+            layers: list[Any] = list(own.proj)
+            first, second, third = (fold.convolution(layers[i], layers[i + 1]) for i in (0, 3, 6))
+            self.proj = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
+
+    def forward(self, x: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
+        maps = self.proj(pad_to_multiple(x, self.patch_size))
+        return to_tokens(maps), (maps.shape[2], maps.shape[3])
+
+
+class Attention(nn.Module):
+    """Self-attention of normalised tokens: the norm's affine part, the scale and γ are in its two linear layers."""
+
+    def __init__(self, heads: int, qkv: nn.Linear, proj: nn.Linear) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = qkv
+        self.proj = proj
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (b, t, 3c) -> (b, t, 3, g, d)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, t, d)
+        x = self.proj(attend(query, key, value))
+        return x
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, norm: nn.LayerNorm, attn: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attn = attn
+        self.mlp = mlp
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        x = x + self.attn(self.norm(x))
+        x = x + self.mlp(self.norm(x))
+        return x
+
+
+class LastBlock(Block):
+    """The same for the first ``specials`` tokens alone, as no other is read after it."""
+
+    def __init__(self, norm: nn.LayerNorm, attn: Glance, mlp: nn.Module, specials: int) -> None:
+        super().__init__(norm, attn, mlp)
+        self.specials = specials
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b s c"]:
+        normed = self.norm(x)
+        x = x[:, : self.specials] + self.attn(normed[:, : self.specials], normed)
+        x = x + self.mlp(self.norm(x))
+        return x
+
+
+class FoldedViT(Folded):
+    """Patches with positions, special tokens before them, blocks, the special tokens' logits."""
+
+    def __init__(self, model: deit.DeiT | deit3.DeiT3 | dino.DINO) -> None:
+        super().__init__(model)
+        special, table, heads = ends(model)
+        count, embed = special.shape[1], cast(Any, model.patch_embed)
+        blocks: list[Any] = list(model.blocks)
+        self.patches = Patches(embed)
+        self.special = fold.constant(special, table)
+        carry = resample_positions if isinstance(model, dino.DINO) else resample_table
+        self.positions = Positions(table, model.config.grid, carry)
+        self.blocks = nn.Sequential()
+        for number, block in enumerate(blocks, start=1):
+            attentions, mlps = branches(block)
+            query, key, value, proj, g = packed(attentions)
+            norm = plain_norm(block.norm1)
+            if number < len(blocks):
+                attn = Attention(g, fold.beside([query, key, value]), proj)
+                self.blocks.append(Block(norm, attn, mlp(mlps)))
+            else:
+                self.blocks.append(LastBlock(norm, Glance(g, query, key, value, proj), mlp(mlps), count))
+        self.head = classifier(model.norm, *heads)
+
+    def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
+        tokens, grid = self.patches(x)
+        tokens = tokens + self.positions(grid)
+        tokens = torch.cat((self.special.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        x = self.head(self.blocks(tokens))
+        return x
+
+
+def ends(model: deit.DeiT | deit3.DeiT3 | dino.DINO) -> tuple[Tensor, Tensor, list[nn.Module]]:
+    """The special tokens (1, s, c) with their positions, the patches' table (1, n, c), and a head for each token."""
+    if isinstance(model, deit3.DeiT3):
+        return model.cls_token, model.pos_embed, [model.head]
+    if isinstance(model, dino.DINO) or not model.config.distilled:
+        return model.cls_token + model.pos_embed[:, :1], model.pos_embed[:, 1:], [model.head]
+    special = torch.cat((model.cls_token, model.dist_token), dim=1)
+    return special + model.pos_embed[:, :2], model.pos_embed[:, 2:], [model.head, model.head_dist]
+
+
+def branches(block: Any) -> tuple[Branches, Branches]:
+    """The attentions and the MLPs of a block of any of the families."""
+    if isinstance(block, deit3.ParallelBlock):
+        return (
+            ((block.norm1, block.attn, block.gamma_1), (block.norm11, block.attn1, block.gamma_1_1)),
+            ((block.norm2, block.mlp, block.gamma_2), (block.norm21, block.mlp1, block.gamma_2_1)),
+        )
+    gammas = (block.gamma_1, block.gamma_2) if isinstance(block, deit3.Block) else (None, None)
+    return ((block.norm1, block.attn, gammas[0]),), ((block.norm2, block.mlp, gammas[1]),)
+
+
+def packed(attentions: Branches) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, int]:
+    """Queries, keys, values and projection of attentions side by side, as one of all their heads; and how many."""
+    parts = [query_key_value(attn.qkv, norm, attn.heads) for norm, attn, _ in attentions]
+    query, key, value = (fold.beside(part) for part in zip(*parts, strict=True))
+    proj = fold.added([fold.before_scale(attn.proj, gamma) for _, attn, gamma in attentions])
+    return query, key, value, proj, sum(attn.heads for _, attn, _ in attentions)

@@ -1,0 +1,87 @@
+"""Fold what is linear at inference into the layer beside it: the same function of the input with fewer operations.
+
+Functions of modules. Each gives a new module and leaves those it was given as they are; the arithmetic is float64, the
+result has the dtype and device of the weights it came from, and wants no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The values in float64, without their history; always a copy."""
+    return tensor.detach().to(torch.float64, copy=True)
+
+
+def linear(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], like: Tensor) -> nn.Linear:
+    """A linear layer of these weights, in dtype and on device of ``like``."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    made.weight, made.bias = constant(weight, like), constant(bias, like)
+    return made
+
+
+def constant(tensor: Tensor, like: Tensor) -> nn.Parameter:
+    """A parameter that wants no gradient, a copy, in dtype and on device of ``like``."""
+    return nn.Parameter(tensor.detach().to(like, copy=True), requires_grad=False)
+
+
+def bias_of(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, " o"]:
+    """Its bias in float64, zeros if it has none."""
+    return wide(layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias)
+
+
+def after_affine(layer: nn.Linear, scale: Float[Tensor, " i"], shift: Float[Tensor, " i"]) -> nn.Linear:
+    """x -> layer(scale * x + shift), for the affine part of a norm that feeds the layer."""
+    weight = wide(layer.weight)
+    return linear(weight * wide(scale), bias_of(layer) + weight @ wide(shift), layer.weight)
+
+
+def before_scale(layer: nn.Linear, scale: Float[Tensor, " o"] | None) -> nn.Linear:
+    """x -> scale * layer(x), for LayerScale; with None a copy of the layer."""
+    weight, bias = wide(layer.weight), bias_of(layer)
+    if scale is not None:
+        weight, bias = wide(scale)[:, None] * weight, wide(scale) * bias
+    return linear(weight, bias, layer.weight)
+
+
+def times(layer: nn.Linear, factor: float) -> nn.Linear:
+    """x -> factor * layer(x)."""
+    return linear(wide(layer.weight) * factor, bias_of(layer) * factor, layer.weight)
+
+
+def beside(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """x -> [layer(x) for each], end to end: layers that read the same input."""
+    weight = torch.cat([wide(layer.weight) for layer in layers])
+    return linear(weight, torch.cat([bias_of(layer) for layer in layers]), layers[0].weight)
+
+
+def added(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """[x₁, x₂, ...] end to end -> the sum of layer_i(x_i): layers whose outputs are added."""
+    weight = torch.cat([wide(layer.weight) for layer in layers], dim=1)
+    return linear(weight, torch.stack([bias_of(layer) for layer in layers]).sum(0), layers[0].weight)
+
+
+def chained(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """x -> second(first(x)), as one product."""
+    weight = wide(second.weight)
+    return linear(weight @ wide(first.weight), weight @ bias_of(first) + bias_of(second), first.weight)
+
+
+def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None) -> nn.Conv2d:
+    """x -> norm(conv(x)) by the norm's running statistics, as one convolution with bias; without norm a copy."""
+    weight, bias = wide(conv.weight), bias_of(conv)
+    if norm is not None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = wide(norm.weight) * (wide(norm.running_var) + norm.eps).rsqrt()
+        weight, bias = weight * scale[:, None, None, None], (bias - wide(norm.running_mean)) * scale + wide(norm.bias)
+    kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
+    made = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, device="meta")
+    made.weight, made.bias = constant(weight, conv.weight), constant(bias, conv.weight)
+    return made
