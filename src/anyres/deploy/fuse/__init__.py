@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from anyres.config import UserError
+from anyres.deploy.fuse.cait import FoldedCaiT
 from anyres.deploy.fuse.folded import Folded, pin
 from anyres.deploy.fuse.vit import FoldedViT
+from anyres.models.cait import CaiT
 from anyres.models.contract import Backbone
 from anyres.models.deit import DeiT
 from anyres.models.deit3 import DeiT3
@@ -29,6 +31,7 @@ class Copied(Folded):
 
 
 FORMS: dict[type[Backbone], type[Folded]] = {
+    CaiT: FoldedCaiT,
     DeiT: FoldedViT,
     DeiT3: FoldedViT,
     DINO: FoldedViT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.models.contract import Backbone
+from anyres.models.deit3 import HMLPStem
 from anyres.ops import fold
 from anyres.ops.attention import MOST_KEYS
-from anyres.ops.patch import Grid
+from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple, to_tokens
 
 KEPT_GRIDS = 8
 """As many grids are remembered; of a ninth, the oldest is forgotten."""
@@ -81,6 +83,25 @@ class PerGrid(nn.Module):
         """Makes the last remembered tensor a constant, and its grid the only one."""
         (self.pinned, _, _), self.constant = next(reversed(self.made.items()))
         self.made.clear()
+
+
+class Patches(nn.Module):
+    """Image -> patch tokens and their grid, the sides padded to the patch: convolutions, their norms inside them."""
+
+    def __init__(self, own: PatchEmbed | HMLPStem) -> None:
+        super().__init__()
+        if isinstance(own, PatchEmbed):
+            self.patch_size = own.patch_size
+            self.proj = nn.Sequential(fold.convolution(own.proj))
+        else:
+            self.patch_size = 16
+            layers: list[Any] = list(own.proj)
+            first, second, third = (fold.convolution(layers[i], layers[i + 1]) for i in (0, 3, 6))
+            self.proj = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
+
+    def forward(self, x: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
+        maps = self.proj(pad_to_multiple(x, self.patch_size))
+        return to_tokens(maps), (maps.shape[2], maps.shape[3])
 
 
 class Positions(PerGrid):
@@ -149,6 +170,21 @@ class Glance(nn.Module):
         heard = heard.reshape(b * s, self.heads, c).transpose(0, 1) @ self.value  # -> (g, b*s, c) -> (g, b*s, d)
         answer: Tensor = self.proj(heard.transpose(0, 1).reshape(b, s, -1))
         return answer
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, norm: nn.LayerNorm, attn: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attn = attn
+        self.mlp = mlp
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        x = x + self.attn(self.norm(x))
+        x = x + self.mlp(self.norm(x))
+        return x
 
 
 def plain_norm(norm: nn.LayerNorm) -> nn.LayerNorm:

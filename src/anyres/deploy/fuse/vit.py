@@ -9,34 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, Glance, Positions, attend, classifier, mlp, plain_norm, query_key_value
+from anyres.deploy.fuse.folded import (
+    Block,
+    Folded,
+    Glance,
+    Patches,
+    Positions,
+    attend,
+    classifier,
+    mlp,
+    plain_norm,
+    query_key_value,
+)
 from anyres.models import deit, deit3, dino
 from anyres.models.dino import resample_positions
 from anyres.ops import fold
-from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple, to_tokens
 from anyres.ops.resample import resample_table
 
 Branches = Sequence[tuple[nn.LayerNorm, Any, Tensor | None]]
 """What is computed of one input and added: norm, SelfAttention or Mlp, and gamma."""
-
-
-class Patches(nn.Module):
-    """Image -> patch tokens and their grid, the sides padded to the patch: convolutions, their norms inside them."""
-
-    def __init__(self, own: PatchEmbed | deit3.HMLPStem) -> None:
-        super().__init__()
-        if isinstance(own, PatchEmbed):
-            self.patch_size = own.patch_size
-            self.proj = nn.Sequential(fold.convolution(own.proj))
-        else:
-            self.patch_size = 16
-            layers: list[Any] = list(own.proj)
-            first, second, third = (fold.convolution(layers[i], layers[i + 1]) for i in (0, 3, 6))
-            self.proj = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
-
-    def forward(self, x: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
-        maps = self.proj(pad_to_multiple(x, self.patch_size))
-        return to_tokens(maps), (maps.shape[2], maps.shape[3])
 
 
 class Attention(nn.Module):
@@ -49,24 +40,9 @@ class Attention(nn.Module):
         self.proj = proj
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (b, t, 3c) -> (b, t, 3, g, d)
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, t, 3c) -> (b, t, 3, g, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, t, d)
         x = self.proj(attend(query, key, value))
-        return x
-
-
-class Block(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
-
-    def __init__(self, norm: nn.LayerNorm, attn: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-        self.attn = attn
-        self.mlp = mlp
-
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        x = x + self.attn(self.norm(x))
-        x = x + self.mlp(self.norm(x))
         return x
 
 
