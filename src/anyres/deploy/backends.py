@@ -1,0 +1,264 @@
+"""One model, made to run by each of several engines: eager PyTorch, its compiler, onnxruntime, OpenVINO.
+
+``build`` returns a function from float32 pixels (b, 3, h, w) of one fixed shape to float32 logits (b, k). An engine
+whose package is missing, or that cannot do the precision, says so in one line (Unavailable).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from anyres.config import UserError, nearest
+
+if TYPE_CHECKING:
+    import openvino
+
+Engine = Literal["eager", "inductor", "onnxruntime", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+Run = Callable[[Tensor], Tensor]
+"""Float32 pixels (b, 3, h, w) of the shape it was built for -> float32 logits (b, k)."""
+
+ENGINES, PRECISIONS = get_args(Engine), get_args(Precision)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Unavailable(UserError):
+    """This engine cannot run this model in this precision on this machine."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and a precision; written ``openvino:bf16``."""
+
+    engine: Engine
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.engine}:{self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        """``openvino:bf16``, or an engine alone for fp32. Raises UserError."""
+        engine, _, precision = text.partition(":")
+        if engine not in ENGINES:
+            raise UserError(f"backend {engine!r} is none of auto, {', '.join(ENGINES)}{nearest(engine, ENGINES)}")
+        if (precision or "fp32") not in PRECISIONS:
+            raise UserError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        return cls(engine, precision or "fp32")  # type: ignore[arg-type]
+
+
+def candidates(device: torch.device, precisions: Sequence[str]) -> list[Choice]:
+    """What can run on ``device`` here, in those of fp32 and bf16 that are asked for and fast on it."""
+    engines: list[Engine] = ["eager", "inductor"]
+    if device.type == "cpu":
+        engines += [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
+    found = [Choice(engine, p) for engine in engines for p in ("fp32", "bf16") if p in precisions]
+    return [c for c in found if c.precision == "fp32" or (has_bf16(device) and c.engine != "onnxruntime")]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bf16 faster than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def build(
+    model: nn.Module,
+    choice: Choice,
+    example: Float32[Tensor, "b 3 h w"],
+    calibration: Sequence[Float32[Tensor, "_ 3 h w"]] = (),
+    threads: int | None = None,
+) -> Run:
+    """``model`` (in evaluation mode, float32) made ready for inputs of the shape of ``example``, on its device.
+
+    ``calibration``: normalised real images of the example's height and width, from which int8's ranges are read.
+    ``threads``: of the CPU (None: as many as PyTorch uses). Raises Unavailable.
+    """
+    if choice.precision == "int8" and not calibration:
+        raise Unavailable(f"{choice} needs some real images to read its ranges from: give calibration images")
+    if choice.engine in ("onnxruntime", "openvino") and example.device.type != "cpu":
+        raise Unavailable(f"{choice} runs on the CPU here: use eager or inductor for {example.device.type}")
+    threads = threads or torch.get_num_threads()
+    batches = _in_batches(calibration, len(example)) if choice.precision == "int8" else []
+    match choice.engine:
+        case "eager":
+            return _eager(model, choice)
+        case "inductor":
+            return _inductor(model, choice, example)
+        case "onnxruntime":
+            return _onnxruntime(model, choice, example, batches, threads)
+        case "openvino":
+            return _openvino(model, choice, example, batches, threads)
+
+
+def _in_batches(calibration: Sequence[Tensor], size: int) -> list[Tensor]:
+    """All images in batches of ``size``, some twice where the last one would be smaller."""
+    images = torch.cat(list(calibration))
+    short = -len(images) % size
+    whole = torch.cat([images, *[images] * (short // len(images)), images[: short % len(images)]])
+    return list(torch.split(whole, size))
+
+
+def _eager(model: nn.Module, choice: Choice) -> Run:
+    if choice.precision == "int8":
+        raise Unavailable(f"{choice}: PyTorch's eager mode has no int8 for these models: use openvino or onnxruntime")
+    dtype = DTYPES[choice.precision]
+    own = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+
+    @torch.inference_mode()
+    def run(x: Tensor) -> Tensor:
+        logits: Tensor = own(x.to(dtype))
+        return logits.float()
+
+    return run
+
+
+def _inductor(model: nn.Module, choice: Choice, example: Tensor) -> Run:
+    if choice.precision == "int8":
+        raise Unavailable(f"{choice}: use openvino or onnxruntime")
+    dtype = DTYPES[choice.precision]
+    own = copy.deepcopy(model).to(dtype)
+    options: dict[str, Any] = {"freezing": True} if example.device.type == "cpu" else {"triton.cudagraphs": True}
+    compiled = torch.compile(own, dynamic=False, options=options)
+
+    def run(x: Tensor) -> Tensor:
+        # freezing wants no_grad, not inference_mode: the weights that it keeps are then ordinary tensors
+        with torch.no_grad(), _quiet():
+            logits: Tensor = compiled(x.to(dtype))
+            return logits.float()
+
+    try:
+        run(example)
+    except Exception as error:  # whatever the compiler raises, such as a missing C++ compiler
+        raise Unavailable(f"{choice}: {_line(error)}") from None
+    return run
+
+
+def exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """``model`` as a graph for inputs of the shape of ``example``. Raises Unavailable."""
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(model, (example,))
+    except Exception as error:
+        raise Unavailable(f"{type(model).__name__} cannot be exported: {_line(error)}") from None
+
+
+def _onnxruntime(model: nn.Module, choice: Choice, example: Tensor, calibration: Sequence[Tensor], threads: int) -> Run:
+    if choice.precision == "bf16":
+        raise Unavailable(f"{choice}: onnxruntime has no bf16 on CPUs: use openvino or inductor")
+    _need("onnxruntime", "onnx", "onnxscript")
+    import onnxruntime
+
+    with _quiet():
+        program = torch.onnx.export(exported(model, example), dynamo=True, verbose=False)
+    assert program is not None
+    proto = program.model_proto
+    if choice.precision == "int8":
+        proto = _quantized(proto, calibration)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+    return run
+
+
+def _quantized(proto: Any, calibration: Sequence[Tensor]) -> Any:
+    """An ONNX model with int8 products and convolutions, its ranges read from ``calibration``."""
+    import tempfile
+    from pathlib import Path
+
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = proto.graph.input[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready, small = (str(Path(folder) / part) for part in ("whole.onnx", "ready.onnx", "small.onnx"))
+        onnx.save(proto, whole)
+        quant_pre_process(whole, ready, skip_symbolic_shape=True)  # folds what is constant
+        kinds = ["Conv", "MatMul", "Gemm"]
+        quantize_static(ready, small, Reader(), QuantFormat.QDQ, per_channel=True, op_types_to_quantize=kinds)
+        return onnx.load(small)
+
+
+def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Sequence[Tensor], threads: int) -> Run:
+    _need("openvino", *(["nncf"] if choice.precision == "int8" else []))
+    import openvino
+
+    with _quiet(), contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars
+        converted = openvino.convert_model(exported(model, example))
+        if choice.precision == "int8":
+            converted = quantize(converted, calibration)
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",  # one stream over all cores: the whole chip works on each call
+        "INFERENCE_NUM_THREADS": threads,
+        # beside int8's products the rest is computed in bf16 where that is fast
+        "INFERENCE_PRECISION_HINT": "f32" if choice.precision == "fp32" or not has_bf16(example.device) else "bf16",
+    }
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        answer = request.infer([x.numpy()], share_inputs=True)
+        return torch.from_numpy(answer[0].copy())
+
+    return run
+
+
+def quantize(converted: openvino.Model, calibration: Sequence[Tensor]) -> openvino.Model:
+    """OpenVINO's graph with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
+    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    images = nncf.Dataset([batch.numpy() for batch in calibration])
+    made: openvino.Model = nncf.quantize(
+        converted, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
+    )
+    return made
+
+
+def _need(*packages: str) -> None:
+    missing = [name for name in packages if not importlib.util.find_spec(name)]
+    if missing:
+        raise Unavailable(f"{missing[0]} is not installed: pip install 'anyres[deploy]'")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters' remarks about themselves are not for our users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

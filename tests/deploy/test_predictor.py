@@ -1,0 +1,157 @@
+"""Every engine answers as the plain model does; auto measures once, remembers, and believes no wrong answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anyres.config import UserError
+from anyres.deploy import predictor as module
+from anyres.deploy.backends import Choice, Run, build, candidates, has_bf16
+from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
+from tests.models.zoo import build as build_model
+from tests.models.zoo import stirred
+from tests.pictures import draw
+
+CPU = torch.device("cpu")
+PIXELS = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYRES_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("choice", ["eager", "eager:bf16", "onnxruntime", "openvino", "openvino:bf16", "openvino:int8"])
+def test_each_engine_answers_as_the_plain_model(choice: str) -> None:
+    if choice.endswith("bf16") and not has_bf16(CPU):
+        pytest.skip("this processor has no bf16")
+    model = stirred(build_model("restv2", classes=7))
+    with torch.no_grad():
+        truth = model(PIXELS)
+    pictures = [torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8) for _ in range(4)] if "int8" in choice else []
+    made = Predictor(model, choice, "64x48", batch=2, calibration=pictures)
+    assert distance(made(PIXELS), truth) <= LIMITS[Choice.parse(choice).precision]
+
+
+def test_any_number_of_images_in_pieces() -> None:
+    model = stirred(build_model("resmlp", classes=4))
+    made = Predictor(model, "onnxruntime", 64, batch=4)
+    x = torch.randn(7, 3, 64, 64)
+    torch.testing.assert_close(made(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    assert sorted(made.runs) == [4]  # 4 and 3, which is filled up
+    assert made(x[:2]).shape == (2, 4)
+    assert sorted(made.runs) == [2, 4]
+
+
+def test_auto_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = [Choice("eager", "fp32"), Choice("openvino", "fp32")]
+    monkeypatch.setattr(module, "candidates", lambda *_: tried)  # the compiler takes a minute
+    model = stirred(build_model("restv2", classes=5))
+    said: list[str] = []
+    first = Predictor(model, "auto", 64, say=said.append)
+    assert {timing.choice for timing in first.timings} == {"eager:fp32", "openvino:fp32"}
+    assert first.timings[0].ms <= first.timings[1].ms
+    assert str(first.choice) == first.timings[0].choice
+    assert "the fastest of 2 here" in said[-1]
+    monkeypatch.setattr(module, "ROUNDS", 0)  # it would fail if it measured again
+    again = Predictor(model, "auto", 64, say=said.append)
+    assert (again.choice, again.timings) == (first.choice, first.timings)
+    assert "as measured before" in said[-1]
+    kept = tmp_path / "cache" / "backends.json"
+    assert len(json.loads(kept.read_text())) == 1
+    kept.write_text("{ damaged")
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    assert Predictor(model, "auto", 64).timings
+
+
+def test_auto_believes_no_engine_that_answers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crooked(model: torch.nn.Module, choice: Choice, *rest: object) -> Run:
+        run = build(model, choice, *rest)  # type: ignore[arg-type]
+        return run if choice.engine == "eager" else lambda x: run(x) + 1
+
+    monkeypatch.setattr(module, "build", crooked)
+    monkeypatch.setattr(module, "candidates", lambda *_: [Choice("eager", "fp32"), Choice("openvino", "fp32")])
+    said: list[str] = []
+    made = Predictor(stirred(build_model("resmlp", classes=5)), "auto", 64, say=said.append)
+    assert str(made.choice) == "eager:fp32"
+    assert "openvino:fp32 is left out: its logits are" in said[0]
+
+
+def test_candidates_here() -> None:
+    found = set(map(str, candidates(CPU, ("fp32", "bf16"))))
+    assert {"eager:fp32", "inductor:fp32", "onnxruntime:fp32", "openvino:fp32"} <= found
+    assert "onnxruntime:bf16" not in found
+    assert ("openvino:bf16" in found) == has_bf16(CPU)
+
+
+def test_pictures_of_every_kind_become_classes(tmp_path: Path) -> None:
+    model = stirred(build_model("restv2", classes=3))
+    made = Predictor(model, "eager", 64, batch=2, names=("a", "b", "c"))
+    picture = draw(0, 80)
+    picture.save(tmp_path / "one.png")
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    answers = made.predict([tmp_path / "one.png", picture, pixels], top=2)
+    assert [[p.name for p in pair] for pair in answers] == [[p.name for p in answers[0]]] * 3
+    best, second = answers[0]
+    assert [pair[0].probability for pair in answers] == pytest.approx([best.probability] * 3, rel=1e-5)
+    assert best.probability >= second.probability
+    assert best.name == "abc"[best.label]
+    with torch.no_grad():
+        assert best.label == int(model.eval()(made.prepare([picture])).argmax())
+
+
+def test_the_training_model_stays_as_it_is() -> None:
+    model = stirred(build_model("restv2", classes=3)).train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    Predictor(model, "eager:bf16" if has_bf16(CPU) else "eager", 64).forward(torch.randn(1, 3, 64, 64))
+    assert model.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"backend": "openvion"},
+            "backend 'openvion' is none of auto, eager, inductor, onnxruntime, openvino; did",
+        ),
+        ({"backend": "eager:fp16"}, "precision 'fp16' is none of fp32, bf16, int8"),
+        ({"precision": "fp8"}, "precision 'fp8' is none of auto, fp32, bf16, int8"),
+        ({"backend": "openvino:int8"}, "openvino:int8 needs some real images to read its ranges from"),
+        ({"backend": "onnxruntime:bf16"}, "onnxruntime has no bf16 on CPUs"),
+        ({"size": "big"}, "size 'big' is neither a side"),
+        ({"batch": 0}, "batch=0 must be 1 or more"),
+    ],
+)
+def test_mistakes_in_one_line(options: dict[str, object], said: str) -> None:
+    model = build_model("restv2", classes=3)
+    with pytest.raises(UserError) as error:
+        Predictor(model, **{"size": 64} | options).forward(torch.randn(1, 3, 64, 64))  # type: ignore[arg-type]
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_size_or_a_broken_picture(tmp_path: Path) -> None:
+    made = Predictor(build_model("restv2", classes=3), "eager", 64)
+    with pytest.raises(UserError, match=r"made for 64 px, not for 32x48"):
+        made(torch.randn(1, 3, 32, 48))
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.jpg is unreadable"):
+        made.predict([tmp_path / "broken.jpg"])
+    with pytest.raises(UserError, match=r"uint8 \(3, h, w\)"):
+        made.predict([torch.zeros(3, 8, 8)])
+
+
+def test_pictures_are_seen_as_asked() -> None:
+    model = build_model("restv2", classes=3)
+    grey = Image.new("RGB", (50, 40), (128, 128, 128))
+    seen = Seen((0.5,) * 3, (0.25,) * 3, 1.0)
+    made = Predictor(model, "eager", 32, seen=seen)
+    assert torch.allclose(made.prepare([grey]), torch.full((1, 3, 32, 32), (128 / 255 - 0.5) / 0.25), atol=1e-6)
