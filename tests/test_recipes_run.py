@@ -1,9 +1,12 @@
 """Every recipe makes two steps, with its family's model made small and its sizes a seventh."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from anyres.flow import Size
 from anyres.models.registry import variant
 from anyres.recipe import list_recipes, load_recipe
 from tests.command import anyres
@@ -20,6 +23,7 @@ SMALL = {
     "deit3": VIT | {"img_size": 64},
     "cait": VIT | {"img_size": 64},
     "patchconvnet": {"dim": 32, "depth": 2},
+    "dino": VIT | {"img_size": 32},
 }
 
 
@@ -28,10 +32,16 @@ def test_a_recipe_makes_two_steps(name: str, tiny_run: TinyRun, tmp_path: Path) 
     recipe = load_recipe(name)
     about = variant(recipe.model["name"])
     values = [f"model.{key}={value}" for key, value in SMALL[about.family].items()]
-    if not recipe.views.groups:
+    if recipe.views.groups:
+        groups = [asdict(group) | {"size": Size.parse(group.size).height // 7} for group in recipe.views.groups]
+        values.append(f"views.groups={json.dumps(groups)}")
+    else:
         values.append(f"views.sizes={[size.height // 7 for size in recipe.views.parsed]}")
     if recipe.objective.distillation.kind != "none":
         values.append(f"objective.distillation.teacher={tiny_run.folder}")
+    if recipe.objective.dino:
+        small = {"out_dim": 64, "hidden": 32, "bottleneck": 16, "warmup_epochs": 1}
+        values += [f"objective.dino.{key}={value}" for key, value in small.items()]
     if recipe.weights:
         values.append("weights=null")
     values += ["data.batch_size=16", "data.workers=0", "train.epochs=1", "train.log_every=1", "evaluate.sizes=[32]"]

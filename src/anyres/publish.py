@@ -19,6 +19,7 @@ from anyres.evaluate.confusion import Confusion, confusion, write_tables
 from anyres.evaluate.curve import Measured, plot, write_csv
 from anyres.evaluate.fingerprint import Fingerprint, fingerprint
 from anyres.evaluate.heatmap import heat_map
+from anyres.evaluate.probe import NEIGHBOURS
 from anyres.evaluate.report import Prediction, ReportPage, Sample, console_mistakes, console_table, write_html
 from anyres.flow import Point, Size
 from anyres.models.weights import save_weights
@@ -62,7 +63,8 @@ def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in remarks.items())],
     }
     (run / "run.json").write_text(json.dumps(facts, indent=1))
-    about = {"model": recipe.model, "classes": images.source.classes, "mean": recipe.data.mean, "std": recipe.data.std}
+    classes = images.source.classes if recipe.objective.dino is None else ()
+    about = {"model": recipe.model, "classes": classes, "mean": recipe.data.mean, "std": recipe.data.std}
     save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})
 
 
@@ -75,6 +77,7 @@ def report_on(
     recipe, folder = trained.recipe, folder_for(trained, out)
     measured = trained.measure(images, sizes or evaluated_sizes(recipe))
     points = [m.point for m in measured]
+    neighbours = f" of the {NEIGHBOURS} nearest training images" if trained.by_neighbours else ""
     at = [Size(p.height, p.width) for p in points]
     trained_at = {trained.name: recipe.views.parsed} if trained.folder else {}
     write_csv(points, folder / "curve.csv")
@@ -85,7 +88,8 @@ def report_on(
         notes[MOST_NOTES:] = [f"... {len(notes)} such notes in all: run.json has those of training"]
     page = ReportPage(
         title=f"{trained.name} on {images.source.name}",
-        claim=f"Top-1 accuracy on {points[0].n} images of the {images.source.split} split at every size measured.",
+        claim=f"Top-1 accuracy{neighbours} on {points[0].n} images of the {images.source.split} split at every size "
+        "measured.",
         points=points,
         samples=samples_of(images, [(trained.name, trained, measured)], 12),
         notes=[*compared(trained, images, points), *notes],
@@ -173,7 +177,9 @@ def facts_of(trained: Trained) -> list[tuple[str, str]]:
         if trained.folder is None
         else [
             ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
-            ("consistency", f"{recipe.objective.consistency} on {recipe.objective.target}"),
+            ("labels", f"not used; scored by the {NEIGHBOURS} nearest training images")
+            if trained.by_neighbours
+            else ("consistency", f"{recipe.objective.consistency} on {recipe.objective.target}"),
             ("epochs", str(recipe.train.epochs)),
             ("seed", str(recipe.train.seed)),
             ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
@@ -238,7 +244,7 @@ def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measu
         "split": source.split,
         "images": len(images),
         "classes": len({r.target for r in source.records} - {-1}),
-        "of_classes": len(trained.names),
+        "of_classes": len(trained.names or source.classes),
         "claim_source": recipe.claim.source,
         "seen": {
             "short_side_at_most": recipe.data.cache_side,

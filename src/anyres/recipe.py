@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
@@ -22,14 +23,15 @@ from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
 from anyres.models import list_models, variant
 from anyres.models.zoo import ALIASES
-from anyres.train.objective import ObjectiveConfig
+from anyres.train.objective import DinoConfig, ObjectiveConfig
 from anyres.train.optim import OptimConfig
 from anyres.train.plan import TrainConfig
 
 
 @config
 class Claim:
-    """What the recipe is expected to give: ``top1`` in per cent by size (``"224": 82.2``), and where that is said."""
+    """What the recipe is expected to give: ``top1`` in per cent by size (``"224": 82.2``), of nearest neighbours where
+    there are no labels, and where that is said."""
 
     source: str = ""
     top1: dict[str, float] = field(default_factory=dict)
@@ -127,6 +129,24 @@ class Recipe:
         seen, sizes = self.objective.views_per_step, len(self.views.sizes)
         if seen is not None and seen > sizes:
             raise ValueError(f"objective.views_per_step={seen}, but views.sizes has {sizes}: give at most as many")
+        if self.objective.dino is not None:
+            self._check_dino(self.objective.dino)
+
+    def _check_dino(self, how: DinoConfig) -> None:
+        """Raises ValueError where something else does not go with training without labels."""
+        only = "objective.dino"
+        if self.mix.on:
+            raise ValueError(f"{only} has no labels to mix or smooth: set mix.mixup, mix.cutmix and mix.smoothing to 0")
+        if len(self.views.sizes) < 2 or self.views.share:
+            raise ValueError(
+                f"{only} compares views cut each by itself: give two views.sizes or more, views.share=false"
+            )
+        if self.train.ema_decay is not None:
+            raise ValueError(f"{only} publishes its teacher, an average already: set train.ema_decay=null")
+        if self.train.trainable != "all" or self.optim.layer_decay < 1:
+            raise ValueError(f"{only} trains all layers alike: set train.trainable=all and optim.layer_decay=1")
+        if how.warmup_epochs > self.train.epochs:
+            raise ValueError(f"{only}.warmup_epochs={how.warmup_epochs} is more than train.epochs={self.train.epochs}")
 
 
 _ADAPTER = TypeAdapter(Recipe)
@@ -229,7 +249,9 @@ def _set(values: dict[str, Any], text: str) -> None:
         raise UserError(f"{text!r} is not KEY=VALUE, as in optim.lr=3e-4")
     *path, leaf = key.split(".")
     for part in path:
-        values = values.setdefault(part, {})
+        if values.get(part) is None:
+            values[part] = {}
+        values = values[part]
         if not isinstance(values, dict):
             raise UserError(f"{key!r}: {part!r} is a value, not a group of keys")
     try:
@@ -253,6 +275,8 @@ def _keys(path: Sequence[str]) -> list[str]:
     group: Any = Recipe
     for part in path:
         group = get_args(group)[0] if part.isdigit() else get_type_hints(group).get(part)
+        if isinstance(group, UnionType):  # of a configuration and None
+            group = get_args(group)[0]
     return [f.name for f in fields(group)] if is_dataclass(group) else []
 
 

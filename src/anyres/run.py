@@ -20,13 +20,16 @@ from anyres.data.cache import DecodedImages
 from anyres.data.loader import steps_per_epoch, train_batches
 from anyres.data.mix import erase, mix, mix_rng, normalise
 from anyres.evaluate.metrics import score
-from anyres.flow import Batch
+from anyres.evaluate.probe import NEIGHBOURS, Neighbours, Pooled, pool
+from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
+from anyres.models.dino import ProjectionHead
 from anyres.models.trainable import freeze
 from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.teacher import Teacher, build_teacher, has_two_heads
 from anyres.train import checkpoint
+from anyres.train.dino import MomentumTeacher, Projected
 from anyres.train.loop import Callbacks, train
 from anyres.train.objective import Student, window
 from anyres.train.optim import build_optimizer
@@ -34,7 +37,17 @@ from anyres.train.parallel import autocast_dtype, build_accelerator, synchronise
 from anyres.train.plan import Plan
 from anyres.train.state import State, build_ema
 from anyres.train.step import NonFiniteLoss
-from anyres.trained import RECIPE, WEIGHTS, build_model, crop_ratio, open_images, open_run, scored_batches, start_from
+from anyres.trained import (
+    RECIPE,
+    WEIGHTS,
+    build_model,
+    check_apart,
+    crop_ratio,
+    open_images,
+    open_run,
+    scored_batches,
+    start_from,
+)
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
@@ -56,7 +69,9 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     held_out = open_images(recipe, recipe.data.eval_split)
     for those in (images, held_out):
         those.check(recipe.data.max_unreadable)
-    model = build_model(recipe, len(images.source.classes))
+    if recipe.objective.dino is not None:
+        check_apart(images, held_out)
+    model = build_model(recipe, 0 if recipe.objective.dino is not None else len(images.source.classes))
     if recipe.weights and not checkpoint.found(run):
         console.print(start_from(model, recipe.weights))
     freeze(model, recipe.train.trainable)
@@ -89,8 +104,10 @@ def fit(
     """
     plan = make_plan(recipe, len(images))
     place(recipe, model, accelerator)
-    optimizer = build_optimizer(model, recipe.optim, model.no_weight_decay())
-    state = State(model, build_ema(model, recipe.train.ema_decay), optimizer)
+    student, momentum = build_student(recipe, model, teacher)
+    trained = student if isinstance(student, Projected) else model
+    optimizer = build_optimizer(trained, recipe.optim, trained.no_weight_decay())
+    state = State(trained, build_ema(trained, recipe.train.ema_decay), optimizer, teacher=momentum)
     console = messages(quiet=not accelerator.is_main_process)
     said = checkpoint.restore(run, state)
     check_same_images(state, len(images), run)
@@ -98,14 +115,14 @@ def fit(
         console.print(sentence)
     if teacher is not None:
         console.print(teacher.told())
-    student = Student(model, recipe.objective.target, two_heads=teacher is not None and has_two_heads(model))
     if recipe.train.compile:
         student.compile()
     student = accelerator.prepare(student)
+    bank = None if momentum is None else images
     state.optimizer = accelerator.prepare(optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
-        return score_views(recipe, scored, held_out, accelerator)
+        return score_views(recipe, scored, held_out, accelerator, bank)
 
     def names(index: Tensor) -> str:
         return ", ".join(images.source.records[i].name for i in index.tolist()[:8])
@@ -138,6 +155,21 @@ def place(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
         model.to(memory_format=torch.channels_last)
     if recipe.train.grad_checkpointing:
         model.set_grad_checkpointing()
+
+
+def build_student(
+    recipe: Recipe, model: Backbone, teacher: Teacher | None
+) -> tuple[Student | Projected, MomentumTeacher | None]:
+    """What is called with each view: the model as the objective sees it, or for DINO with a head and its teacher."""
+    how = recipe.objective.dino
+    if how is None:
+        return Student(model, recipe.objective.target, two_heads=teacher is not None and has_two_heads(model)), None
+    torch.manual_seed(recipe.train.seed)
+    head = ProjectionHead(
+        model.num_features, how.out_dim, how.hidden, how.bottleneck, norm_last_layer=how.norm_last_layer
+    )
+    student = Projected(model, head.to(next(model.parameters()).device))
+    return student, MomentumTeacher(student, how, autocast_dtype(recipe.train.precision))
 
 
 def check_folder(recipe: Recipe, run: Path) -> None:
@@ -187,6 +219,8 @@ def describe(
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
         f"peak learning rate {recipe.optim.peak_lr(plan.batch_size):.3g}"
     )
+    if recipe.objective.dino is not None:
+        yield f"without labels; scored by the {NEIGHBOURS} nearest of the training images, by the teacher's features"
     if recipe.data.repeats > 1:
         seen = min(len(images), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))
         yield f"each image comes {recipe.data.repeats} times in a row with other draws: an epoch sees {seen} images"
@@ -221,20 +255,36 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
         yield window(batch, step, recipe.objective.views_per_step)
 
 
-def score_views(recipe: Recipe, model: nn.Module, images: DecodedImages, accelerator: Accelerator) -> dict[str, float]:
-    """Top-1 of ``model`` on ``images`` at each training size, as shares, and their mean as ``top1``."""
+def score_views(
+    recipe: Recipe,
+    model: nn.Module,
+    images: DecodedImages,
+    accelerator: Accelerator,
+    bank: DecodedImages | None = None,
+) -> dict[str, float]:
+    """Top-1 of ``model`` on ``images`` at each training size, as shares, and their mean as ``top1``.
+
+    With a ``bank`` of labelled images the model is a backbone, and the nearest of them by its features decide.
+    """
+    device, dtype, crop = accelerator.device, autocast_dtype(recipe.train.precision), crop_ratio(recipe)
 
     def gather(local: Tensor) -> Tensor:
         whole = local.long() if local.dtype == torch.bool else local  # padding with -1 would change a bool's type
         padded: Tensor = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
         return padded.to(local.dtype)
 
+    def batches(shown: DecodedImages, size: Size) -> Iterator[Batch]:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        return scored_batches(recipe, shown, size, crop, device, rank, world)
+
     top1: dict[str, float] = {}
-    crop = crop_ratio(recipe)
     for size in dict.fromkeys(recipe.views.parsed):
-        batches = scored_batches(
-            recipe, images, size, crop, accelerator.device, accelerator.process_index, accelerator.num_processes
-        )
-        dtype = autocast_dtype(recipe.train.precision)
-        top1[f"top1/{size}"] = score(model, batches, accelerator.device, dtype, gather).top1
+        answering = model
+        if bank is not None:
+            assert isinstance(model, Backbone)
+            mine = pool(model, batches(bank, size), len(bank), device, dtype)
+            vectors, target = gather(mine.vectors.to(device)), gather(mine.target.to(device))
+            known = target >= 0  # the rest fills up
+            answering = Neighbours(model, Pooled(vectors[known], target[known]), len(bank.source.classes), device)
+        top1[f"top1/{size}"] = score(answering, batches(images, size), device, dtype, gather).top1
     return {"top1": sum(top1.values()) / len(top1), **top1}

@@ -22,7 +22,7 @@ from anyres.data.mix import normalise
 from anyres.data.sources import Source, open_source
 from anyres.evaluate.classes import Names, read_names, relabel
 from anyres.evaluate.curve import Measured, measure
-from anyres.evaluate.probe import Pooled, pool
+from anyres.evaluate.probe import Neighbours, Pooled, pool
 from anyres.flow import Batch, Size, parse_sizes, pick_device
 from anyres.models import create_model, list_models, variant
 from anyres.models.contract import Backbone
@@ -66,6 +66,11 @@ class Trained:
         return facts
 
     @property
+    def by_neighbours(self) -> bool:
+        """Whether it was trained without labels, and so is scored by the nearest of the training images."""
+        return self.folder is not None and self.recipe.objective.dino is not None
+
+    @property
     def autocast(self) -> torch.dtype | None:
         """The dtype the model runs in, None for float32."""
         return autocast_dtype(self.recipe.train.precision)
@@ -73,9 +78,11 @@ class Trained:
     def images(self, data: str | None = None, split: str | None = None) -> DecodedImages:
         """The images to score: the recipe's own, or those of ``data``, labelled in the model's order of classes.
 
-        A run wants exactly its own classes, weights may know more than there are. Raises UserError when they do not
-        fit, or the model has no classifier.
+        A run wants exactly its own classes, weights may know more than there are, a run without labels takes any.
+        Raises UserError when they do not fit, or the model has no classifier.
         """
+        if self.by_neighbours:
+            return open_images(self.recipe, split or self.recipe.data.eval_split, data)
         if not self.names:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
         fit = self._relabelled if self.folder is None else self._as_trained
@@ -101,18 +108,24 @@ class Trained:
         )
         return pool(self.model, shown, len(images), self.device, self.autocast)
 
+    def neighbours(self, bank: DecodedImages, size: Size) -> Neighbours:
+        """The model, answering at ``size`` by the nearest of ``bank``."""
+        return Neighbours(self.model, self.pooled(bank, size), len(bank.source.classes), self.device)
+
     def measure(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> list[Measured]:
         """Accuracy, loss, MACs, latency and images/s at each size; a progress bar on stderr."""
         name, crop, console = name or self.name, crop_ratio(self.recipe), Console(stderr=True)
+        bank = labelled_for(self.recipe, images) if self.by_neighbours else None
         return [
             measure(
                 name,
-                self.model,
+                self.model if bank is None else self.neighbours(bank, size),
                 size,
                 scored_batches(self.recipe, images, size, crop, self.device),
                 self.device,
                 autocast=self.autocast,
                 budget_s=0.5,
+                timed=self.model,
             )
             for size in track(
                 sizes, f"scoring {name}", console=console, transient=True, disable=not console.is_terminal
@@ -250,6 +263,8 @@ def build_model(recipe: Recipe, num_classes: int) -> Backbone:
 def start_from(model: Backbone, weights: str) -> str:
     """Load ``weights`` for training on; a sentence on what became of the classifier. Raises UserError."""
     fresh = load_weights(model, weights, replace_head="if_needed")
+    if not model.num_classes:
+        return f"starting from {weights}, without a classifier"
     classes = f"a new classifier of {model.num_classes} classes" if fresh else "its classifier too"
     return f"starting from {weights}, with {classes}"
 
@@ -275,6 +290,26 @@ def open_images(
     largest = max(max(size) for size in recipe.views.parsed)
     dct_side = largest if training and recipe.data.dct else None
     return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side)
+
+
+def labelled_for(recipe: Recipe, images: DecodedImages) -> DecodedImages:
+    """The images whose labels are given where those of ``images`` are asked for. Raises UserError if some are both."""
+    split = images.source.split
+    if split.startswith("train"):
+        raise UserError(f"--split {split} is what the probe learns from: give val or test")
+    train = open_images(recipe, recipe.data.train_split if split == "test" else "train", images.source.name)
+    check_apart(train, images)
+    return train
+
+
+def check_apart(train: DecodedImages, test: DecodedImages) -> None:
+    """Raises UserError if images are in both, so that they would find themselves."""
+    both = {r.name for r in train.source.records} & {r.name for r in test.source.records}
+    if both:
+        raise UserError(
+            f"{len(both)} images, as {min(both)}, are in {train.source.split} and {test.source.split}: "
+            f"add a {test.source.split} split"
+        )
 
 
 def check_classes(source: Source, classes: Sequence[str]) -> None:

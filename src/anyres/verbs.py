@@ -40,7 +40,16 @@ from anyres.publish import (
     write_json,
     write_mistakes,
 )
-from anyres.trained import UNTRAINED, Trained, crop_ratio, evaluated_sizes, open_images, open_trained, seen_as
+from anyres.trained import (
+    UNTRAINED,
+    Trained,
+    crop_ratio,
+    evaluated_sizes,
+    labelled_for,
+    open_images,
+    open_trained,
+    seen_as,
+)
 
 
 class Subject(NamedTuple):
@@ -145,16 +154,8 @@ def probe_run(subject: Subject, where: Where, size: str | None, probes: Probes, 
 
 def probed_images(trained: Trained, where: Where) -> tuple[DecodedImages, DecodedImages]:
     """The images whose labels are given, and those whose labels are asked for. Raises UserError if some are both."""
-    recipe = trained.recipe
-    split = where.split or recipe.data.eval_split
-    if split.startswith("train"):
-        raise UserError(f"--split {split} is what the probe learns from: give val or test")
-    train = open_images(recipe, recipe.data.train_split if split == "test" else "train", where.data)
-    test = open_images(recipe, split, where.data)
-    both = {r.name for r in train.source.records} & {r.name for r in test.source.records}
-    if both:
-        raise UserError(f"{len(both)} images, as {min(both)}, are in train and {split}: add a {split} split")
-    return train, test
+    test = open_images(trained.recipe, where.split or trained.recipe.data.eval_split, where.data)
+    return labelled_for(trained.recipe, test), test
 
 
 def pooled(trained: Trained, images: DecodedImages, size: Size, keep_in: Path | None) -> Pooled:

@@ -46,15 +46,18 @@ def measure(
     gather: Gather = lambda local: local,
     budget_s: float = 1.0,
     throughput_batch: int = 8,
+    timed: nn.Module | None = None,
 ) -> Measured:
     """Score ``model`` on ``batches`` of ``size``, count it and time it; ``budget_s`` seconds for each of two timings.
 
+    ``timed``: what is counted and timed instead, where ``model`` is more than what will be used.
     Raises UserError as ``score`` does, and ValueError for a batch of another size.
     """
     scores = score(model, _only(size, batches), device, autocast, gather)
     low, high = wilson(int(scores.correct.sum()), scores.n)
-    single = latency(model, size, device, 1, budget_s, autocast)
-    several = latency(model, size, device, throughput_batch, budget_s, autocast)
+    timed = timed or model
+    single = latency(timed, size, device, 1, budget_s, autocast)
+    several = latency(timed, size, device, throughput_batch, budget_s, autocast)
     point = Point(
         model=name,
         height=size.height,
@@ -67,7 +70,7 @@ def measure(
         n=scores.n,
         latency_ms=single.median_ms,
         images_per_s=several.images_per_s,
-        macs=macs(model, size),
+        macs=macs(timed, size),
     )
     return Measured(point, scores)
 

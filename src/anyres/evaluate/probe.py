@@ -27,6 +27,8 @@ from anyres.flow import Batch
 from anyres.models.contract import Backbone
 
 TEMPERATURE = 0.07
+NEIGHBOURS = 20
+"""How many vote where one number has to be chosen: of a model trained without labels."""
 MOMENTUM = 0.9
 ROOM = 2**24  # numbers of a chunk's similarities and votes: 64 MiB of float32
 
@@ -156,6 +158,30 @@ def knn(train: Pooled, test: Pooled, classes: int, ks: Iterable[int], device: to
             votes.scatter_add_(1, voted[:, :k], weight[:, :k])
             hits[k].append(_hits(votes, test.target[part].to(device), least=0.0))
     return [_probed(f"{k}-NN", hits[k]) for k in ks]
+
+
+class Neighbours(nn.Module):
+    """A backbone that asks the ``NEIGHBOURS`` nearest of the images in ``bank``: view (b, 3, h, w) -> logits (b, k).
+
+    The vote is that of ``knn``; a class's probability is its share of it, with the vote of one more neighbour divided
+    evenly among all classes, so that none is 0. Classes without a vote are thus equal, and any may be among the five.
+    """
+
+    def __init__(self, backbone: Backbone, bank: Pooled, classes: int, device: torch.device) -> None:
+        super().__init__()
+        self.backbone, self.classes = backbone, classes
+        self.k = min(NEIGHBOURS, len(bank.vectors))
+        self.bank, self.labels = F.normalize(bank.vectors, dim=1).to(device).T, bank.target.to(device)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b k"]:
+        pooled = self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True)
+        with torch.autocast(x.device.type, enabled=False):
+            queries = torch.split(F.normalize(pooled.float(), dim=1), max(1, ROOM // self.bank.shape[1]))
+            found = [(part @ self.bank).topk(self.k, dim=1) for part in queries]
+        near, place = (torch.cat(column) for column in zip(*found, strict=True))  # (b, neighbours)
+        weight = (near / TEMPERATURE).softmax(1)
+        shares = weight.new_zeros(len(x), self.classes).scatter_add_(1, self.labels[place], weight)
+        return ((self.k * shares + 1 / self.classes) / (self.k + 1)).log()
 
 
 def linear(

@@ -1,7 +1,8 @@
 """Checkpoints: folders ``step_000100`` written whole or not at all, verified when read.
 
-Each holds ``model.safetensors``, ``ema.safetensors`` (when one is kept), ``optimizer.pt`` (read with
-``weights_only=True``) and ``state.json`` with the progress and every file's SHA-256. The folder is filled under
+Each holds ``model.safetensors``, ``ema.safetensors`` (when one is kept), of DINO's teacher ``teacher.safetensors`` (the
+backbone) and ``teacher_head.safetensors`` (with the centre), ``optimizer.pt`` (read with ``weights_only=True``) and
+``state.json`` with the progress and every file's SHA-256. The folder is filled under
 another name and renamed at the end; the newest two are kept, and the best one scored; a damaged newest falls back to
 the one before.
 """
@@ -31,9 +32,8 @@ def save(run: Path, state: State) -> Path:
     partial = run / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_flat(state.model), partial / "model.safetensors")
-    if state.ema is not None:
-        save_file(_flat(state.ema.module), partial / "ema.safetensors")
+    for name, module in state.modules.items():
+        save_file(_flat(module), partial / f"{name}.safetensors")
     torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
     digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
     text = json.dumps({"progress": dataclasses.asdict(state.progress), "sha256": digests}, indent=1)
@@ -97,9 +97,8 @@ def _damage(folder: Path) -> str | None:
 
 
 def _load(folder: Path, state: State) -> None:
-    state.model.load_state_dict(load_file(folder / "model.safetensors"))
-    if state.ema is not None:
-        state.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+    for name, module in state.modules.items():
+        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
     optimizer: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     state.optimizer.load_state_dict(optimizer)
     state.progress = Progress(**json.loads((folder / "state.json").read_text())["progress"])

@@ -1,7 +1,8 @@
-"""The losses, each a scalar from logits or features: labels, a teacher, scale consistency, a pair of sub-models."""
+"""The losses, each a scalar from logits or features: labels, a teacher, scale consistency, sub-models, DINO's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -82,3 +83,14 @@ def pair_loss(
     own = bce(first, labels) + bce(second, labels)
     mutual = bce(first, torch.sigmoid(second).detach()) + bce(second, torch.sigmoid(first).detach())
     return own / 4, mutual / 4
+
+
+def self_distillation(
+    scores: Float[Tensor, "b k"], lessons: Sequence[Float[Tensor, "b k"]], temperature: float
+) -> Tensor:
+    """DINO (recipes X3): the cross-entropy of a view's scores at the temperature with each lesson, summed over them.
+
+    Each is a mean over the batch; a lesson is a teacher's shares, which sum to one.
+    """
+    log_shares = F.log_softmax(scores / temperature, -1)
+    return -(torch.stack(list(lessons)).sum(0) * log_shares).sum(-1).mean()

@@ -1,9 +1,10 @@
-"""What is minimised at every view: the labels' loss, a teacher's lesson, scale consistency; or cosub's pair.
+"""What is minimised at every view: the labels' loss, a teacher's lesson, scale consistency; or cosub's pair; or DINO's.
 
 * ResFormer: Scaling ViTs with Multi-Resolution Training (Tian et al., CVPR 2023), section 3: the largest view learns
   from the labels alone, every smaller one also from the feature of the view just above it.
 * DeiT (Touvron et al., ICML 2021), section 4: a frozen teacher's decision, or its distribution, beside the labels.
 * Co-training 2L submodels (Touvron et al., CVPR 2023): two passes with other dropped blocks teach each other.
+* DINO (Caron et al., ICCV 2021): without labels, every view learns what a slow copy of the student says of two others.
 
 What teaches is detached, so each term may be back-propagated before the next view runs: the memory of one view, the
 gradients of all.
@@ -12,7 +13,7 @@ gradients of all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -21,11 +22,22 @@ from torch import Tensor, nn
 
 from anyres.config import config
 from anyres.flow import Batch, Size
-from anyres.train.losses import distance, hard_distillation, label_loss, pair_loss, soft_distillation
+from anyres.train.losses import (
+    distance,
+    hard_distillation,
+    label_loss,
+    pair_loss,
+    self_distillation,
+    soft_distillation,
+)
+from anyres.train.optim import half_cosine
 
 Target = Literal["cls", "gap", "logit"]
 Teacher = Callable[[Tensor], Tensor]
-"""A view (b, 3, h, w), normalised and mixed as the student sees it -> logits (b, k) over the student's classes."""
+"""A view (b, 3, h, w), normalised and mixed as the student sees it -> logits (b, k) over the student's classes; DINO's:
+shares (b, k) of prototypes."""
+TAUGHT = 2
+"""So many views, the first and largest, are seen by DINO's teacher: the global ones."""
 
 
 @config
@@ -61,13 +73,62 @@ class DistillationConfig:
 
 
 @config
+class DinoConfig:
+    """Training without labels: each view, from the student, is compared with the first two views, from its teacher.
+
+    ``out_dim``, ``hidden``, ``bottleneck``: widths of the projection head; ``norm_last_layer``: each of its prototypes
+    keeps length one (steadier; false may reach more); ``freeze_last_layer``: epochs for which they do not move.
+    ``teacher_temperature`` is reached from ``warmup_temperature`` within ``warmup_epochs``, epoch by epoch.
+    ``momentum`` of the teacher goes to 1 by half a cosine; ``centre_momentum`` is of the mean of its scores, which is
+    subtracted so that it does not always say the same."""
+
+    out_dim: int = 65536
+    hidden: int = 2048
+    bottleneck: int = 256
+    norm_last_layer: bool = True
+    freeze_last_layer: int = 1
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    warmup_temperature: float = 0.04
+    warmup_epochs: int = 0
+    momentum: float = 0.996
+    centre_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("out_dim", "hidden", "bottleneck"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"objective.dino.{name}={getattr(self, name)} must be 1 or more")
+        for name in ("freeze_last_layer", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.dino.{name}={getattr(self, name)} must be 0 epochs or more")
+        for name in ("student_temperature", "teacher_temperature", "warmup_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"objective.dino.{name}={getattr(self, name)} must be above 0, as 0.04")
+        for name in ("momentum", "centre_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.dino.{name}={getattr(self, name)} must lie between 0 and 1, as 0.9")
+
+    def temperature_at(self, epoch: int) -> float:
+        """The teacher's temperature, constant within an epoch: the warm-up's first and last epochs are at its ends."""
+        if epoch >= self.warmup_epochs:
+            return self.teacher_temperature
+        climbed = epoch / max(1, self.warmup_epochs - 1)
+        return self.warmup_temperature + climbed * (self.teacher_temperature - self.warmup_temperature)
+
+    def momentum_at(self, progress: float) -> float:
+        """The teacher's momentum at a share of the run's steps."""
+        return half_cosine(self.momentum, 1.0, progress)
+
+
+@config
 class ObjectiveConfig:
     """``loss``: cross-entropy, or DeiT III's binary one, which wants ``mix.smoothing`` 0. ``consistency`` and
     ``target`` name the distance and the feature it compares (ResFormer's ``--distillation-type`` and
     ``--distillation-target``); ``weight`` is its alpha, added to the rest; ``temperature`` is read by ``soft`` alone;
     ``none``: no consistency. ``distillation``: see there. ``cosub``: every view goes through the model twice, which
     wants ``model.drop_path``. ``views_per_step``: so many neighbouring views are seen at a step, another window each
-    time (ResFormer's ``iter`` mode; null: all; all are still loaded)."""
+    time (ResFormer's ``iter`` mode; null: all; all are still loaded). ``dino``: instead of all this, training without
+    labels ({}: as published; null: with labels)."""
 
     loss: Literal["ce", "bce"] = "ce"
     consistency: Literal["none", "smooth_l1", "l2", "cosine", "soft"] = "none"
@@ -77,6 +138,7 @@ class ObjectiveConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     cosub: bool = False
     views_per_step: int | None = None
+    dino: DinoConfig | None = None
 
     def __post_init__(self) -> None:
         if self.consistency == "soft" and self.target != "logit":
@@ -89,15 +151,21 @@ class ObjectiveConfig:
             )
         if self.views_per_step is not None and self.views_per_step < 1:
             raise ValueError(f"objective.views_per_step={self.views_per_step} must be 1 or more, or null for all")
+        if self.dino is not None:
+            plain = ObjectiveConfig()
+            others = (f.name for f in fields(self) if getattr(self, f.name) not in (self.dino, getattr(plain, f.name)))
+            if other := next(others, None):
+                raise ValueError(f"objective.dino goes alone: leave out objective.{other}, or set objective.dino=null")
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """The part of timm's contract that the objective uses, and ``patch_tokens`` for the ``gap`` target."""
+    """The part of timm's contract that is used in training, and ``patch_tokens`` for the ``gap`` target."""
 
     def forward_features(self, x: Tensor) -> Tensor: ...
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
     def get_classifier(self) -> nn.Module: ...
+    def no_weight_decay(self) -> set[str]: ...
     def patch_tokens(self, x: Tensor) -> Tensor: ...
 
 
@@ -153,21 +221,26 @@ class Term:
 def terms(student: nn.Module, batch: Batch, config: ObjectiveConfig, teacher: Teacher | None = None) -> Iterator[Term]:
     """The terms of one batch, largest view first; their losses sum to the total (mean over views).
 
-    ``student`` maps (b, 3, h, w) to what Student returns. Loss of view i: the labels' (and the teacher's, as
-    DistillationConfig says), plus ``weight`` x distance to the detached feature of view i-1 (absent for the first).
+    ``student`` maps (b, 3, h, w) to what Student returns, for DINO to the scores of prototypes. Loss of view i: the
+    labels' (and the teacher's, as DistillationConfig says), plus ``weight`` x distance to the detached feature of view
+    i-1 (absent for the first).
     """
     if config.cosub:
         yield from _pairs(student, batch, config)
         return
+    if config.dino is not None:
+        assert teacher is not None
+        yield from _without_labels(student, batch, config.dino, teacher)
+        return
     names = view_names(batch)
     above: Tensor | None = None
     for i, view in enumerate(batch.views):
-        logits, taught, feature = (_wide(x) for x in student(view))
+        logits, taught, feature = (wide(x) for x in student(view))
         name = names[i]
         loss = label_loss(logits, target_of(batch, i), config.loss)
         shown = {f"{config.loss}/{name}": loss.detach()}
         if teacher is not None:
-            lesson = _distilled(taught, _wide(teacher(view)), config.distillation)
+            lesson = _distilled(taught, wide(teacher(view)), config.distillation)
             shown[f"distillation/{name}"] = lesson.detach()
             loss = (1 - config.distillation.alpha) * loss + config.distillation.alpha * lesson
         if above is not None and config.consistency != "none":
@@ -187,11 +260,21 @@ def _distilled(taught: Tensor, lesson: Tensor, how: DistillationConfig) -> Tenso
 def _pairs(student: nn.Module, batch: Batch, config: ObjectiveConfig) -> Iterator[Term]:
     """Cosub's terms: both halves of one pass over the doubled batch, which drop other blocks."""
     for i, view in enumerate(batch.views):
-        first, second = _wide(student(torch.cat([view, view]))[0]).chunk(2)  # (2b, k) -> (b, k) each
+        first, second = wide(student(torch.cat([view, view]))[0]).chunk(2)  # (2b, k) -> (b, k) each
         own, mutual = pair_loss(first, second, target_of(batch, i), config.loss)
         name = view_names(batch)[i]
         shown = {f"labels/{name}": own.detach(), f"mutual/{name}": mutual.detach()}
         yield Term((own + mutual) / len(batch.views), shown)
+
+
+def _without_labels(student: nn.Module, batch: Batch, config: DinoConfig, teacher: Teacher) -> Iterator[Term]:
+    """DINO's terms: the mean over all pairs of a view that is taught and another one of the same image."""
+    lessons = [teacher(view) for view in batch.views[:TAUGHT]]
+    pairs = TAUGHT * (len(batch.views) - 1)
+    for i, view in enumerate(batch.views):
+        others = [lesson for j, lesson in enumerate(lessons) if j != i]
+        loss = self_distillation(wide(student(view)), others, config.student_temperature)
+        yield Term(loss / pairs, {f"dino/{view_names(batch)[i]}": loss.detach() / len(others)})
 
 
 def view_names(batch: Batch) -> list[str]:
@@ -205,7 +288,7 @@ def target_of(batch: Batch, view: int) -> Tensor:
     return batch.target[view] if batch.target.ndim == 3 else batch.target
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Half precision widened to float32; anything else as it is."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
@@ -21,7 +21,8 @@ class OptimConfig:
     and ``warmup_lr`` only with ``scale_bounds``, as ResT v1 does. ``schedule``: see ``learning_rate``; warm-up of
     ``warmup_epochs`` (may be a fraction) begins at ``warmup_lr``. ``weight_decay`` goes to ``weight_decay_end`` by
     half a cosine (null: stays). ``layer_decay``: each layer learns at this share of the next one's rate, the head at
-    the full one (1: all alike). ``clip_norm``: global gradient norm, or null for none."""
+    the full one (1: all alike). ``clip_norm``: global gradient norm, or null for none; ``clip_each``: after that, the
+    norm of each parameter's gradient by itself, as DINO's code clips."""
 
     name: str = "adamw"
     lr: float = 1e-3
@@ -37,6 +38,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float | None = None
+    clip_each: float | None = None
 
     def __post_init__(self) -> None:
         known = list_optimizers()
@@ -46,8 +48,9 @@ class OptimConfig:
             raise ValueError("optim.lr must be above 0; min_lr, warmup_epochs and weight_decay 0 or more")
         if self.lr_batch is not None and self.lr_batch < 1:
             raise ValueError(f"optim.lr_batch={self.lr_batch} must be 1 or more, or null")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"optim.clip_norm={self.clip_norm} must be above 0, or null for none")
+        for name, norm in (("clip_norm", self.clip_norm), ("clip_each", self.clip_each)):
+            if norm is not None and not norm > 0:
+                raise ValueError(f"optim.{name}={norm} must be above 0, or null for none")
         self._check_shapes()
 
     def _check_shapes(self) -> None:
@@ -101,6 +104,13 @@ def set_rates(optimizer: Optimizer, rate: float, decay: float) -> None:
             group["weight_decay"] = decay
 
 
+def clip_each(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale down each gradient whose own L2 norm is above ``most``: times most / (norm + 1e-6) (trap X-3)."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_((most / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
+
+
 def learning_rate(step: int, peak: float, config: OptimConfig, steps_per_epoch: int, steps: int) -> float:
     """The rate of ``step`` of ``steps``: linear warm-up to ``peak``, then half a cosine to ``min_lr``.
 
@@ -117,23 +127,23 @@ def learning_rate(step: int, peak: float, config: OptimConfig, steps_per_epoch: 
         late = max(0, step // steps_per_epoch - 1)
         if late < config.warmup_epochs:
             return first + late * (peak - first) / config.warmup_epochs
-        return _half_cosine(peak, low, late * steps_per_epoch / steps)
+        return half_cosine(peak, low, late * steps_per_epoch / steps)
     if config.schedule == "inclusive_cosine":
         warmup = int(warmup)
         if step < warmup:
             return first + (peak - first) * step / max(1, warmup - 1)
     elif step < warmup:
         return first + (peak - first) * step / warmup
-    return _half_cosine(peak, low, (step - warmup) / max(1e-9, steps - warmup))
+    return half_cosine(peak, low, (step - warmup) / max(1e-9, steps - warmup))
 
 
 def weight_decay(step: int, config: OptimConfig, steps: int) -> float:
     """The weight decay of ``step`` of ``steps``: half a cosine from first to last value, if there is a last one."""
     if config.weight_decay_end is None:
         return config.weight_decay
-    return _half_cosine(config.weight_decay, config.weight_decay_end, step / steps)
+    return half_cosine(config.weight_decay, config.weight_decay_end, step / steps)
 
 
-def _half_cosine(first: float, last: float, progress: float) -> float:
+def half_cosine(first: float, last: float, progress: float) -> float:
     """``first`` at progress 0, ``last`` at 1."""
     return last + 0.5 * (first - last) * (1 + math.cos(math.pi * progress))

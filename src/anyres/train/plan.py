@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from anyres.config import config
-from anyres.train.objective import ObjectiveConfig
+from anyres.train.objective import DinoConfig, ObjectiveConfig
 from anyres.train.optim import OptimConfig, learning_rate, weight_decay
 from anyres.train.parallel import Precision
 
@@ -79,3 +79,20 @@ class Plan:
     def decay(self, step: int) -> float:
         """The weight decay of ``step``."""
         return weight_decay(step, self.optim, self.steps)
+
+    def teacher_temperature(self, step: int) -> float:
+        """That of DINO's teacher."""
+        return self._dino.temperature_at(step // self.steps_per_epoch)
+
+    def teacher_momentum(self, step: int) -> float:
+        """How much of itself DINO's teacher keeps."""
+        return self._dino.momentum_at(step / self.steps)
+
+    def holds_last_layer(self, step: int) -> bool:
+        """Whether the head's last layer is not to move yet."""
+        return step < self._dino.freeze_last_layer * self.steps_per_epoch
+
+    @property
+    def _dino(self) -> DinoConfig:
+        assert self.objective.dino is not None
+        return self.objective.dino

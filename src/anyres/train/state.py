@@ -14,6 +14,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from anyres.train.dino import MomentumTeacher
+
 
 @dataclass
 class Progress:
@@ -35,18 +37,32 @@ class Progress:
 
 @dataclass
 class State:
-    """The model being trained, its moving average (None: not kept), the optimiser and the progress."""
+    """The model being trained, its moving average (None: not kept), the optimiser and the progress; of DINO, the
+    student and its ``teacher``."""
 
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: Optimizer
     progress: Progress = field(default_factory=Progress)
+    teacher: MomentumTeacher | None = None
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are evaluated and published: the moving average where one is kept."""
+        """The weights that are evaluated and published: DINO's teacher's backbone, or the moving average if kept."""
+        if self.teacher is not None:
+            return self.teacher.projected.backbone
         module: nn.Module = self.ema.module if self.ema is not None else self.model
         return module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that has weights, by the name of its file in a checkpoint."""
+        named = {"model": self.model}
+        if self.ema is not None:
+            named["ema"] = self.ema.module
+        if self.teacher is not None:  # two files, so that the backbone can be loaded as weights
+            named |= {"teacher": self.teacher.projected.backbone, "teacher_head": self.teacher.projected.head}
+        return named
 
 
 def build_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:

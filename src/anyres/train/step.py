@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyres.flow import Batch
+from anyres.train.dino import drop_last_gradient
 from anyres.train.objective import Teacher, terms
-from anyres.train.optim import set_rates
+from anyres.train.optim import clip_each, set_rates
 from anyres.train.parallel import GlooBatchNorm
 from anyres.train.plan import Plan
 from anyres.train.state import State, seed_step
@@ -46,18 +47,28 @@ def make_step(
     set_rates(state.optimizer, rate, plan.decay(step))
     state.optimizer.zero_grad(set_to_none=True)
     set_to_train(student)
-    statistics = [buffer.clone() for buffer in state.model.buffers()]  # a forward pass changes batch norm's
+    if state.teacher is not None:
+        teacher = state.teacher
+        state.teacher.begin(plan.teacher_temperature(step))
+    buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
+    statistics = [buffer.clone() for buffer in buffers]  # a forward pass changes batch norm's
     shown = back_propagate(accelerator, student, batch, plan, teacher)
     norm = accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf)
     total = shown["loss"]
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
     if not _all_agree(accelerator, finite):
-        for buffer, before in zip(state.model.buffers(), statistics, strict=True):
+        for buffer, before in zip(buffers, statistics, strict=True):
             buffer.copy_(before)
         if accelerator.scaler is not None:
             accelerator.scaler.update()  # else it would not unscale again
         raise NonFiniteLoss(step, batch.index)
+    if plan.optim.clip_each:
+        clip_each(student.parameters(), plan.optim.clip_each)
+    if state.teacher is not None and plan.holds_last_layer(step):
+        drop_last_gradient(state.model)
     state.optimizer.step()
+    if state.teacher is not None:
+        state.teacher.follow(state.model, plan.teacher_momentum(step), accelerator)
     if state.ema is not None:
         state.ema.update(state.model, step=step + 1)
     state.progress.images += len(batch.index) * accelerator.num_processes
