@@ -13,7 +13,8 @@ from timm.data import auto_augment as timm_auto
 from torchvision.transforms.v2 import functional as F
 
 from anyres.data.augment import AugmentConfig, augment, seeded
-from anyres.data.colour import grey, rand_augment, solarise
+from anyres.data.colour import grey, solarise
+from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 
 RNG = np.random.default_rng(3)
@@ -146,7 +147,8 @@ def test_the_order_of_the_steps(monkeypatch: pytest.MonkeyPatch, options: dict[s
         monkeypatch.setattr(module, name, recording(name))
     monkeypatch.setattr(module.v2, "ColorJitter", lambda *strengths: recording("jitter"))
     how = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3, crop_scale=(0.123, 1.0), **options)
-    module._transform.__wrapped__(how, Size(8, 8))(IMAGE)
+    for _, step in module.steps(Size(8, 8), how):
+        step(IMAGE)
     assert done == order
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from anyres.flow import Record
 
 def read(path: Path, short_side: int | None = None) -> Decoded:
     done = decode(Record(path, 0, path.name), short_side)
-    assert done.image.is_contiguous()
+    assert done.image.permute(1, 2, 0).is_contiguous()  # as decoders write it
     assert done.name == path.name
     return done
 
@@ -197,3 +198,38 @@ def test_a_single_pixel_is_told(tmp_path: Path) -> None:
     done = read(tmp_path / "a.png", 8)
     assert done.image.flatten().tolist() == [200, 30, 30]
     assert done.note == "a single pixel: enlarged to every view"
+
+
+def test_a_jpeg_is_pillows_bit_for_bit(tmp_path: Path) -> None:
+    """Colour JPEGs are decoded by torchvision, all others, and those of which something is to be told, by Pillow."""
+    small = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    image = Image.fromarray(small).resize((203, 131), Image.Resampling.BICUBIC)
+    options = [{"quality": q, "subsampling": s} for q in (40, 90) for s in (0, 1, 2)]
+    for extra in (*options, {"progressive": True}, {"quality": 90, "restart_marker_blocks": 4}, {"keep_rgb": True}):
+        path = tmp_path / "a.jpg"
+        image.save(path, **extra)
+        with Image.open(path) as opened:
+            assert torch.equal(read(path).image, torch.from_numpy(np.array(opened)).permute(2, 0, 1))
+
+
+def test_a_damaged_jpeg_is_read_or_refused_as_pillow_does(paint) -> None:
+    whole = paint("a.jpg", (120, 90), quality=90).read_bytes()
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for i in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(640, len(data), 3 if i % 2 else 0):
+            data[place] = rng.integers(256)
+        data = data[: len(data) if i % 2 else int(rng.integers(2, len(data)))]
+        try:
+            expected = np.array(Image.open(io.BytesIO(data)))
+        except OSError:
+            expected = None
+        try:
+            got = decode(Record(bytes(data), 0, "a")).image
+        except Unreadable:
+            got = None
+        assert (got is None) == (expected is None)
+        assert got is None or torch.equal(got, torch.from_numpy(expected).permute(2, 0, 1))
+        outcomes.add(got is None)
+    assert outcomes == {True, False}

@@ -9,7 +9,7 @@ import hashlib
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal
@@ -22,7 +22,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from anyres.config import config
-from anyres.data.colour import blur, grey, rand_augment, solarise, sometimes, three_augment
+from anyres.data.colour import Step, blur, grey, solarise, sometimes, three_augment
+from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 
 _PADDING = 4  # pixels around an image before a padded or simple crop
@@ -98,17 +99,29 @@ def seeded(seed: int, epoch: int, index: int, view: int, stage: int = 0) -> Iter
 
     ``stage`` keeps draws for different purposes apart. All numbers are non-negative.
     """
+    with as_before():
+        reseed(seed, epoch, index, view, stage)
+        yield
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """After it Python's, NumPy's and torch's CPU generators are as before: once around several ``reseed``."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
-    number = key(seed, epoch, index, view, stage)
-    random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
-    torch.default_generator.manual_seed(number)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
         torch.random.set_rng_state(cpu)
+
+
+def reseed(seed: int, epoch: int, index: int, view: int, stage: int = 0) -> None:
+    """From here on the generators depend on these numbers alone: within ``as_before``."""
+    number = key(seed, epoch, index, view, stage)
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
 
 
 def key(*numbers: int) -> int:
@@ -118,9 +131,25 @@ def key(*numbers: int) -> int:
 
 
 def augment(image: UInt8[Tensor, "3 h w"], size: Size, how: AugmentConfig) -> UInt8[Tensor, "3 H W"]:
-    """One view at ``size``, drawn from the global generators: call it within ``seeded``."""
-    view: UInt8[Tensor, "3 H W"] = _transform(how, size)(image)
+    """One view at ``size``, drawn from the global generators: call it within ``seeded``.
+
+    Fastest where the memory of ``image`` holds h, w, 3, as a decoder's does: torch resizes that in half of the time.
+    """
+    view: UInt8[Tensor, "3 H W"] = view_maker(size, how)(image)
     return view
+
+
+@lru_cache(maxsize=64)
+def view_maker(size: Size, how: AugmentConfig) -> Step:
+    """``augment`` for many images: ask for it before ``reseed``, for what is imported here may draw too."""
+    order = [step for _, step in steps(size, how)]
+
+    def make(image: Tensor) -> Tensor:
+        for step in order:
+            image = step(image)
+        return image
+
+    return make
 
 
 def one_pixel(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 1 1"]:
@@ -165,39 +194,52 @@ def _just_cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h
     return covered
 
 
-@lru_cache(maxsize=64)
-def _transform(how: AugmentConfig, size: Size) -> Callable[[Tensor], Tensor]:
-    steps: list[Callable[[Tensor], Tensor]] = []
+def steps(size: Size, how: AugmentConfig) -> tuple[tuple[str, Step], ...]:
+    """What is done to make a view, in order, each under its stage: crop, flip, colours, layout."""
+    return (
+        *(("crop", step) for step in _crop(how, size)),
+        *((("flip", sometimes(how.flip, lambda image: image.flip(-1))),) if how.flip else ()),
+        *(("colours", step) for step in _colours(how, size)),
+        ("layout", Tensor.contiguous),
+    )
+
+
+def _crop(how: AugmentConfig, size: Size) -> Iterator[Step]:
     if how.crop == "padded":
-        steps += [lambda image: _cover(_window(image, size), size), v2.RandomCrop(size, padding=_PADDING)]
+        yield lambda image: _cover(_window(image, size), size)
+        yield v2.RandomCrop(size, padding=_PADDING)
     elif how.crop == "simple":
         around = min(_PADDING, *(side - 1 for side in size))  # no more can be mirrored
-        steps.append(lambda image: _just_cover(_window(image, size), size))
-        steps.append(v2.RandomCrop(size, padding=around, padding_mode="reflect"))
+        yield lambda image: _just_cover(_window(image, size), size)
+        yield v2.RandomCrop(size, padding=around, padding_mode="reflect")
     else:
-        mode = InterpolationMode(how.interpolation)
-        cut = Size(2, 2) if size == (1, 1) else size
-        steps.append(v2.RandomResizedCrop(cut, how.crop_scale, how.crop_ratio, mode, antialias=True))
-        if cut != size:
-            steps.append(one_pixel)
-    if how.flip:
-        steps.append(v2.RandomHorizontalFlip(how.flip))
-    steps += _colours(how, size)
-
-    def run(image: Tensor) -> Tensor:
-        for step in steps:
-            image = step(image)
-        return image.contiguous()
-
-    return run
+        yield _resized_crop(how, Size(2, 2) if size == (1, 1) else size)
+        if size == (1, 1):
+            yield one_pixel
 
 
-def _colours(how: AugmentConfig, size: Size) -> Iterator[Callable[[Tensor], Tensor]]:
+def _resized_crop(how: AugmentConfig, size: Size) -> Step:
+    """torchvision's RandomResizedCrop. The box is copied before it is resized: so it lies in the processor's cache."""
+    mode = InterpolationMode(how.interpolation)
+    draw = v2.RandomResizedCrop(size, how.crop_scale, how.crop_ratio)
+
+    def cut(image: Tensor) -> Tensor:
+        box = draw.make_params([image])
+        piece = image[:, box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]]
+        piece = piece[None].contiguous(memory_format=torch.channels_last)[0]  # (3, h, w) as h, w, 3 in memory
+        resized: Tensor = F.resize(piece, list(size), mode, antialias=True)
+        return resized
+
+    return cut
+
+
+def _colours(how: AugmentConfig, size: Size) -> Iterator[Step]:
     if how.three_augment:
         yield three_augment
     if how.rand_augment:
         yield rand_augment(how.rand_augment, size, how.interpolation)
     elif how.jitters and how.jitter:
+        yield Tensor.contiguous  # these are faster by channel
         yield sometimes(how.jitter, v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue))
     for probability, step in ((how.grayscale, grey), (how.blur, blur), (how.solarize, solarise)):
         if probability:

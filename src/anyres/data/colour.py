@@ -1,4 +1,4 @@
-"""What a training view's colours may go through: grey, solarised, blurred, 3-Augment, timm's RandAugment.
+"""What a training view's colours may go through: grey, solarised, blurred, 3-Augment.
 
 Each takes and returns uint8 (3, h, w) and draws from the global generators: call them within ``augment.seeded``. Grey
 and blur are Pillow's, bit for bit, as in the published pipelines of DeiT III and DINO.
@@ -14,10 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from anyres.flow import Size
-
 Step = Callable[[Tensor], Tensor]
-_FILL = (124, 116, 104)  # 255 x the mean of ImageNet: what geometric operations of RandAugment leave bare
 _LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in parts of 65,536
 _RADIUS = (0.1, 2.0)  # of the Gaussian blur, in pixels
 _SOLARIZE = 128  # values from here on are inverted
@@ -52,20 +49,6 @@ def three_augment(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
     """3-Augment (DeiT III): exactly one of grey, solarised and blurred, each as likely."""
     chosen: UInt8[Tensor, "3 h w"] = (grey, solarise, blur)[int(torch.randint(3, ()))](image)
     return chosen
-
-
-def rand_augment(text: str, size: Size, interpolation: str) -> Step:
-    """timm's RandAugment from its string; ``size`` is the view's, ``interpolation`` that of geometry."""
-    from timm.data.auto_augment import rand_augment_transform
-
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    options = {
-        "translate_const": int(min(size) * 0.45),
-        "img_mean": _FILL,
-        "interpolation": filters[interpolation],
-    }
-    transform = rand_augment_transform(text, options)
-    return lambda image: _from_pillow(transform(_to_pillow(image)))
 
 
 def _to_pillow(image: Tensor) -> Image.Image:

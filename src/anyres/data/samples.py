@@ -10,12 +10,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment import AugmentConfig, as_before
 from anyres.data.decode import Decoded, Unreadable
-from anyres.data.views import ViewsConfig, eval_view, make_views
+from anyres.data.views import ViewsConfig, draw_views, eval_view
 from anyres.flow import Size
 
 _IN_A_ROW = 64  # so many unreadable images one after another end the run
@@ -67,7 +67,7 @@ class TrainSamples(Dataset[Sample]):
         self.unreadable: set[int] = set()
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
-        with _one_thread():
+        with _one_thread(), as_before():
             try:
                 return _collate([self._sample(*key) for key in keys])
             except UserError as error:
@@ -76,7 +76,7 @@ class TrainSamples(Dataset[Sample]):
     def _sample(self, epoch: int, index: int) -> Sample:
         draw, position = divmod(index, len(self.images))
         decoded, shown, notes = self._read(position)
-        views = make_views(decoded.image, self.augment, self.views, self.seed, epoch, index)
+        views = draw_views(decoded.image, self.augment, self.views, self.seed, epoch, index)
         return Sample(views, self.targets[shown], shown, notes, draw)
 
     def _read(self, first: int) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:
@@ -147,7 +147,8 @@ def _one_thread() -> Iterator[None]:
 
 def _collate(samples: list[Sample]) -> Collated:
     read = [s for s in samples if s.views]
-    views = tuple(torch.stack(same) for same in zip(*(s.views for s in read), strict=True))  # (b, 3, H_i, W_i) each
+    # (b, 3, H_i, W_i) each; in a worker process default_collate writes into the memory that the main process reads
+    views = tuple(default_collate(list(same)) for same in zip(*(s.views for s in read), strict=True))
     target = torch.tensor([s.target for s in read], dtype=torch.int64)
     index = torch.tensor([s.index for s in read], dtype=torch.int64)
     draw = torch.tensor([s.draw for s in read], dtype=torch.int64)

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from anyres.config import UserError, config
-from anyres.data.augment import AugmentConfig, augment, one_pixel, seeded
+from anyres.data.augment import AugmentConfig, as_before, one_pixel, reseed, view_maker
 from anyres.flow import Size
 
 _SIZES: tuple[str | int, ...] = ("224",)
@@ -104,7 +104,15 @@ def _plan(views: ViewsConfig, how: AugmentConfig) -> tuple[tuple[Size, AugmentCo
 def make_views(
     image: UInt8[Tensor, "3 h w"], how: AugmentConfig, views: ViewsConfig, seed: int, epoch: int, index: int
 ) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
-    """The training views of one image, uint8 (3, H_i, W_i), largest first; a function of (seed, epoch, index).
+    """The training views of one image, uint8 (3, H_i, W_i), largest first; a function of (seed, epoch, index)."""
+    with as_before():
+        return draw_views(image, how, views, seed, epoch, index)
+
+
+def draw_views(
+    image: UInt8[Tensor, "3 h w"], how: AugmentConfig, views: ViewsConfig, seed: int, epoch: int, index: int
+) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
+    """``make_views``, but the global generators are left as the last draw leaves them: within ``as_before``.
 
     Shared augmentation: the smaller views are resized from the largest one by bicubic interpolation in float without
     antialiasing, which is what ResFormer's published runs did (torchvision 0.8); unlike there they are then rounded
@@ -113,12 +121,14 @@ def make_views(
     if not views.share:
         made = []
         for i, (size, own) in enumerate(_plan(views, how)):
-            with seeded(seed, epoch, index, i):
-                made.append(augment(image, size, own))
+            make = view_maker(size, own)
+            reseed(seed, epoch, index, i)
+            made.append(make(image))
         return tuple(made)
     sizes = views.parsed
-    with seeded(seed, epoch, index, 0):
-        largest = augment(image, sizes[0], how)
+    make = view_maker(sizes[0], how)
+    reseed(seed, epoch, index, 0)
+    largest = make(image)
     return (largest, *(_shrink(largest, size) for size in sizes[1:]))
 
 
@@ -141,7 +151,7 @@ def eval_view(
     if not 0 < crop <= 1:
         raise UserError(f"crop {crop} is the share of a side that is kept: it must be above 0 and at most 1, as 0.875")
     if warp:
-        return _resize(image, size.height, size.width)
+        return _resize(image, size.height, size.width).contiguous()
     tall, wide = int(size.height / crop), int(size.width / crop)
     h, w = image.shape[-2:]
     w_kept, h_kept = min(w, max(1, _LONGEST * h * wide // tall)), min(h, max(1, _LONGEST * w * tall // wide))
