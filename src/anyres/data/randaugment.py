@@ -27,6 +27,7 @@ from anyres.flow import Size
 Pixels = UInt8[ndarray, "h w 3"]
 _FILL = (124, 116, 104)  # 255 x the mean of ImageNet: what geometric operations leave bare
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_VALUES = np.arange(256)
 _MIDDLE = 128.0  # taken off before the sums and added after: smaller numbers, smaller errors
 _ROUNDING = 2.0**-14  # float32 may fall short of a whole number by so much, and then bytes are cut, not rounded
 
@@ -82,6 +83,28 @@ def _solarise_add(pixels: Pixels, add: int, **_: object) -> Pixels:
     return done
 
 
+def _auto_contrast(pixels: Pixels, **_: object) -> Pixels:
+    """Each channel stretched to 0..255."""
+    image = Image.fromarray(pixels)
+    tables = []
+    for low, high in np.array(image.getextrema()).tolist():
+        scale = 255.0 / max(high - low, 1)
+        stretched = (_VALUES * scale + -low * scale).astype(np.int64).clip(0, 255)
+        tables.append(stretched if high > low else _VALUES)
+    return np.array(image.point(np.concatenate(tables).tolist()))
+
+
+def _equalize(pixels: Pixels, **_: object) -> Pixels:
+    """Each channel's values spread by their ranks."""
+    image = Image.fromarray(pixels)
+    tables = []
+    for count in np.array(image.histogram()).reshape(3, 256):
+        step = int(count.sum() - count[count.nonzero()[0][-1]]) // 255
+        ranks = (step // 2 + count.cumsum() - count) // max(step, 1)
+        tables.append(ranks.clip(0, 255) if step else _VALUES)
+    return np.array(image.point(np.concatenate(tables).tolist()))
+
+
 def _shear_x(pixels: Pixels, factor: float, *, fillcolor: tuple[int, ...], **_: object) -> Pixels:
     shift: Float64[ndarray, " h"] = factor * (np.arange(len(pixels)) + 0.5)
     return _slide(pixels, shift, fillcolor)
@@ -92,7 +115,7 @@ def _shear_y(pixels: Pixels, factor: float, *, fillcolor: tuple[int, ...], **_: 
 
 
 def _move_x(pixels: Pixels, share: float, *, fillcolor: tuple[int, ...], **_: object) -> Pixels:
-    return _slide(pixels, np.full(len(pixels), share * pixels.shape[1]), fillcolor)
+    return _slide(pixels, np.array([share * pixels.shape[1]]), fillcolor)
 
 
 def _move_y(pixels: Pixels, share: float, *, fillcolor: tuple[int, ...], **_: object) -> Pixels:
@@ -105,35 +128,41 @@ def _turn(pixels: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "w h 3"]:
     return turned
 
 
-def _slide(rows: Pixels, shift: Float64[ndarray, " h"], fill: tuple[int, ...]) -> Pixels:
-    """Row i seen ``shift[i]`` pixels to the right: Pillow's bicubic filter (a = -1), edges repeated, ``fill`` outside.
+def _slide(rows: Pixels, shift: Float64[ndarray, " k"], fill: tuple[int, ...]) -> Pixels:
+    """Row i seen ``shift[i]`` pixels to the right, or all rows ``shift[0]``: Pillow's bicubic filter (a = -1).
 
-    Pixel x is the weighted mean of the four pixels around x + shift, and ``fill`` where x + shift + 1/2 lies outside.
+    Pixel x is the weighted mean of the four pixels around x + shift, the edge repeated where there is none, and
+    ``fill`` where x + shift + 1/2 lies outside.
     """
-    n, m, _ = rows.shape
-    flat = rows.reshape(n, 3 * m)
-    padded = np.concatenate([flat[:, :3], flat[:, :3], flat, flat[:, -3:], flat[:, -3:]], axis=1)
+    n, m, k = len(rows), rows.shape[1], len(shift)
+    flat = rows.reshape(k, n // k, 3 * m)  # k blocks of rows with one shift
+    padded = np.concatenate([flat[..., :3], flat[..., :3], flat, flat[..., -3:], flat[..., -3:]], axis=-1)
     whole = np.floor(shift)
-    taps = np.zeros((n, 3 * m + 9), np.uint8)  # of row i, from whole[i] - 1 on; where it has none, fill comes later
-    for row, source, first in zip(taps, padded, (3 * whole.astype(int) + 3).tolist(), strict=True):
-        row[max(0, -first) : max(0, len(source) - first)] = source[max(0, first) : max(0, first + len(row))]
+    first = 3 * whole.astype(int) + 3  # where in padded a block's taps begin
+    taps = np.zeros((k, n // k, 3 * m + 9), np.uint8)  # where padded has none, fill comes later
+    begin, end = (-first).clip(0, 3 * m + 9), (3 * m + 12 - first).clip(0, 3 * m + 9)
+    for to, source, f, b, e in zip(taps, padded, first.tolist(), begin.tolist(), end.tolist(), strict=True):
+        to[:, b:e] = source[:, b + f : e + f]
     d = shift - whole
     weights = np.stack([((2 - d) * d - 1) * d, (d - 2) * d * d + 1, ((1 - d) * d + 1) * d, (d - 1) * d * d])
-    w = torch.from_numpy(weights).float()[:, :, None]  # (4, h, 1)
+    w = torch.from_numpy(weights).float()[:, :, None, None]  # (4, k, 1, 1)
     t = torch.from_numpy(taps).float().sub_(_MIDDLE)
-    total = t[:, : 3 * m] * w[0]
+    total = t[..., : 3 * m] * w[0]
     for i in (1, 2, 3):
-        total.addcmul_(t[:, 3 * i : 3 * (m + i)], w[i])
-    made = total.add_(_MIDDLE + _ROUNDING).clamp_(0, 255).numpy().astype(np.uint8).reshape(n, m, 3)
-    first = np.ceil(-0.5 - shift).clip(0, m).astype(int).tolist()
-    last = np.ceil(m - 0.5 - shift).clip(0, m).astype(int).tolist()
-    for row, start, end in zip(made, first, last, strict=True):
-        row[:start] = fill
-        row[end:] = fill
-    return made
+        total.addcmul_(t[..., 3 * i : 3 * (m + i)], w[i])
+    made = total.add_(_MIDDLE + _ROUNDING).clamp_(0, 255).numpy().astype(np.uint8).reshape(k, n // k, m, 3)
+    left, right = np.ceil([-0.5 - shift, m - 0.5 - shift]).clip(0, m).astype(int).tolist()
+    for block, b, e in zip(made, left, right, strict=True):
+        if b > 0:
+            block[:, :b] = fill
+        if e < m:
+            block[:, e:] = fill
+    return made.reshape(n, m, 3)
 
 
 _POINTS: dict[str, Callable[..., Pixels]] = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
     "Invert": _invert,
     "Posterize": _posterise,
     "PosterizeIncreasing": _posterise,
