@@ -73,6 +73,13 @@ def chained(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     return linear(weight @ wide(first.weight), weight @ bias_of(first) + bias_of(second), first.weight)
 
 
+def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """A copy of the norm with its affine part."""
+    made = nn.LayerNorm(norm.normalized_shape, norm.eps, device="meta")
+    made.weight, made.bias = constant(norm.weight, norm.weight), constant(norm.bias, norm.weight)
+    return made
+
+
 def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None) -> nn.Conv2d:
     """x -> norm(conv(x)) by the norm's running statistics, as one convolution with bias; without norm a copy."""
     weight, bias = wide(conv.weight), bias_of(conv)

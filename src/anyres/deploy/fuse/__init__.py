@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.deploy.fuse.cait import FoldedCaiT
 from anyres.deploy.fuse.folded import Folded, pin
+from anyres.deploy.fuse.rest import FoldedResT
+from anyres.deploy.fuse.restv2 import FoldedResTv2
 from anyres.deploy.fuse.vit import FoldedViT
 from anyres.models.cait import CaiT
 from anyres.models.contract import Backbone
 from anyres.models.deit import DeiT
 from anyres.models.deit3 import DeiT3
 from anyres.models.dino import DINO
+from anyres.models.rest import ResT
+from anyres.models.restv2 import ResTv2
 
 
 class Copied(Folded):
@@ -35,6 +39,8 @@ FORMS: dict[type[Backbone], type[Folded]] = {
     DeiT: FoldedViT,
     DeiT3: FoldedViT,
     DINO: FoldedViT,
+    ResT: FoldedResT,
+    ResTv2: FoldedResTv2,
 }
 
 

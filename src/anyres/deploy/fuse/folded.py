@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -221,4 +220,18 @@ def classifier(norm: nn.LayerNorm, *heads: nn.Module) -> nn.Sequential:
     if linears:
         head = fold.times(fold.added([after_norm(linear, norm) for linear in linears]), 1 / len(linears))
         return nn.Sequential(plain_norm(norm), nn.Flatten(), head)
-    return nn.Sequential(copy.deepcopy(norm), nn.Flatten())
+    return nn.Sequential(fold.layer_norm(norm), nn.Flatten())
+
+
+class MeanOfTokens(nn.Module):
+    """(b, n, c) -> (b, c)."""
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:
+        return x.mean(dim=1)
+
+
+def mean_classifier(norm: nn.LayerNorm, head: nn.Module) -> nn.Sequential:
+    """Tokens (b, n, c) -> the final norm -> their mean -> logits (b, k); without classes the mean itself."""
+    if isinstance(head, nn.Linear):
+        return nn.Sequential(plain_norm(norm), MeanOfTokens(), after_norm(head, norm))
+    return nn.Sequential(fold.layer_norm(norm), MeanOfTokens())
