@@ -11,7 +11,7 @@ from torch import nn
 from anyres.config import UserError
 from anyres.evaluate import probe
 from anyres.evaluate.metrics import wilson
-from anyres.evaluate.probe import Pooled, ProbeConfig, digest, keep, kept, knn, linear, pool
+from anyres.evaluate.probe import Neighbours, Pooled, ProbeConfig, digest, keep, kept, knn, linear, pool
 from anyres.flow import Batch
 from anyres.models import create_model
 
@@ -192,3 +192,25 @@ def test_any_changed_weight_changes_the_digest() -> None:
     with torch.no_grad():
         layer.bias[1] += 1e-6
     assert digest(layer) != before
+
+
+def test_a_backbone_that_asks_its_neighbours_answers_as_they_vote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits are the log of (20 x share of the vote + 1 / classes) / 21, whatever the chunks."""
+    torch.manual_seed(0)
+    model = create_model("restv2_nano", 0).eval()
+    views, target = torch.randn(60, 3, 32, 32), torch.arange(60) % 4
+    batches = [Batch((views[i : i + 20],), target[i : i + 20], torch.arange(20)) for i in (0, 20, 40)]
+    everything = pool(model, batches, 60, CPU)
+    bank, asked = (Pooled(everything.vectors[a:b], target[a:b]) for a, b in ((0, 45), (45, 60)))
+    monkeypatch.setattr(probe, "ROOM", 100)
+    with torch.no_grad():
+        logits = Neighbours(model, bank, 5, CPU)(views[45:])
+    vectors = [part.vectors.double().numpy() for part in (bank, asked)]
+    known, queries = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors)
+    for row, query in zip(logits.double().numpy(), queries, strict=True):
+        near = np.argsort(-(known @ query))[:20]
+        votes = np.zeros(5)
+        np.add.at(votes, target.numpy()[near], np.exp(known[near] @ query / 0.07))
+        np.testing.assert_allclose(np.exp(row), (20 * votes / votes.sum() + 1 / 5) / 21, rtol=1e-3)
+    (twenty,) = knn(bank, asked, 5, (20,), CPU)
+    assert float((logits.argmax(1) == asked.target).float().mean()) == pytest.approx(twenty.top1)
