@@ -8,7 +8,7 @@ Every other module does one part of this; here they are only joined.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -78,14 +78,15 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     teacher = build_teacher(recipe, images.source.classes, accelerator.device)
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
-        (run / RECIPE).write_text(dump_recipe(recipe))
+        partial = run / f"{RECIPE}.partial"  # so that whoever kills this run leaves a whole one
+        partial.write_text(dump_recipe(recipe))
+        partial.replace(run / RECIPE)
     accelerator.wait_for_everyone()
     state = fit(recipe, model, images, held_out, run, accelerator, teacher)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # nobody waits for the report: on large sets it takes longer than they would
         publish(recipe, run, state, images, held_out)
         if report:
             report_on(open_run(run), held_out)
-    accelerator.wait_for_everyone()
 
 
 def fit(
@@ -129,7 +130,7 @@ def fit(
 
     batches = feed(recipe, images, plan, state.progress.step, accelerator)
     try:
-        callbacks = Callbacks(evaluate, teacher, names)
+        callbacks = Callbacks(evaluate, teacher, names, asdict(recipe))
         ended = train(accelerator, student, state, batches, plan, run, callbacks, run.name)
     except NonFiniteLoss as error:
         raise UserError(
@@ -180,7 +181,7 @@ def check_folder(recipe: Recipe, run: Path) -> None:
         changed = differences(read_recipe(run / RECIPE), recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(path.name != f"{RECIPE}.partial" for path in run.iterdir()):
         raise UserError(f"{run} is not empty and has no {RECIPE}: choose another --out")
 
 

@@ -1,25 +1,35 @@
-"""What a run says while it works: metrics.jsonl (the record), TensorBoard (the picture), a bar (the moment)."""
+"""What a run says while it works: metrics.jsonl (the record), TensorBoard and others' trackers (the picture), a bar
+(the moment)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from anyres.config import UserError
+from anyres.train.plan import Tracker
 
 
 class RunLog:
-    """Writes one line of JSON per record to ``run/metrics.jsonl`` and the same numbers to ``run/tensorboard``.
+    """Writes one line of JSON per record to ``run/metrics.jsonl`` and the same numbers to ``run/tensorboard`` and the
+    trackers.
 
     Opened at a step, it first drops every record of that step or later, so that a resumed run's record reads as if
-    nothing had happened.
+    nothing had happened. For that reason it holds no times: those go to the pictures alone, as ``passing``.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(
+        self, run: Path, step: int, trackers: Sequence[Tracker] = (), settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self._trackers = [open_tracker(name, run, settings or {}) for name in trackers]
         self.path = run / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] < step]
         partial = self.path.with_suffix(".partial")
@@ -28,15 +38,42 @@ class RunLog:
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record ``values`` under ``step``."""
+    def write(self, step: int, values: Mapping[str, float], passing: Mapping[str, float] | None = None) -> None:
+        """Record ``values`` under ``step``; ``passing`` ones are only shown."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
+        shown = {**values, **(passing or {})}
+        for name, value in shown.items():
             self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(shown, step=step)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
+    """accelerate's tracker of that name, in the project ``anyres``, under the run folder's name, with ``settings``.
+
+    What it calls the run is kept in ``run/NAME.id``, so that a resumed run goes on in the same place. Where it writes
+    to is the tracker's own business (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``). Raises UserError where it is missing.
+    """
+    if find_spec(name) is None:
+        raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+    from accelerate.tracking import MLflowTracker, WandBTracker
+
+    kept = run / f"{name}.id"
+    known = kept.read_text() if kept.exists() else None
+    if name == "wandb":
+        tracker = WandBTracker("anyres", name=run.name, id=known, resume="allow", dir=str(run))
+    else:
+        tracker = MLflowTracker("anyres", run_name=run.name, run_id=known)
+    tracker.start()
+    kept.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
+    tracker.store_init_configuration(dict(settings))
+    return tracker
 
 
 def _lines(path: Path) -> list[str]:
@@ -53,12 +90,10 @@ class Bar:
         self._console, self._title, self._steps, self._per_epoch = console, title, steps, steps_per_epoch
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=max(4, min(24, console.width - 90))),  # the numbers come first
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
             console=console,
             disable=not console.is_terminal,
             transient=False,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +22,7 @@ from anyres.flow import Batch
 from anyres.train import checkpoint
 from anyres.train.log import Bar, RunLog
 from anyres.train.objective import Teacher
+from anyres.train.parallel import check_alike, restart_advice
 from anyres.train.plan import Plan
 from anyres.train.state import State
 from anyres.train.step import NonFiniteLoss, make_step
@@ -27,11 +31,13 @@ from anyres.train.step import NonFiniteLoss, make_step
 @dataclass(frozen=True)
 class Callbacks:
     """What the loop asks of others. ``evaluate`` scores a model, and its ``"top1"`` decides the best; ``teacher``
-    answers to a view, where there is one; ``names`` calls images by positions in the data set, for messages."""
+    answers to a view, where there is one; ``names`` calls images by positions in the data set, for messages;
+    ``settings`` are what a tracker is told of the run."""
 
     evaluate: Callable[[nn.Module], dict[str, float]]
     teacher: Teacher | None = None
     names: Callable[[Tensor], str] = str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stop:
@@ -78,11 +84,14 @@ def train(
     from rich.console import Console
 
     progress, main = state.progress, accelerator.is_main_process
-    log = RunLog(run, progress.step) if main else None
+    check_alike(accelerator, progress.step, run)
+    log = RunLog(run, progress.step, plan.train.trackers, callbacks.settings) if main else None
     console = Console(stderr=True, quiet=not main)
+    if advice := restart_advice():
+        console.print(advice, soft_wrap=True)
     bar = Bar(console, title, plan.steps, progress.step, plan.steps_per_epoch)
     with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar:
-        clock = Clock()
+        clock = Clock(plan.steps - progress.step, accelerator.device)
         while progress.step < plan.steps:
             batch = clock.waiting(batches)
             try:
@@ -101,9 +110,11 @@ def train(
             progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
             progress.unreadable.update(batch.notes)
             if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
-                log.write(progress.step - 1, {name: float(value) for name, value in shown.items()})
+                log.write(progress.step - 1, {name: float(value) for name, value in shown.items()}, clock.numbers())
             facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
             bar.show(progress.step, f"{facts}  {clock.facts()}")
+            if advice := clock.advice():
+                console.print(advice, markup=False, soft_wrap=True)
             scores = _maybe_evaluate(state, plan, callbacks.evaluate)
             if log and scores:
                 log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
@@ -143,12 +154,15 @@ def _agreed(accelerator: Accelerator, asked: bool) -> bool:
 
 
 class Clock:
-    """Images per second and the share of time spent waiting for data, smoothed over recent steps."""
+    """Images per second and the share of time spent waiting for data, smoothed over recent steps; the memory held; how
+    long ``steps`` steps will take, with all that comes between them."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self._began = self._started = time.perf_counter()
+        self._steps, self._made, self._device = steps, 0, device
         self._waited = 0.0
         self._rate = self._share = 0.0
+        self._advised = False
 
     def waiting(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time it took counts as waiting."""
@@ -161,6 +175,7 @@ class Clock:
         """Close a step of ``images`` images; returns its seconds."""
         now = time.perf_counter()
         took, self._started = now - self._started, now
+        self._made += 1
         keep = 0.9 if self._rate else 0.0
         self._rate = keep * self._rate + (1 - keep) * images / took
         self._share = keep * self._share + (1 - keep) * self._waited / took
@@ -170,5 +185,37 @@ class Clock:
         """Leave what came since the step (evaluation, checkpoint) out of the rate."""
         self._started = time.perf_counter()
 
+    def numbers(self) -> dict[str, float]:
+        """What a picture of the run's speed needs."""
+        speed = {"speed/images_per_s": self._rate, "speed/data_share": self._share}
+        return speed | {"speed/memory_gib": memory_gib(self._device)}
+
     def facts(self) -> str:
-        return f"{self._rate:.0f} images/s  data {self._share:.0%}"
+        left = (time.perf_counter() - self._began) / self._made * (self._steps - self._made)
+        return (
+            f"{self._rate:.0f} images/s  data {self._share:.0%}  {memory_gib(self._device):.1f} GiB  "
+            f"ETA {timedelta(seconds=round(left))}"
+        )
+
+    def advice(self) -> str:
+        """Once, when after 50 steps more than half of the time goes to waiting for data: what to do about it."""
+        if self._advised or self._made < 50 or self._share <= 0.5:
+            return ""
+        self._advised = True
+        return (
+            f"{self._share:.0%} of the time goes to waiting for images: raise data.workers (there are "
+            f"{os.cpu_count()} processors), keep them decoded with data.cache_side, or decode less with data.dct=true"
+        )
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that was allocated on ``device``; of a CPU, the most that this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from anyres.config import UserError
 from anyres.flow import pick_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -41,6 +44,28 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
+
+
+def check_alike(accelerator: Accelerator, step: int, run: Path) -> None:
+    """Raises UserError, on every process, unless all have come to the same step."""
+    if accelerator.num_processes > 1:
+        steps: list[int] = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"the processes found {run} at different steps ({', '.join(map(str, steps))}): "
+                "--out must lie on storage that all machines share"
+            )
+
+
+def restart_advice() -> str:
+    """What to do so that torchrun can start several machines again after one has failed; empty if nothing."""
+    machines, restarts = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if machines > 1 and restarts and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        return (
+            "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine before torchrun: without it a restart may "
+            "read old addresses and fail (pytorch issue 135712)"
+        )
+    return ""
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:

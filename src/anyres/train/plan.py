@@ -10,6 +10,8 @@ from anyres.train.objective import DinoConfig, ObjectiveConfig
 from anyres.train.optim import OptimConfig, learning_rate, weight_decay
 from anyres.train.parallel import Precision
 
+Tracker = Literal["wandb", "mlflow"]
+
 
 @config
 class TrainConfig:
@@ -23,7 +25,8 @@ class TrainConfig:
     backward pass instead of storing what they computed: less memory, more time. ``compile``: torch.compile.
     ``trainable``: all parameters; those of attention, position tables and the classifier; or the classifier's; the
     rest is frozen, with batch norm's statistics. ``non_finite``: a step whose loss or gradient is not finite stops
-    the run, or is skipped, unless it is one of more than ``skip_at_most`` in a row."""
+    the run, or is skipped, unless it is one of more than ``skip_at_most`` in a row. ``trackers``: what else is told of
+    every record, of ``wandb`` and ``mlflow`` (to be installed by yourself; see docs/scale.md)."""
 
     epochs: int = 100
     seed: int = 0
@@ -39,6 +42,7 @@ class TrainConfig:
     eval_every: int = 10
     checkpoint_every: int | None = None
     log_every: int = 10
+    trackers: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {
