@@ -73,6 +73,11 @@ def chained(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     return linear(weight @ wide(first.weight), weight @ bias_of(first) + bias_of(second), first.weight)
 
 
+def pointwise(conv: nn.Conv2d) -> nn.Linear:
+    """A 1x1 convolution as the linear layer over channels that it is."""
+    return linear(conv.weight.flatten(1), bias_of(conv), conv.weight)
+
+
 def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
     """A copy of the norm with its affine part."""
     made = nn.LayerNorm(norm.normalized_shape, norm.eps, device="meta")
@@ -91,4 +96,12 @@ def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None 
     kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
     made = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, device="meta")
     made.weight, made.bias = constant(weight, conv.weight), constant(bias, conv.weight)
+    return made
+
+
+def depthwise(weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], like: Tensor) -> nn.Conv2d:
+    """A depthwise convolution of these weights that keeps the grid: k is odd, and k // 2 zeros are put around."""
+    channels, side = weight.shape[0], weight.shape[2]
+    made = nn.Conv2d(channels, channels, side, padding=side // 2, groups=channels, device="meta")
+    made.weight, made.bias = constant(weight, like), constant(bias, like)
     return made

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anyres.config import UserError
 from anyres.deploy.fuse.cait import FoldedCaiT
 from anyres.deploy.fuse.folded import Folded, pin
+from anyres.deploy.fuse.patchconvnet import FoldedPatchConvNet
+from anyres.deploy.fuse.resformer import FoldedResFormer
+from anyres.deploy.fuse.resmlp import FoldedResMLP
 from anyres.deploy.fuse.rest import FoldedResT
 from anyres.deploy.fuse.restv2 import FoldedResTv2
 from anyres.deploy.fuse.vit import FoldedViT
@@ -18,27 +22,20 @@ from anyres.models.contract import Backbone
 from anyres.models.deit import DeiT
 from anyres.models.deit3 import DeiT3
 from anyres.models.dino import DINO
+from anyres.models.patchconvnet import PatchConvNet
+from anyres.models.resformer import ResFormer
+from anyres.models.resmlp import ResMLP
 from anyres.models.rest import ResT
 from anyres.models.restv2 import ResTv2
 
-
-class Copied(Folded):
-    """A family that is not folded yet: a frozen copy."""
-
-    def __init__(self, model: Backbone) -> None:
-        super().__init__(model)
-        self.model = copy.deepcopy(model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model(x)
-        return out
-
-
-FORMS: dict[type[Backbone], type[Folded]] = {
+FORMS: dict[type[Backbone], Callable[[Any], Folded]] = {
     CaiT: FoldedCaiT,
     DeiT: FoldedViT,
     DeiT3: FoldedViT,
     DINO: FoldedViT,
+    PatchConvNet: FoldedPatchConvNet,
+    ResFormer: FoldedResFormer,
+    ResMLP: FoldedResMLP,
     ResT: FoldedResT,
     ResTv2: FoldedResTv2,
 }
@@ -55,10 +52,10 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Folded:
     """
     if isinstance(model, Folded):
         raise UserError("the model is folded already")
-    if not isinstance(model, Backbone):
+    if not isinstance(model, Backbone) or type(model) not in FORMS:
         raise UserError(f"a {type(model).__name__} cannot be folded: fuse takes models of anyres.list_models()")
     with torch.no_grad():
-        folded = FORMS.get(type(model), Copied)(model).eval().requires_grad_(False)
+        folded = FORMS[type(model)](model).eval().requires_grad_(False)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         weight = next(folded.parameters())

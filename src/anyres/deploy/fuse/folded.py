@@ -41,8 +41,11 @@ class Folded(nn.Module):
 class PerGrid(nn.Module):
     """A tensor that depends on weights and the grid alone: made once per grid, dtype and device, and remembered.
 
-    In a program that is traced it is computed, unless it was ``pin``ned, since a traced grid may be free.
+    In a program that is traced it is computed, unless it was ``pin``ned, since a traced grid may be free. ``table`` is
+    the parameter it is made of.
     """
+
+    table: nn.Parameter
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +53,6 @@ class PerGrid(nn.Module):
         self.pinned: Grid | None = None
         self.register_buffer("constant", None, persistent=False)
         self.register_load_state_dict_post_hook(lambda *_: self.made.clear())  # type: ignore[no-untyped-call]
-
-    def weight(self) -> Tensor:
-        """The parameter it is made of, for its dtype and device."""
-        raise NotImplementedError
 
     def make(self, grid: Grid) -> Tensor:
         """The tensor for this grid."""
@@ -64,8 +63,7 @@ class PerGrid(nn.Module):
             return self.held(grid)
         if torch.compiler.is_compiling():
             return self.make(grid)
-        weight = self.weight()
-        key = (grid, weight.dtype, weight.device)
+        key = (grid, self.table.dtype, self.table.device)
         if key not in self.made:
             if len(self.made) == KEPT_GRIDS:
                 del self.made[next(iter(self.made))]
@@ -111,9 +109,6 @@ class Positions(PerGrid):
         self.table = fold.constant(table, table)
         self.home = home
         self.resample = resample
-
-    def weight(self) -> Tensor:
-        return self.table
 
     def make(self, grid: Grid) -> Tensor:
         return self.resample(self.table, self.home, grid)
@@ -182,6 +177,23 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         x = x + self.attn(self.norm(x))
+        x = x + self.mlp(self.norm(x))
+        return x
+
+
+class LastBlock(nn.Module):
+    """A block for the first ``specials`` tokens alone, as no other is read after it."""
+
+    def __init__(self, norm: nn.LayerNorm, attn: Glance, mlp: nn.Module, specials: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attn = attn
+        self.mlp = mlp
+        self.specials = specials
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b s c"]:
+        normed = self.norm(x)
+        x = x[:, : self.specials] + self.attn(normed[:, : self.specials], normed)
         x = x + self.mlp(self.norm(x))
         return x
 

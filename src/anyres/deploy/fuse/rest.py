@@ -19,10 +19,9 @@ from anyres.ops.patch import Grid, to_maps, to_tokens
 class Attention(nn.Module):
     """EMSA: softmax attention, or with several heads InstanceNorm(softmax(mix(Q Kᵀ))) V.
 
-    The bias of the mixing is the same for all keys, so the softmax does not see it. The rows of a head's plane sum to
-    one, so its mean is one over the number of keys, and the instance norm is a factor per head on values that sum to
-    zero. PyTorch's kernel for the norm of a whole plane is the faster where it is called; a compiler makes the factor's
-    sum of squares with the softmax.
+    The bias of the mixing is the same for all keys, so the softmax does not see it. The instance norm is a layer norm
+    over the plane of queries and keys, whose rows sum to zero after it, so the values' mean counts for nothing; without
+    it less is rounded.
     """
 
     def __init__(self, own: rest.Attention, norm: nn.LayerNorm) -> None:
@@ -51,11 +50,7 @@ class Attention(nn.Module):
         mixed = (self.mixing @ scores.flatten(2)).view(scores.shape)  # (g, g) x (b, g, n*m)
         plane = mixed.softmax(-1, dtype=torch.promote_types(mixed.dtype, torch.float32))
         value = value - value.mean(dim=2, keepdim=True)
-        if torch.compiler.is_compiling():
-            variance = (plane - 1 / plane.shape[3]).square().mean(dim=(2, 3), keepdim=True)
-            value = value * (variance + 1e-5).rsqrt().to(value.dtype)
-        else:
-            plane = F.layer_norm(plane, plane.shape[2:], eps=1e-5)
+        plane = F.layer_norm(plane, plane.shape[2:], eps=1e-5)
         x = (plane.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
         return x
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,6 +16,33 @@ from anyres.ops import fold
 from anyres.ops.patch import Grid, crop, to_maps, to_tokens
 
 
+class Upsample(nn.Module):
+    """A small map's tokens -> tokens of the grid: a 3x3 convolution gives r² of each, and they are laid out in place.
+
+    The official form, a grouped convolution and a pixel shuffle, leaves channels first. For r of 2, and wherever a
+    compiler lays out memory itself, the map is repeated r² times along its channels instead, so that the convolution is
+    depthwise and its output needs moving only in runs of r * c numbers (OpenVINO bf16: 0.4 of the time for r = 2, 0.9
+    for r = 8; PyTorch for r = 8: 1.5 to 2 times as long, so there it stays official).
+    """
+
+    def __init__(self, own: nn.Conv2d, reduction: int) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.grouped = fold.convolution(own)
+        channels, copies = own.in_channels, reduction**2
+        order = torch.arange(channels * copies).view(channels, copies).T.flatten()  # (c, r²) -> (r², c)
+        self.repeated = fold.depthwise(own.weight[order], fold.bias_of(own)[order], own.weight)
+
+    def forward(self, values: Float[Tensor, "b m c"], small: Grid, grid: Grid) -> Float[Tensor, "b n c"]:
+        r, maps = self.reduction, to_maps(values, small)
+        if r > 2 and not torch.compiler.is_compiling():
+            return to_tokens(crop(F.pixel_shuffle(self.grouped(maps), r), grid))
+        x = self.repeated(maps.repeat(1, r * r, 1, 1)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
+        x = x.reshape(*x.shape[:3], r, r, -1).transpose(2, 3)  # (b, hs, ws, r, r, c) -> (b, hs, r, ws, r, c)
+        x = x.reshape(x.shape[0], small[0] * r, small[1] * r, -1)
+        return to_tokens(crop(x.permute(0, 3, 1, 2), grid))
+
+
 class Attention(nn.Module):
     """EMSAv2: softmax attention plus the values upsampled and normalised."""
 
@@ -22,17 +50,14 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = own.heads
         self.project = Packed(own, norm) if own.reduction == 1 else Shrunk(own)
-        self.up = nn.Sequential(fold.convolution(cast(nn.Conv2d, own.up[0])))
-        if own.reduction > 1:
-            self.up.append(nn.PixelShuffle(own.reduction))
+        self.up = Upsample(cast(nn.Conv2d, own.up[0]), own.reduction)
         self.up_norm = fold.layer_norm(own.up_norm)
         self.proj = fold.before_scale(own.proj, None)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         query, keys, values, small = self.project(x, grid)
         mixed = attend(self.split(query), self.split(keys), self.split(values))
-        maps = self.up(to_maps(values, small))
-        x = self.proj(mixed + self.up_norm(to_tokens(crop(maps, grid))))
+        x = self.proj(mixed + self.up_norm(self.up(values, small, grid)))
         return x
 
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:

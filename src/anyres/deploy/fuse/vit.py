@@ -13,6 +13,7 @@ from anyres.deploy.fuse.folded import (
     Block,
     Folded,
     Glance,
+    LastBlock,
     Patches,
     Positions,
     attend,
@@ -43,20 +44,6 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, t, 3c) -> (b, t, 3, g, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, t, d)
         x = self.proj(attend(query, key, value))
-        return x
-
-
-class LastBlock(Block):
-    """The same for the first ``specials`` tokens alone, as no other is read after it."""
-
-    def __init__(self, norm: nn.LayerNorm, attn: Glance, mlp: nn.Module, specials: int) -> None:
-        super().__init__(norm, attn, mlp)
-        self.specials = specials
-
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b s c"]:
-        normed = self.norm(x)
-        x = x[:, : self.specials] + self.attn(normed[:, : self.specials], normed)
-        x = x + self.mlp(self.norm(x))
         return x
 
 
