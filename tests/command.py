@@ -59,7 +59,11 @@ def parse(line: str) -> str:
     assert verb in VERBS, f"{line!r}: there is no verb {verb!r}"
     if {"-h", "--help"} & set(rest):
         return verb
-    given = COMMANDS[verb].make_context(verb, rest).params
+    command = COMMANDS[verb]
+    if commands := getattr(command, "commands", {}):  # a verb of several, as `bench data`
+        assert rest and rest[0] in commands, f"{line!r}: {verb} is followed by one of {sorted(commands)}"
+        command, rest = commands[rest[0]], rest[1:]
+    given = command.make_context(verb, rest).params
     if verb in ("train", "show") and not given["recipe"].isupper():
         from anyres.recipe import load_recipe
 

@@ -21,6 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(help="Measure speed on this machine. Example: `anyres bench data photos`", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `anyres train`.")]
 Subject = Annotated[
@@ -319,3 +322,25 @@ def demo(
     from anyres.demo import run_demo
 
     run_demo(out, seed, epochs)
+
+
+@bench.command("data")
+def bench_data(
+    data: Annotated[str, typer.Argument(metavar="PATH", help="Images in any form that `anyres data` lists.")],
+    overrides: Overrides = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Whose views and augmentation; see `anyres recipes`.")] = (
+        "folder"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.1, help="For the stages, and again for the whole loader.")] = 5.0,
+    into: Annotated[
+        Path | None, typer.Option("--json", help="A file for all numbers as JSON; - prints them instead of the table.")
+    ] = None,
+) -> None:
+    """Images/s of loading: of each stage on one core, of the whole loader, which stage binds, and what to raise.
+
+    Example: `anyres bench data groceries --recipe demo/any_size data.workers=2`
+    """
+    from anyres.bench_data import bench_data
+    from anyres.recipe import load_recipe
+
+    bench_data(data, load_recipe(recipe, overrides or []), seconds, into)

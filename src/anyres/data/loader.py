@@ -140,7 +140,7 @@ def _make_loader(
     dataset: Dataset[Sample], sampler: _Steps | list[list[Key]], workers: int | None, cached: bool
 ) -> DataLoader[Sample]:
     if workers is None:
-        workers = _choose_workers(cached)
+        workers = choose_workers(cached)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -153,12 +153,16 @@ def _make_loader(
     )
 
 
-def _choose_workers(cached: bool) -> int:
+def choose_workers(cached: bool) -> int:
     """None where the images lie in memory and the model runs on these processors too; else up to 8."""
     if not _can_fork() or (cached and not torch.cuda.is_available()):
         return 0
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus - 1, 8)
+    return min(processors() - 1, 8)
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _can_fork() -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from anyres.config import config
-from anyres.data.augment import key, seeded
+from anyres.data.augment import as_before, key, reseed
 from anyres.flow import Batch
 
 _ERASE, _CHOOSE, _MIX = 1, 2, 3  # stages of the seed: their draws are independent of each other
@@ -65,13 +65,15 @@ def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
     from timm.data.random_erasing import RandomErasing
 
     box = RandomErasing(probability=1.0, max_area=0.333, mode="pixel", device="cpu")
-    if probability > 0:
-        draws = [0] * len(batch.index) if batch.draw is None else batch.draw.tolist()
+    if probability <= 0:
+        return batch
+    draws = [0] * len(batch.index) if batch.draw is None else batch.draw.tolist()
+    with as_before():
         for i, view in enumerate(batch.views):
             for image, index, draw in zip(view, batch.index.tolist(), draws, strict=True):
                 if key(seed, epoch, index, i, _CHOOSE + _STAGES * draw) < probability * 2**63:
-                    with seeded(seed, epoch, index, i, _ERASE + _STAGES * draw):
-                        box(image)
+                    reseed(seed, epoch, index, i, _ERASE + _STAGES * draw)
+                    box(image)
     return batch
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 from numpy import ndarray
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
 
@@ -128,35 +129,38 @@ def _turn(pixels: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "w h 3"]:
     return turned
 
 
-def _slide(rows: Pixels, shift: Float64[ndarray, " k"], fill: tuple[int, ...]) -> Pixels:
+def _slide(rows: Pixels, shift: Float64[ndarray, "#h"], fill: tuple[int, ...]) -> Pixels:
     """Row i seen ``shift[i]`` pixels to the right, or all rows ``shift[0]``: Pillow's bicubic filter (a = -1).
 
     Pixel x is the weighted mean of the four pixels around x + shift, the edge repeated where there is none, and
     ``fill`` where x + shift + 1/2 lies outside.
     """
-    n, m, k = len(rows), rows.shape[1], len(shift)
-    flat = rows.reshape(k, n // k, 3 * m)  # k blocks of rows with one shift
-    padded = np.concatenate([flat[..., :3], flat[..., :3], flat, flat[..., -3:], flat[..., -3:]], axis=-1)
+    n, m, _ = rows.shape
+    line = 3 * m
+    shift = shift.clip(-m - 1, m + 1)  # all is outside there
     whole = np.floor(shift)
-    first = 3 * whole.astype(int) + 3  # where in padded a block's taps begin
-    taps = np.zeros((k, n // k, 3 * m + 9), np.uint8)  # where padded has none, fill comes later
-    begin, end = (-first).clip(0, 3 * m + 9), (3 * m + 12 - first).clip(0, 3 * m + 9)
-    for to, source, f, b, e in zip(taps, padded, first.tolist(), begin.tolist(), end.tolist(), strict=True):
-        to[:, b:e] = source[:, b + f : e + f]
+    room = 3 * (int(np.abs(whole).max()) + 4)
+    wide = np.empty((n, line + 2 * room), np.uint8)  # beyond two pixels from the edge nothing is used
+    wide[:, room:-room] = rows.reshape(n, line)
+    wide[:, room - 6 : room].reshape(n, 2, 3)[:] = rows[:, :1]
+    wide[:, -room : 6 - room].reshape(n, 2, 3)[:] = rows[:, -1:]
+    first = np.arange(n) * wide.shape[1] + room + 3 * (whole.astype(int) - 1)  # of each row's taps
+    taps = sliding_window_view(wide.reshape(-1), line + 9)[first]
+
     d = shift - whole
     weights = np.stack([((2 - d) * d - 1) * d, (d - 2) * d * d + 1, ((1 - d) * d + 1) * d, (d - 1) * d * d])
-    w = torch.from_numpy(weights).float()[:, :, None, None]  # (4, k, 1, 1)
+    w = torch.from_numpy(weights).float()[:, :, None]  # (4, h or 1, 1)
     t = torch.from_numpy(taps).float().sub_(_MIDDLE)
-    total = t[..., : 3 * m] * w[0]
+    total = t[:, :line] * w[0]
     for i in (1, 2, 3):
-        total.addcmul_(t[..., 3 * i : 3 * (m + i)], w[i])
-    made = total.add_(_MIDDLE + _ROUNDING).clamp_(0, 255).numpy().astype(np.uint8).reshape(k, n // k, m, 3)
-    left, right = np.ceil([-0.5 - shift, m - 0.5 - shift]).clip(0, m).astype(int).tolist()
-    for block, b, e in zip(made, left, right, strict=True):
-        if b > 0:
-            block[:, :b] = fill
-        if e < m:
-            block[:, e:] = fill
+        total.addcmul_(t[:, 3 * i : line + 3 * i], w[i])
+    made = total.add_(_MIDDLE + _ROUNDING).clamp_(0, 255).numpy().astype(np.uint8)
+
+    bare = np.tile(np.array(fill, np.uint8), m)
+    left, right = (3 * np.ceil([-0.5 - shift, m - 0.5 - shift]).clip(0, m).astype(int)).tolist()
+    for i, (start, end) in enumerate(zip(left, right, strict=True)):
+        some = made[i] if len(shift) > 1 else made  # one row, or all
+        some[..., :start], some[..., end:] = bare[:start], bare[end:]
     return made.reshape(n, m, 3)
 
 

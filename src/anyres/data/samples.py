@@ -67,9 +67,9 @@ class TrainSamples(Dataset[Sample]):
         self.unreadable: set[int] = set()
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
-        with _one_thread(), as_before():
+        with one_thread(), as_before():
             try:
-                return _collate([self._sample(*key) for key in keys])
+                return collate([self._sample(*key) for key in keys])
             except UserError as error:
                 return error
 
@@ -119,9 +119,9 @@ class EvalSamples(Dataset[Sample]):
         self.images, self.targets, self.size, self.crop, self.warp = images, targets, size, crop, warp
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
-        with _one_thread():
+        with one_thread():
             try:
-                return _collate([self._sample(i) for _, i in keys])
+                return collate([self._sample(i) for _, i in keys])
             except UserError as error:
                 return error
 
@@ -134,7 +134,7 @@ class EvalSamples(Dataset[Sample]):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One torch thread, as DataLoader's workers have: sums come out bit-equal, and small copies need not wait for a
     second thread (on a busy machine that wait took a hundred times as long as the copy)."""
     threads = torch.get_num_threads()
@@ -145,7 +145,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _collate(samples: list[Sample]) -> Collated:
+def collate(samples: list[Sample]) -> Collated:
+    """Samples -> batch; those that could not be read leave only their notes."""
     read = [s for s in samples if s.views]
     # (b, 3, H_i, W_i) each; in a worker process default_collate writes into the memory that the main process reads
     views = tuple(default_collate(list(same)) for same in zip(*(s.views for s in read), strict=True))

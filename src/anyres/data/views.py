@@ -129,10 +129,11 @@ def draw_views(
     make = view_maker(sizes[0], how)
     reseed(seed, epoch, index, 0)
     largest = make(image)
-    return (largest, *(_shrink(largest, size) for size in sizes[1:]))
+    return (largest, *(shrink(largest, size) for size in sizes[1:]))
 
 
-def _shrink(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 H W"]:
+def shrink(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 H W"]:
+    """A smaller view of a shared augmentation."""
     batch = image[None].float()
     resized = torch.nn.functional.interpolate(batch, size=list(size), mode="bicubic", antialias=False)
     return resized[0].round_().clamp_(0, 255).to(torch.uint8)

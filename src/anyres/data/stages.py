@@ -1,0 +1,176 @@
+"""What each stage of loading costs on these images and this machine, and which of them to do something about."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from anyres.config import UserError
+from anyres.data.augment import AugmentConfig, as_before, reseed, steps
+from anyres.data.cache import DecodedImages
+from anyres.data.decode import Unreadable, decode
+from anyres.data.loader import choose_workers, processors, train_batches
+from anyres.data.samples import Sample, collate, one_thread
+from anyres.data.views import ViewsConfig, shrink
+
+STAGES = ("read", "decode", "crop", "flip", "colours", "layout", "shrink", "batch")  # in the order of doing
+_CHUNK = 16  # images of a measured batch
+
+
+@dataclass(frozen=True)
+class Loading:
+    """``milliseconds``: of one processor for one image, by stage (``read``: of waiting too). ``loader``: images/s of
+    the whole loader with ``workers`` processes (0: the main one). ``reducible``: share of the images that ``data.dct``
+    would decode at a fraction."""
+
+    milliseconds: dict[str, float]
+    loader: float
+    workers: int
+    processors: int
+    cached: bool
+    reducible: float
+
+    @property
+    def per_core(self) -> float:
+        """Images/s that one processor makes."""
+        return 1e3 / sum(self.milliseconds.values())
+
+    @property
+    def binds(self) -> str:
+        """The stage that takes longest."""
+        return max(self.milliseconds, key=lambda stage: self.milliseconds[stage])
+
+
+def measure_loading(
+    images: DecodedImages,
+    augment: AugmentConfig,
+    views: ViewsConfig,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    seconds: float = 5.0,
+) -> Loading:
+    """Each stage by itself in this process, then the whole loader; ``seconds`` for each of the two.
+
+    Raises UserError when no image can be read.
+    """
+    images.check(1.0)
+    largest = max(max(size) for size in views.parsed)
+    milliseconds, reducible = _each_stage(_Maker(images, augment, views), largest, seconds)
+    workers = choose_workers(images.cached) if workers is None else workers
+    loader = _whole_loader(images, augment, views, batch_size, workers, seconds)
+    return Loading(milliseconds, loader, workers, processors(), images.cached, reducible)
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        now = time.perf_counter if stage == "read" else time.thread_time
+        start = now()
+        yield
+        self.spent[stage] += now() - start
+
+
+class _Maker:
+    """Views of images as the loader makes them, stage by stage under a clock."""
+
+    def __init__(self, images: DecodedImages, augment: AugmentConfig, views: ViewsConfig) -> None:
+        self.images, self.clock = images, _Clock()
+        plan = views.plan(augment)[: 1 if views.share else None]
+        self.orders = [steps(size, own) for size, own in plan]
+        self.shrunk = views.parsed[1:] if views.share else ()
+
+    def batch(self, first: int) -> list[int]:
+        """A batch from image ``first`` on; the short sides of its images, as read."""
+        made, sides = [], []
+        for index in range(first, first + _CHUNK):
+            try:
+                picture = self._picture(index % len(self.images))
+            except (Unreadable, OSError):
+                continue
+            made.append(Sample(self._views(picture, index), 0, index, ()))
+            sides.append(min(picture.shape[1:]))
+        if made:
+            with self.clock("batch"):
+                collate(made)
+        return sides
+
+    def _picture(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        if self.images.cached:
+            return self.images[i].image
+        record = self.images.source.records[i]
+        with self.clock("read"):
+            data = record.source.read_bytes() if isinstance(record.source, Path) else record.source
+            data = data if isinstance(data, bytes) else data.read()
+        with self.clock("decode"):
+            return decode(replace(record, source=data), self.images.short_side, self.images.dct_side).image
+
+    def _views(self, picture: UInt8[Tensor, "3 h w"], index: int) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
+        made = []
+        for i, order in enumerate(self.orders):
+            reseed(0, 0, index, i)
+            view = picture
+            for stage, step in order:
+                with self.clock(stage):
+                    view = step(view)
+            made.append(view)
+        for size in self.shrunk:
+            with self.clock("shrink"):
+                made.append(shrink(made[0], size))
+        return tuple(made)
+
+
+def _each_stage(maker: _Maker, largest: int, seconds: float) -> tuple[dict[str, float], float]:
+    """Milliseconds for an image, and the share of images that data.dct could reduce; one batch is made for nothing."""
+    sides: list[int] = []
+    with one_thread(), as_before():
+        maker.batch(0)
+        maker.clock.spent.clear()
+        until = time.perf_counter() + seconds
+        for first in itertools.count(_CHUNK, _CHUNK):
+            sides += maker.batch(first)
+            if time.perf_counter() > until:
+                break
+    if not sides:
+        raise UserError(f"{maker.images.source.name}: none of the first {first} images can be read")
+    spent = {stage: 1e3 * maker.clock.spent[stage] / len(sides) for stage in STAGES if stage in maker.clock.spent}
+    return spent, sum(side >= 2 * largest for side in sides) / len(sides)
+
+
+def _whole_loader(
+    images: DecodedImages, augment: AugmentConfig, views: ViewsConfig, batch_size: int, workers: int, seconds: float
+) -> float:
+    """Images/s of the loader that a run has."""
+    batches = train_batches(
+        images,
+        images.source.targets,
+        augment,
+        views,
+        batch_size=batch_size,
+        seed=0,
+        start_step=0,
+        stop_step=10**9,
+        workers=workers,
+        max_unreadable=1.0,
+    )
+    for _ in range(1 + workers):
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while not count or time.perf_counter() - start < seconds:
+        count += len(next(batches).index)
+    spent = time.perf_counter() - start
+    batches.close()  # type: ignore[attr-defined]
+    return count / spent
