@@ -123,21 +123,15 @@ class Predictor:
 
     def predict(self, pictures: Sequence[Picture], top: int = 1) -> list[list[Prediction]]:
         """The ``top`` likeliest classes of each picture, likeliest first."""
-        answers = []
+        answers: list[list[Prediction]] = []
         for i in range(0, len(pictures), self.batch):
             shares = self.forward(self.prepare(pictures[i : i + self.batch])).softmax(1)
-            best = shares.topk(min(top, shares.shape[1]), dim=1)
-            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-                answers.append([Prediction(k, self.name_of(k), share) for k, share in zip(places, values, strict=True)])
+            answers += likeliest(shares, self.names, top)
         return answers
-
-    def name_of(self, index: int) -> str:
-        """What people call a class."""
-        return self.names[index] if self.names else str(index)
 
     def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b 3 h w"]:
         """Pictures as the model sees them: decoded, resized, cropped, normalised. Raises UserError."""
-        views = [eval_view(_pixels(picture), self.size, self.seen.crop, self.seen.warp) for picture in pictures]
+        views = [eval_view(pixels_of(picture), self.size, self.seen.crop, self.seen.warp) for picture in pictures]
         count = torch.arange(len(views))
         made = normalise(Batch((torch.stack(views),), count, count), self.seen.mean, self.seen.std, self.device)
         return made.views[0]
@@ -216,6 +210,13 @@ class Predictor:
         }
 
 
+def likeliest(shares: Float[Tensor, "b k"], names: Sequence[str], top: int) -> list[list[Prediction]]:
+    """The ``top`` classes of each row of probabilities, likeliest first; one without a name is called by its label."""
+    best = shares.topk(min(top, shares.shape[1]), dim=1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[Prediction(k, names[k] if names else str(k), p) for k, p in zip(*row, strict=True)] for row in rows]
+
+
 def distance(logits: Tensor, truth: Tensor) -> float:
     """|logits - truth| / |truth|; infinite where one is not finite."""
     apart = ((logits - truth).norm() / truth.norm().clamp_min(1e-12)).item()
@@ -263,7 +264,7 @@ class Remembered:
         return rows if isinstance(rows, dict) else {}
 
 
-def _pixels(picture: Picture) -> UInt8[Tensor, "3 h w"]:
+def pixels_of(picture: Picture) -> UInt8[Tensor, "3 h w"]:
     """A picture decoded as everywhere here: upright, RGB."""
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:

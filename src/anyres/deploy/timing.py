@@ -1,0 +1,238 @@
+"""How fast a model runs here: each configuration in a process of its own, timed in turn so that they share the weather.
+
+A configuration is a model, its form (folded, plain, or a peer's), an engine, a precision, a size and a batch. One more
+process measures what the machine's matrix product does in the same run; a row's share of that rate is its distance
+from the floor.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from anyres.config import UserError
+from anyres.deploy.backends import Choice, Precision, Unavailable, build
+from anyres.deploy.fuse import fuse
+from anyres.flow import Size
+
+SIDE = 2048  # of the square matrices whose product is the machine's rate
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured: ``make`` gives the plain module, in its process; ``folded`` first; ``flops`` of one image."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    folded: bool
+    choice: Choice
+    size: Size
+    batch: int
+    flops: int
+    threads: int | None = None
+    calibration: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out. ``rounds``: median images/s of each round; ``p50_ms``, ``p99_ms``: of one batch, over all calls;
+    ``peak_mib``: resident memory of its process; ``share``: of the matrix rate in its precision (int8: of bf16's)."""
+
+    job: Job
+    images_per_s: float
+    rounds: tuple[float, ...]
+    p50_ms: float
+    p99_ms: float
+    peak_mib: float
+    gflops_per_s: float
+    share: float
+
+    def facts(self) -> dict[str, Any]:
+        """As plain values."""
+        job = self.job
+        return {
+            "name": job.name,
+            "folded": job.folded,
+            "backend": str(job.choice),
+            "size": str(job.size),
+            "batch": job.batch,
+            "images/s": round(self.images_per_s, 2),
+            "rounds": [round(value, 2) for value in self.rounds],
+            "p50 ms": round(self.p50_ms, 2),
+            "p99 ms": round(self.p99_ms, 2),
+            "peak MiB": round(self.peak_mib),
+            "GFLOP/s": round(self.gflops_per_s, 1),
+            "share of the matrix rate": round(self.share, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A configuration that does not run here, and why."""
+
+    job: Job
+    reason: str
+
+
+def measure(
+    jobs: Sequence[Job],
+    *,
+    rounds: int = 5,
+    seconds: float = 1.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Row], list[Failed], dict[str, float]]:
+    """Every job timed for ``rounds`` x ``seconds``, the jobs in turn; the rows, the failures and the matrix rates.
+
+    The rates are GFLOP/s by precision, medians over the rounds. Processes wait while another is timed.
+    """
+    threads = jobs[0].threads
+    crew: list[tuple[Job, Worker]] = []
+    failed: list[Failed] = []
+    with Worker(_product, threads) as floor:
+        floor.hear()
+        try:
+            for job in jobs:
+                say(f"{job.name}, {job.choice}{', folded' if job.folded else ''}: building")
+                worker = Worker(_job, job)
+                crew.append((job, worker))
+                answer = worker.hear()
+                if isinstance(answer, str):
+                    failed.append(Failed(job, answer))
+                    crew.pop()[1].close()
+            times: dict[int, list[list[float]]] = {i: [] for i in range(len(crew))}
+            rates: list[dict[str, float]] = []
+            for turn in range(rounds):
+                say(f"round {turn + 1} of {rounds}")
+                rates.append(floor.ask(0.2))
+                for i, (_, worker) in enumerate(crew):
+                    times[i].append(worker.ask(seconds))
+            peaks = [worker.ask(None) for _, worker in crew]
+        finally:
+            for _, worker in crew:
+                worker.close()
+    matrix = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
+    return [_row(job, times[i], peaks[i], matrix) for i, (job, _) in enumerate(crew)], failed, matrix
+
+
+def _row(job: Job, times: list[list[float]], peak: float, matrix: dict[str, float]) -> Row:
+    calls = np.array([value for turn in times for value in turn])
+    per_round = tuple(job.batch / statistics.median(turn) for turn in times)
+    speed = statistics.median(per_round)
+    done = speed * job.flops / 1e9
+    reference = matrix["fp32" if job.choice.precision == "fp32" else "bf16"]
+    p50, p99 = (1000 * float(q) for q in np.percentile(calls, (50, 99)))
+    return Row(job, speed, per_round, p50, p99, peak, done, done / reference)
+
+
+class Worker:
+    """A process that builds something and then times it when asked."""
+
+    def __init__(self, work: Callable[..., None], what: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, what), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def hear(self) -> Any:
+        """What it says next. Raises UserError when it died."""
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise UserError(
+                f"a measuring process died (exit code {self.process.exitcode}): too little memory?"
+            ) from None
+
+    def ask(self, seconds: float | None) -> Any:
+        """Time it for so long; None: its peak memory in MiB."""
+        self.pipe.send(seconds)
+        return self.hear()
+
+    def close(self) -> None:
+        """End it."""
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _asked(pipe: Connection) -> Iterator[float]:
+    """The seconds asked for, one after another; answers for the peak memory itself."""
+    while True:
+        try:
+            seconds = pipe.recv()
+        except EOFError:
+            return
+        if seconds is None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            pipe.send(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
+        else:
+            yield seconds
+
+
+def _job(pipe: Connection, job: Job) -> None:
+    """A worker: build, say how it went, then time calls."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    try:
+        model = job.make().eval()
+        model = fuse(model, (job.size.height, job.size.width)) if job.folded else model
+        x = torch.randn(job.batch, 3, *job.size, generator=torch.Generator().manual_seed(0))
+        run = build(model, job.choice, x, job.calibration, job.threads)
+        for _ in range(WARM_UP):
+            run(x)
+    except Unavailable as error:
+        pipe.send(str(error))
+        return
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
+        return
+    pipe.send(None)
+    for seconds in _asked(pipe):
+        run(x)  # wakes its threads
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < 2 or time.perf_counter() < end:
+            start = time.perf_counter()
+            run(x)
+            times.append(time.perf_counter() - start)
+        pipe.send(times)
+
+
+def _product(pipe: Connection, threads: int | None) -> None:
+    """A worker: the machine's matrix product, GFLOP/s in float32 and bf16."""
+    if threads:
+        torch.set_num_threads(threads)
+    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    pairs = {name: torch.randn(2, SIDE, SIDE).to(dtype) for name, dtype in precisions.items()}
+    pipe.send(None)
+    for seconds in _asked(pipe):
+        rates: dict[str, float] = {}
+        for name, (a, b) in pairs.items():
+            a @ b
+            times: list[float] = []
+            end = time.perf_counter() + seconds
+            while len(times) < 3 or time.perf_counter() < end:
+                start = time.perf_counter()
+                a @ b
+                times.append(time.perf_counter() - start)
+            rates[name] = 2 * SIDE**3 / statistics.median(times) / 1e9
+        pipe.send(rates)
