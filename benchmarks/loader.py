@@ -1,6 +1,6 @@
 """Three separately augmented views of 500 x 375 JPEGs: anyres' loader against Pillow, torchvision and timm.
 
-    python benchmarks/loader.py                                  # two minutes; writes benchmarks/results/loader.json
+    python benchmarks/loader.py                                  # three minutes; writes benchmarks/results/loader.json
     python benchmarks/loader.py --seconds 2 --rounds 2 --out /tmp/loader.json
 
 Views of 224, 160 and 128 pixels with crop, flip, RandAugment m9-mstd0.5-inc1 and boxes of noise (0.25), on two worker
@@ -43,6 +43,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.loader import train_batches
 from anyres.data.mix import erase, normalise
 from anyres.data.sources import open_source
+from anyres.data.stages import measure_loading
 from anyres.data.views import ViewsConfig
 
 SIZES = (224, 160, 128)
@@ -132,6 +133,26 @@ def compare(a: Callable[[], Iterator[int]], b: Callable[[], Iterator[int]], seco
     }
 
 
+def stages(folder: Path) -> dict[str, dict[str, float]]:
+    """Milliseconds for an image on one processor: of our stages, and of decoding alone, the floor of any loader."""
+    source = open_source(str(folder), "trainval")
+    images = DecodedImages(source, None, 0.0, progress=False)
+    how = AugmentConfig(rand_augment=RAND_AUGMENT)
+    measured = measure_loading(images, how, ViewsConfig(sizes=SIZES), batch_size=BATCH, workers=0, seconds=3.0)
+    files = [record.source.read_bytes() for record in source.records[:100]]
+    decoders = {
+        "pillow": lambda data: Image.open(io.BytesIO(data)).convert("RGB"),
+        "torchvision": lambda data: torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)),
+    }
+    floor = {}
+    for name, decode in decoders.items():
+        start = time.thread_time()
+        for data in files:
+            decode(data)
+        floor[name] = round(1e3 * (time.thread_time() - start) / len(files), 3)
+    return {"stages_ms": {k: round(v, 3) for k, v in measured.milliseconds.items()}, "decode_alone_ms": floor}
+
+
 def write_photographs(folder: Path, width: int, height: int, count: int) -> int:
     """Photographs of the built-in set at one size, quality 90, in two classes; the mean number of their bytes."""
     total = 0
@@ -146,13 +167,14 @@ def write_photographs(folder: Path, width: int, height: int, count: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each loader in each round")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each loader in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)  # of the main process: two workers fill two processors
     _blacken()
+    load_before = os.getloadavg()[0]  # far above 0: others were at work, and the figures say less
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name, "small"), Path(name, "large")
         sizes = {"500x375": write_photographs(small, 500, 375, given.images)}
@@ -162,7 +184,7 @@ def main() -> None:
             "bytes": (functools.partial(peer, small, floats=False), functools.partial(ours, small, floats=False)),
             "dct": (functools.partial(peer, large, floats=True), functools.partial(ours, large, floats=True, dct=True)),
         }
-        done = {}
+        floor, done = stages(small), {}
         for what, (a, b) in rows.items():
             done[what] = compare(a, b, given.seconds, given.rounds)
             print(what, done[what], flush=True)
@@ -173,6 +195,8 @@ def main() -> None:
         "batch": BATCH,
         "workers": WORKERS,
         "jpeg_bytes": sizes,
+        "load_average_before": round(load_before, 1),
+        **floor,
         **done,
     }
     given.out.write_text(json.dumps(result, indent=1) + "\n")
