@@ -13,14 +13,18 @@ import wrapt
 
 if TYPE_CHECKING:
     from anyres.config import UserError
+    from anyres.deploy.fuse import fuse
+    from anyres.deploy.predictor import Predictor
     from anyres.models.registry import create_model, list_models
     from anyres.models.weights import load_weights
 
-__all__ = ["UserError", "create_model", "list_models", "load_weights"]
+__all__ = ["Predictor", "UserError", "create_model", "fuse", "list_models", "load_weights"]
 
 _HOMES = {
+    "Predictor": "anyres.deploy.predictor",
     "UserError": "anyres.config",
     "create_model": "anyres.models.registry",
+    "fuse": "anyres.deploy.fuse",
     "list_models": "anyres.models.registry",
     "load_weights": "anyres.models.weights",
 }

@@ -50,6 +50,7 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val, trainval or test; the recipe's own if not given.")]
+BACKEND = "auto (measures once and remembers), eager, inductor, onnxruntime or openvino; with :bf16 for bf16."
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--sizes", help="Sizes such as 224, 320x192 (height x width) or 64:320:32; may be repeated."),
@@ -248,14 +249,45 @@ def predict(
     classes: Classes = None,
     size: Annotated[str | None, typer.Option(help="224 or 320x192; the recipe's largest if not given.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
+    backend: Annotated[str | None, typer.Option("--backend", help=BACKEND)] = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Small first, larger where unsure, as `anyres cascade` chose.")
+    ] = False,
 ) -> None:
     """Print the likeliest classes of images.
 
     Example: `anyres predict runs/first photo.jpg --size 96`
     """
-    from anyres.verbs import Subject, predict_images
+    from anyres.flow import Size
+    from anyres.verbs import Answering, Subject, predict_images
 
-    predict_images(Subject(model, weights, classes), images, size, top)
+    if cascade and size:
+        raise UserError("--cascade chooses the size for every image: leave out --size")
+    how = Answering(Size.parse(size) if size else None, backend, cascade)
+    predict_images(Subject(model, weights, classes), images, how, top)
+
+
+@app.command()
+def cascade(
+    run: RunFolder,
+    sizes: Sizes = None,
+    max_loss: Annotated[float, typer.Option(help="Points of top-1 that it may lose against the largest size.")] = 0.3,
+    data: Data = None,
+    backend: Annotated[str, typer.Option("--backend", help=BACKEND)] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+) -> None:
+    """Choose a cascade: every image is seen small first, and larger only where the small look is not sure enough.
+
+    One half of the held-out images chooses, the other half measures; `anyres predict --cascade` then uses it.
+
+    Example: `anyres cascade runs/first --sizes 64,96,128 --max-loss 0.3`
+    """
+    from anyres.cascading import How, choose_cascade
+    from anyres.flow import parse_sizes
+    from anyres.trained import evaluated_sizes, open_run
+
+    wanted = parse_sizes(sizes) if sizes else evaluated_sizes(open_run(run).recipe)
+    choose_cascade(run, wanted, max_loss, How(backend, batch=batch_size), data)
 
 
 @app.command()
@@ -344,3 +376,48 @@ def bench_data(
     from anyres.recipe import load_recipe
 
     bench_data(data, load_recipe(recipe, overrides or []), seconds, into)
+
+
+@bench.command("model")
+def bench_model(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL|RUN...", help="Models, weights of the index, or runs.")],
+    weights: Weights = None,
+    sizes: Sizes = None,
+    batches: Annotated[str, typer.Option("--batches", help="Images at a time.")] = "1,8",
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", help="As openvino:bf16; may be repeated; all if not given.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="plain, timm, onnxruntime or openvino; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every configuration, in turn.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="For each round of each configuration.")] = 1.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor; its cores if not given.")] = None,
+    into: Annotated[Path | None, typer.Option("--json", help="A file for all numbers as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="A PNG file for the bars.")] = None,
+) -> None:
+    """Images/s, latency, memory and the share of this machine's own matrix rate, of ours and of peers in one run.
+
+    Example: `anyres bench model restv2_tiny --sizes 224 --batches 8 --against openvino --plot speed.png`
+    """
+    from anyres.bench import PEERS, Question, bench_models
+    from anyres.config import nearest
+    from anyres.flow import parse_sizes
+
+    for peer in against or []:
+        if peer not in PEERS:
+            raise UserError(f"--against {peer!r} is none of {', '.join(PEERS)}{nearest(peer, PEERS)}")
+    if not all(part.strip().isdecimal() and int(part) for part in batches.split(",")):
+        raise UserError(f"--batches {batches!r}: give numbers of images, as 1,8")
+    question = Question(
+        models=models,
+        weights=weights,
+        sizes=parse_sizes(sizes or ["224"]),
+        batches=[int(part) for part in batches.split(",")],
+        backends=backends or [],
+        against=against or [],
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+    )
+    bench_models(question, into, picture)

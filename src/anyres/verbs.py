@@ -18,11 +18,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from anyres.cascading import How, open_cascade, predictor_for
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalise
 from anyres.data.views import eval_view
+from anyres.deploy.predictor import Prediction, likeliest
 from anyres.evaluate.curve import pick, read_csv
 from anyres.evaluate.probe import Pooled, ProbeConfig, Probed, digest, keep, kept, knn, linear
 from anyres.evaluate.report import probe_table
@@ -50,6 +52,8 @@ from anyres.trained import (
     open_trained,
     seen_as,
 )
+
+AT_A_TIME = 64  # pictures that are decoded before they are answered
 
 
 class Subject(NamedTuple):
@@ -226,25 +230,49 @@ def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -
     return logits[0].float().softmax(0).cpu()
 
 
-def predict_images(subject: Subject, paths: Sequence[Path], size: str | None, top: int) -> None:
+class Answering(NamedTuple):
+    """How pictures are answered: --size, --backend, --cascade."""
+
+    size: Size | None = None
+    backend: str | None = None
+    cascade: bool = False
+
+    def answerer(self, trained: Trained, folder: Path) -> Callable[[Sequence[Tensor], int], list[list[Prediction]]]:
+        """Pictures uint8 (3, h, w) and a count -> so many likeliest classes of each."""
+        size = self.size or trained.recipe.views.parsed[0]
+        how = How(self.backend or "eager", batch=1)
+        if self.cascade:
+            return open_cascade(trained, folder, how).predict
+        if self.backend:
+            return predictor_for(trained, size, how).predict
+
+        def plain(pictures: Sequence[Tensor], top: int) -> list[list[Prediction]]:
+            shares = torch.stack([probabilities(trained, picture, size) for picture in pictures])
+            return likeliest(shares, trained.classes, top)
+
+        return plain
+
+
+def predict_images(subject: Subject, paths: Sequence[Path], how: Answering, top: int) -> None:
     """Print the likeliest classes of image files. Raises UserError that names the unreadable ones, after the others."""
-    wanted = Size.parse(size) if size else None
     trained = subject.open()
     if not trained.names:
         raise UserError(f"{trained.name} has no classifier: it cannot name classes")
+    predict = how.answerer(trained, Path(subject.what))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("image", *(f"{i + 1}." for i in range(min(top, len(trained.classes))))):
         table.add_column(column, overflow="fold")
     unreadable = []
-    for path in paths:
-        try:
-            image = decode(Record(path, -1, str(path))).image
-        except Unreadable as error:
-            unreadable.append(f"{error.name} is unreadable: {error.reason}")
-            continue
-        best = probabilities(trained, image, wanted or trained.recipe.views.parsed[0]).topk(len(table.columns) - 1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        table.add_row(escape(str(path)), *(escape(f"{trained.classes[i]} {100 * share:.1f} %") for i, share in pairs))
+    for start in range(0, len(paths), AT_A_TIME):
+        pictures: dict[Path, Tensor] = {}
+        for path in paths[start : start + AT_A_TIME]:
+            try:
+                pictures[path] = decode(Record(path, -1, str(path))).image
+            except Unreadable as error:
+                unreadable.append(f"{error.name} is unreadable: {error.reason}")
+        answers = predict(list(pictures.values()), top) if pictures else []
+        for path, best in zip(pictures, answers, strict=True):
+            table.add_row(escape(str(path)), *(escape(f"{one.name} {100 * one.probability:.1f} %") for one in best))
     if table.rows:
         screen().print(table)
     if unreadable:

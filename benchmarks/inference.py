@@ -1,0 +1,72 @@
+"""Inference on a CPU at 224 px: our fastest (folded, any engine) against the best anyone gets out of the plain model.
+
+    python benchmarks/inference.py --batches 8 1 --rounds 5
+
+Peers: timm's model where it has one, else our own unfolded, by PyTorch (eager; compiled with --compiled) in float32 and
+bf16; OpenVINO and onnxruntime fed the plain unfolded model. Every configuration is a process of its own, timed in turn
+(A B C A B C); ratios are of the medians of a round. The JSON is rewritten after every model. Weights are random: speed
+does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from anyres.bench import Question, bench_models, twin
+from anyres.config import UserError
+from anyres.flow import Size
+
+MODELS = (
+    "restv2_tiny",
+    "rest_small",
+    "resformer_small",
+    "resmlp_24",
+    "deit_small",
+    "deit3_small",
+    "cait_xxs24_224",
+    "S60",
+)
+OURS = ["openvino:bf16", "openvino:fp32", "onnxruntime:fp32"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--compiled", action="store_true", help="also torch.compile, of ours and of the peers")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "inference.json")
+    options = parser.parse_args()
+    facts = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for batch in options.batches:
+        for model in options.models:
+            question = Question(
+                models=[model],
+                weights=None,
+                sizes=[Size(224, 224)],
+                batches=[batch],
+                backends=[*OURS, *(["inductor:bf16", "inductor:fp32"] if options.compiled else [])],
+                against=[peer_of(model), "openvino", "onnxruntime"],
+                rounds=options.rounds,
+                seconds=options.seconds,
+                threads=None,
+                compiled=options.compiled,
+            )
+            facts[f"{model} x {batch}"] = bench_models(question, None, None)
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def peer_of(model: str) -> str:
+    """timm where it has the model."""
+    try:
+        twin(model)
+    except UserError:
+        return "plain"
+    return "timm"
+
+
+if __name__ == "__main__":
+    main()
