@@ -16,7 +16,7 @@ from anyres.models.contract import Backbone
 from anyres.models.deit3 import HMLPStem
 from anyres.ops import fold
 from anyres.ops.attention import MOST_KEYS
-from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple, to_tokens
+from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple
 
 KEPT_GRIDS = 8
 """As many grids are remembered; of a ninth, the oldest is forgotten."""
@@ -36,6 +36,16 @@ class Folded(nn.Module):
             raise UserError("a folded model is for evaluation: train the model that it was made of, and fuse it again")
         super().train(False)
         return self
+
+
+def to_tokens(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+    """As ``anyres.ops.patch.to_tokens``, by a permutation of four axes, which OpenVINO does by not moving anything."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_maps(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c h w"]:
+    """As ``anyres.ops.patch.to_maps``, by a permutation of four axes."""
+    return tokens.reshape(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
 
 class PerGrid(nn.Module):

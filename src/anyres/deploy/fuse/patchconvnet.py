@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, after_norm, classifier, mlp, plain_norm
+from anyres.deploy.fuse.folded import Folded, after_norm, classifier, mlp, plain_norm, to_maps, to_tokens
 from anyres.models import patchconvnet
 from anyres.ops import fold
-from anyres.ops.patch import Grid, to_maps, to_tokens
+from anyres.ops.patch import Grid
 
 
 class Block(nn.Module):

@@ -20,10 +20,12 @@ from anyres.deploy.fuse.folded import (
     mlp,
     plain_norm,
     query_key_value,
+    to_maps,
+    to_tokens,
 )
 from anyres.models import resformer
 from anyres.ops import fold
-from anyres.ops.patch import Grid, to_maps, to_tokens
+from anyres.ops.patch import Grid
 
 
 class GlobalPosition(PerGrid):

@@ -56,8 +56,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(first, nn.GELU(), fold.before_scale(own.mlp.fc2, own.gamma_2))
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        matrix = self.mixing(grid).expand(x.shape[0], -1, -1)
-        x = torch.addcmul(x + self.offset(grid), self.scale, matrix @ x)  # (b, n, n) x (b, n, c)
+        x = torch.addcmul(x + self.offset(grid), self.scale, self.mixing(grid) @ x)  # (n, n) x (b, n, c)
         x = x + self.mlp(x)
         return x
 
@@ -79,6 +78,7 @@ class FoldedResMLP(Folded):
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
         tokens, grid = self.patches(x)
+        tokens = tokens.contiguous()  # every operation keeps the layout: channels last, for the linear layers
         for block in self.blocks:
             tokens = block(tokens, grid)
         x = self.head(tokens)

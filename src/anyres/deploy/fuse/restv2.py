@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, attend, mean_classifier
+from anyres.deploy.fuse.folded import Folded, attend, mean_classifier, to_maps, to_tokens
 from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
 from anyres.models import restv2
 from anyres.ops import fold
-from anyres.ops.patch import Grid, crop, to_maps, to_tokens
+from anyres.ops.patch import Grid, crop
 
 
 class Upsample(nn.Module):

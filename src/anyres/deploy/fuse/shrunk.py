@@ -8,10 +8,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import after_norm, mlp, plain_norm
+from anyres.deploy.fuse.folded import after_norm, mlp, plain_norm, to_maps, to_tokens
 from anyres.models import rest, restv2
 from anyres.ops import fold
-from anyres.ops.patch import Grid, to_maps, to_tokens
+from anyres.ops.patch import Grid
 
 Tokens = Float[Tensor, "b _ c"]
 
