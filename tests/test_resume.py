@@ -1,111 +1,72 @@
-"""A run that was killed continues as if nothing had happened, bit for bit."""
+"""A run that was killed continues as if nothing had happened, bit for bit.
+
+In a short form; ``benchmarks/resume.py`` does more of it under torchrun, on two hosts too.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.pictures import make_folder
-
-STEPS = 20
-RECIPE = [
-    "views.sizes=[48, 32]",
-    "data.batch_size=8",
-    "data.repeats=3",
-    "augment.erasing=0.5",
-    "mix.mixup=0.8",
-    "mix.cutmix=1.0",
-    "mix.smoothing=0.1",
-    "model.drop_path=0.2",
-    "train.epochs=5",
-    "train.eval_every=2",
-    "train.log_every=1",
-    "train.checkpoint_every=3",
-    "evaluate.sizes=[32]",
-]
-
-
-def start(data: Path, out: Path, *changes: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "anyres", "train", "restv2_nano", "--data", str(data), "--out", str(out)]
-    return subprocess.Popen(
-        [*command, *RECIPE, *changes],
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until the run has recorded ``step`` of its steps."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count('"loss"') >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was never reached: {process.communicate()[1]}")
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    said = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, said
-    return said
+from tests.runs import STEPS, Run, differences, recorded
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    data = make_folder(tmp_path_factory.mktemp("data") / "shapes", per_class=14)
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    finish(start(data, out))
-    return data, out
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "shapes", per_class=14)
 
 
-def same(a: Path, b: Path) -> None:
-    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (a, b)]
-    assert lines[0] == lines[1]
-    assert len([line for line in lines[0] if "loss" in line]) == STEPS
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone, its images loaded by the training process itself."""
+    run = Run(data, tmp_path_factory.mktemp("runs") / "whole", "data.workers=0").start()
+    run.wait()
+    assert recorded(run.out) == STEPS
+    return run.out
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_killed_at_a_random_step(uninterrupted: tuple[Path, Path], tmp_path: Path, attempt: int) -> None:
-    data, whole = uninterrupted
-    step = random.SystemRandom().randint(4 + 5 * attempt, 8 + 5 * attempt)
-    out = tmp_path / "cut"
-    process = start(data, out, f"data.workers={2 * (attempt % 2)}")
-    wait_for(out, step, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (out / "model.safetensors").exists()
-    said = finish(start(data, out, f"data.workers={2 * (attempt % 2)}"))
-    assert "continuing from step" in said, f"killed after step {step}"
-    same(whole, out)
+def cuts() -> list[int]:
+    """Three steps to be killed at, one in each third but for its first steps."""
+    return [random.SystemRandom().randint(first + 4, first + STEPS // 3 - 2) for first in range(0, STEPS, STEPS // 3)]
 
 
-def test_interrupted_by_the_keyboard(uninterrupted: tuple[Path, Path], tmp_path: Path) -> None:
-    data, whole = uninterrupted
-    out = tmp_path / "stopped"
-    process = start(data, out, "train.checkpoint_every=1000")
-    wait_for(out, 7, process)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
-    assert "the same command continues from there" in said
-    assert "Traceback" not in said
-    assert "continuing from step" in finish(start(data, out, "train.checkpoint_every=1000"))
-    same(whole, out)
-    again = start(data, out, "train.checkpoint_every=1000")
-    assert "is done" in finish(again)
-    other = start(data, out, "train.checkpoint_every=1000", "optim.lr=0.5")
-    said = other.communicate(timeout=60)[1]
-    assert other.returncode == 2
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_steps(data: Path, whole: Path, tmp_path: Path, workers: int) -> None:
+    run = Run(data, tmp_path / "cut", f"data.workers={workers}")
+    killed = cuts()
+    for step in killed:
+        run.start().reach(step).kill()
+    assert "continuing from step" in run.start().wait()
+    assert not differences(whole, run.out), f"killed at {killed}"
+
+
+def test_two_processes_of_which_one_is_killed(data: Path, tmp_path: Path) -> None:
+    uncut, run = (Run(data, tmp_path / name, "data.workers=0", processes=2) for name in ("uncut", "cut"))
+    uncut.start().wait()
+    step = random.SystemRandom().randint(5, STEPS - 5)
+    run.start().reach(step).send(signal.SIGKILL, rank=step % 2)
+    for process in run.processes:  # the other one cannot go on
+        process.join(60)
+        assert process.exitcode not in (0, None)
+    assert "continuing from step" in run.start().wait()
+    assert not differences(uncut.out, run.out), f"killed at {step}"
+
+
+def test_stopped_by_a_signal(data: Path, whole: Path, tmp_path: Path) -> None:
+    values = ("train.checkpoint_every=1000", "data.workers=0")
+    run = Run(data, tmp_path / "stopped", *values)
+    for number, step in ((signal.SIGINT, 7), (signal.SIGTERM, 33)):
+        run.start().reach(step).send(number)
+        said = run.wait(130)
+        assert "the same command continues from there" in said
+        assert "Traceback" not in said
+    assert "continuing from step" in run.start().wait()
+    assert not differences(whole, run.out)
+    assert "is done" in run.start().wait()
+    said = Run(data, run.out, *values, "optim.lr=0.5").start().wait(2)
     assert said.strip().count("\n") == 0
     assert "optim.lr" in said
