@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
+from tests.pictures import make_folder
 
 
 @pytest.fixture
@@ -24,10 +25,12 @@ def width(picture: Path) -> int:
         return opened.width
 
 
-def test_a_cascade_is_chosen_kept_drawn_and_used(run: Path, tiny_run: TinyRun) -> None:
+def test_a_cascade_is_chosen_kept_drawn_and_used(run: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     photos = sorted(tiny_run.data.rglob("*.jpg"))[:5]
     assert "has no cascade: `anyres cascade" in refused("predict", run, photos[0], "--cascade")
-    words = ("cascade", run, "--sizes", "32,48", "--max-loss", 5, "--backend", "eager", "--data", tiny_run.data)
+    assert "9 held-out images are too few" in refused("cascade", run, "--sizes", "32,48")
+    more = make_folder(tmp_path / "more", per_class=40)
+    words = ("cascade", run, "--sizes", "32,48", "--max-loss", 5, "--backend", "eager", "--data", more)
     answer = anyres(*words)
     assert answer.code == 0, answer.err
     assert "images that did not choose it: top-1" in answer.out
