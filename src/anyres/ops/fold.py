@@ -86,7 +86,10 @@ def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
 
 
 def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None) -> nn.Conv2d:
-    """x -> norm(conv(x)) by the norm's running statistics, as one convolution with bias; without norm a copy."""
+    """x -> norm(conv(x)) by the norm's running statistics, as one convolution with bias; without norm a copy.
+
+    Its weights lie channels last, so its output does too, and is tokens in memory.
+    """
     weight, bias = wide(conv.weight), bias_of(conv)
     if norm is not None:
         assert norm.running_mean is not None
@@ -96,7 +99,7 @@ def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None 
     kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
     made = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, device="meta")
     made.weight, made.bias = constant(weight, conv.weight), constant(bias, conv.weight)
-    return made
+    return made.to(memory_format=torch.channels_last)
 
 
 def depthwise(weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], like: Tensor) -> nn.Conv2d:

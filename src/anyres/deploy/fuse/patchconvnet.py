@@ -101,9 +101,9 @@ class FoldedPatchConvNet(Folded):
             self.head = OneOutputEach(model.norm, model.head)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
-        maps = self.stem(x.contiguous(memory_format=torch.channels_last))
+        maps = self.stem(x)
         grid = maps.shape[2], maps.shape[3]
-        tokens = to_tokens(maps).contiguous()  # in memory as in the blocks, whatever the convolution's output is
+        tokens = to_tokens(maps)
         for block in self.blocks:
             tokens = block(tokens, grid)
         classes = self.classes + self.pooling(tokens)

@@ -78,7 +78,6 @@ class FoldedResMLP(Folded):
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
         tokens, grid = self.patches(x)
-        tokens = tokens.contiguous()  # every operation keeps the layout: channels last, for the linear layers
         for block in self.blocks:
             tokens = block(tokens, grid)
         x = self.head(tokens)

@@ -84,7 +84,6 @@ class FoldedResT(Folded):
         self.head = mean_classifier(model.norm, model.head)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
-        x = x.contiguous(memory_format=torch.channels_last)  # then tokens are maps, and nothing is copied between them
         for embed, stage in zip(self.embeds, self.stages, strict=True):
             x = embed(x)
             grid = x.shape[2], x.shape[3]

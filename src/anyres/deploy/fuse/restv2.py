@@ -37,7 +37,7 @@ class Upsample(nn.Module):
         r, maps = self.reduction, to_maps(values, small)
         if r > 2 and not torch.compiler.is_compiling():
             return to_tokens(crop(F.pixel_shuffle(self.grouped(maps), r), grid))
-        x = self.repeated(maps.repeat(1, r * r, 1, 1)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
+        x = self.repeated(maps if r == 1 else maps.repeat(1, r * r, 1, 1)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
         x = x.reshape(*x.shape[:3], r, r, -1).transpose(2, 3)  # (b, hs, ws, r, r, c) -> (b, hs, r, ws, r, c)
         x = x.reshape(x.shape[0], small[0] * r, small[1] * r, -1)
         return to_tokens(crop(x.permute(0, 3, 1, 2), grid))
@@ -99,7 +99,6 @@ class FoldedResTv2(Folded):
         self.head = mean_classifier(model.norm, model.head)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
-        x = x.contiguous(memory_format=torch.channels_last)  # then tokens are maps, and nothing is copied between them
         for embed, stage in zip(self.embeds, self.stages, strict=True):
             tokens, grid = embed(x)
             for block in cast(nn.ModuleList, stage):
