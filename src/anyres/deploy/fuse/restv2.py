@@ -36,11 +36,17 @@ class Upsample(nn.Module):
     def forward(self, values: Float[Tensor, "b m c"], small: Grid, grid: Grid) -> Float[Tensor, "b n c"]:
         r, maps = self.reduction, to_maps(values, small)
         if r > 2 and not torch.compiler.is_compiling():
-            return to_tokens(crop(F.pixel_shuffle(self.grouped(maps), r), grid))
+            return to_tokens(cut(F.pixel_shuffle(self.grouped(maps), r), grid))
         x = self.repeated(maps if r == 1 else maps.repeat(1, r * r, 1, 1)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
         x = x.reshape(*x.shape[:3], r, r, -1).transpose(2, 3)  # (b, hs, ws, r, r, c) -> (b, hs, r, ws, r, c)
         x = x.reshape(x.shape[0], small[0] * r, small[1] * r, -1)
-        return to_tokens(crop(x.permute(0, 3, 1, 2), grid))
+        return to_tokens(cut(x.permute(0, 3, 1, 2), grid))
+
+
+def cut(maps: Float[Tensor, "b c hp wp"], grid: Grid) -> Float[Tensor, "b c h w"]:
+    """``crop``, which copies in every exported program, only where the exported size is free."""
+    fixed = all(isinstance(side, int) for side in grid)
+    return maps[:, :, : grid[0], : grid[1]] if fixed else crop(maps, grid)
 
 
 class Attention(nn.Module):
