@@ -73,18 +73,22 @@ def choose_cascade(folder: Path, sizes: Sequence[Size], max_loss: float, how: Ho
 
 def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:
     """The model at ``size``, seeing pictures as evaluation does."""
-    data, names = trained.recipe.data, trained.classes
-    seen = Seen(data.mean, data.std, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
     return Predictor(
         trained.model,
         how.backend,
         size,
         batch=how.batch,
         precision=how.precision,
-        seen=seen,
-        names=names,
+        seen=seen_by(trained),
+        names=trained.classes,
         say=messages().print,
     )
+
+
+def seen_by(trained: Trained) -> Seen:
+    """How its recipe shows it pictures."""
+    data = trained.recipe.data
+    return Seen(data.mean, data.std, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
 
 
 def open_cascade(trained: Trained, folder: Path, how: How) -> CascadePredictor:

@@ -1,0 +1,124 @@
+"""What a trained any-size model gives inside an accuracy budget: eager float32, the fastest engine, int8, a cascade.
+
+    python benchmarks/cascade.py --seeds 0 1 2
+
+The runs are those of benchmarks/demo_seeds.py (the demo's any-size model, Groceries). Of the 661 test images one half
+chooses the cascade's thresholds and gives int8 its ranges; the other half is scored, and every batch of it goes through
+all ways in turn. top-1 in per cent; "times eager" is images/s over eager float32 at the largest size, "times alone"
+over the same engine and precision at the largest size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anyres.cascading import FILE, How, batches, choose_cascade, predictor_for, seen_by
+from anyres.deploy.backends import Choice
+from anyres.deploy.cascade import CascadePredictor
+from anyres.deploy.predictor import Predictor
+from anyres.flow import Size
+from anyres.trained import Trained, open_run
+
+Way = Callable[[dict[Size, Tensor]], Tensor]
+
+
+def run(folder: Path, sizes: list[Size], batch: int, max_loss: float) -> dict[str, object]:
+    """One model's figures."""
+    cascade = choose_cascade(folder, sizes, max_loss, How(batch=batch))
+    trained = open_run(folder)
+    largest = sizes[-1]
+    fast = {size: predictor_for(trained, size, How(batch=batch)) for size in sizes}
+    ways: dict[str, Way] = {
+        "eager fp32": lambda views: trained.model(views[largest]),
+        f"{fast[largest].choice}": lambda views: fast[largest].forward(views[largest]),
+    }
+    small = quantised(trained, sizes, batch)
+    if small:
+        ways["openvino:int8"] = lambda views: small[largest].forward(views[largest])
+    runner = CascadePredictor([fast[size] for size in cascade.parsed], cascade)
+    name = "cascade " + "-".join(cascade.sizes)
+    ways[name] = lambda views: runner.forward([views[size] for size in cascade.parsed])
+    if small:
+        int8 = CascadePredictor([small[size] for size in cascade.parsed], cascade)
+        ways[f"int8 {name}"] = lambda views: int8.forward([views[size] for size in cascade.parsed])
+    figures = race(trained, sizes, ways)
+    eager, alone = figures["eager fp32"], figures[str(fast[largest].choice)]
+    for each in figures.values():
+        each["times eager"] = round(each["images/s"] / eager["images/s"], 2)
+        each["lost points"] = round(eager["top1"] - each["top1"], 2)
+    figures[name]["times alone"] = round(figures[name]["images/s"] / alone["images/s"], 2)
+    return {"cascade": json.loads((folder / FILE).read_text()), "ways": figures}
+
+
+def quantised(trained: Trained, sizes: list[Size], batch: int) -> dict[Size, Predictor]:
+    """int8 by OpenVINO, its ranges from the first of the images that choose."""
+    images = trained.images()
+    pictures = [images[i].image.contiguous() for i in range(0, min(len(images), 256), 2)]
+    choice = Choice("openvino", "int8")
+    seen = seen_by(trained)
+    return {
+        size: Predictor(trained.model, str(choice), size, batch=batch, seen=seen, calibration=pictures)
+        for size in sizes
+    }
+
+
+@torch.inference_mode()
+def race(trained: Trained, sizes: list[Size], ways: dict[str, Way]) -> dict[str, dict[str, float]]:
+    """Every batch of the scored half through every way in turn, twice: top-1 and images/s (of the second time)."""
+    right: dict[str, list[Tensor]] = {name: [] for name in ways}
+    spent = dict.fromkeys(ways, 0.0)
+    n = place = 0
+    for views in zip(*(batches(trained, trained.images(), size) for size in sizes), strict=True):
+        kept = (torch.arange(len(views[0].index)) + place) % 2 == 1
+        place += len(kept)
+        pixels = {size: batch.views[0][kept] for size, batch in zip(sizes, views, strict=True)}
+        target = views[0].target[kept]
+        n += len(target)
+        for again in (False, True):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                scores = way(pixels)
+                if again:
+                    spent[name] += time.perf_counter() - start
+                    right[name].append(scores.argmax(1) == target)
+    return {
+        name: {
+            "top1": round(100 * torch.cat(found).double().mean().item(), 2),
+            "images/s": round(n / spent[name], 1),
+        }
+        for name, found in right.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128, 176])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--max-loss", type=float, default=0.3)
+    parser.add_argument("--work", type=Path, default=Path(".bench_data/demo"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cascade.json")
+    options = parser.parse_args()
+    sizes = [Size(side, side) for side in options.sizes]
+    result: dict[str, object] = {"torch": torch.__version__, "batch": options.batch, "max loss": options.max_loss}
+    runs = {}
+    for seed in options.seeds:
+        folder = options.work / str(seed) / "any-size"
+        runs[str(seed)] = run(folder, sizes, options.batch, options.max_loss)
+        result["runs"] = runs
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    leads = [next(w["times alone"] for k, w in r["ways"].items() if k.startswith("cascade")) for r in runs.values()]  # type: ignore[index]
+    print("cascade over its largest size, median:", statistics.median(leads))
+
+
+if __name__ == "__main__":
+    main()
