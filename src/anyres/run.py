@@ -109,6 +109,9 @@ def fit(
     trained = student if isinstance(student, Projected) else model
     optimizer = build_optimizer(trained, recipe.optim, trained.no_weight_decay())
     state = State(trained, build_ema(trained, recipe.train.ema_decay), optimizer, teacher=momentum)
+    if recipe.train.shard and accelerator.num_processes > 1:
+        state.split(student, accelerator.device)
+        state.optimizer = build_optimizer(trained, recipe.optim, trained.no_weight_decay())
     console = messages(quiet=not accelerator.is_main_process)
     said = checkpoint.restore(run, state)
     check_same_images(state, len(images), run)
@@ -118,9 +121,9 @@ def fit(
         console.print(teacher.told())
     if recipe.train.compile:
         student.compile()
-    student = accelerator.prepare(student)
+    prepared = accelerator.prepare_model(student, evaluation_mode=state.twin is not None)  # split: not copied as well
     bank = None if momentum is None else images
-    state.optimizer = accelerator.prepare(optimizer)
+    state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
         return score_views(recipe, scored, held_out, accelerator, bank)
@@ -131,7 +134,7 @@ def fit(
     batches = feed(recipe, images, plan, state.progress.step, accelerator)
     try:
         callbacks = Callbacks(evaluate, teacher, names, asdict(recipe))
-        ended = train(accelerator, student, state, batches, plan, run, callbacks, run.name)
+        ended = train(accelerator, prepared, state, batches, plan, run, callbacks, run.name)
     except NonFiniteLoss as error:
         raise UserError(
             f"{error}, in the batch {names(error.index)}; {run} keeps the last good state: lower optim.lr"
@@ -215,6 +218,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
+        f"{', split over them' if state.twin is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "

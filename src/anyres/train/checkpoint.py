@@ -21,20 +21,28 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anyres.config import UserError
+from anyres.train.shard import load_model, load_optimizer, whole_nest
 from anyres.train.state import Progress, State
 
 KEPT = 2
 
 
-def save(run: Path, state: State) -> Path:
-    """Write ``run/step_NNNNNN`` atomically, drop all but the newest two and the best scored, and return the folder."""
+def save(run: Path, state: State, write: bool = True) -> Path:
+    """Write ``run/step_NNNNNN`` atomically, drop all but the newest two and the best scored, and return the folder.
+
+    Of a model that is split over processes all must call this, to put it together, and one ``write``.
+    """
     final = run / _name(state.progress.step)
+    weights = {name: _flat(module) for name, module in state.modules.items()}
+    optimizer = whole_nest(state.optimizer.state_dict())
+    if not write:
+        return final
     partial = run / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, module in state.modules.items():
-        save_file(_flat(module), partial / f"{name}.safetensors")
-    torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
+    for name, tensors in weights.items():
+        save_file(tensors, partial / f"{name}.safetensors")
+    torch.save(optimizer, partial / "optimizer.pt")
     digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
     text = json.dumps({"progress": dataclasses.asdict(state.progress), "sha256": digests}, indent=1)
     (partial / "state.json").write_text(text)
@@ -98,14 +106,14 @@ def _damage(folder: Path) -> str | None:
 
 def _load(folder: Path, state: State) -> None:
     for name, module in state.modules.items():
-        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        load_model(module, load_file(folder / f"{name}.safetensors"))
     optimizer: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-    state.optimizer.load_state_dict(optimizer)
+    load_optimizer(state.optimizer, optimizer)
     state.progress = Progress(**json.loads((folder / "state.json").read_text())["progress"])
 
 
 def _flat(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+    return {key: tensor.contiguous() for key, tensor in whole_nest(module.state_dict()).items()}
 
 
 def _sha256(file: Path) -> str:

@@ -125,6 +125,7 @@ def train(
             clock.restart()
             if stopping:
                 break
+    state.refresh()
     return "done" if progress.step == plan.steps else "stopped"
 
 
@@ -133,6 +134,7 @@ def _maybe_evaluate(state: State, plan: Plan, evaluate: Callable[[nn.Module], di
     last = progress.step == plan.steps
     if not last and (every == 0 or progress.step % every):
         return {}
+    state.refresh()
     scores = evaluate(state.evaluated)
     if scores and scores["top1"] > progress.best:
         progress.best, progress.best_step = scores["top1"], progress.step
@@ -140,8 +142,8 @@ def _maybe_evaluate(state: State, plan: Plan, evaluate: Callable[[nn.Module], di
 
 
 def _save(accelerator: Accelerator, run: Path, state: State) -> None:
-    if accelerator.is_main_process:
-        checkpoint.save(run, state)
+    if accelerator.is_main_process or state.twin is not None:
+        checkpoint.save(run, state, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
 

@@ -23,6 +23,8 @@ class TrainConfig:
     ``accumulate``: each step's images go through the model in so many parts, whose gradients are summed: the same
     step with less memory (but batch norm sees a part at a time). ``grad_checkpointing``: blocks are run again in the
     backward pass instead of storing what they computed: less memory, more time. ``compile``: torch.compile.
+    ``shard``: parameters, gradients, optimiser and moving average are split over the processes (FSDP2), where the model
+    is too large to be copied to each; the result is the same to float tolerance.
     ``trainable``: all parameters; those of attention, position tables and the classifier; or the classifier's; the
     rest is frozen, with batch norm's statistics. ``non_finite``: a step whose loss or gradient is not finite stops
     the run, or is skipped, unless it is one of more than ``skip_at_most`` in a row. ``trackers``: what else is told of
@@ -36,6 +38,7 @@ class TrainConfig:
     accumulate: int = 1
     grad_checkpointing: bool = False
     compile: bool = False
+    shard: bool = False
     trainable: Literal["all", "attention", "head"] = "all"
     non_finite: Literal["stop", "skip"] = "stop"
     skip_at_most: int = 10
@@ -55,6 +58,11 @@ class TrainConfig:
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"train.{name}={value} must be 1 or more")
+        if self.shard and (self.channels_last or self.compile or self.precision == "fp16"):
+            raise ValueError(
+                "train.shard=true goes without channels_last, compile and precision=fp16: set train.precision=bf16, "
+                "the others to false"
+            )
         if min(self.eval_every, self.seed) < 0:
             raise ValueError(f"train.eval_every={self.eval_every} and train.seed={self.seed} must be 0 or more")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:

@@ -6,6 +6,7 @@ There is no random-number state here: every draw of a step is seeded by (seed, s
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from anyres.train.dino import MomentumTeacher
+from anyres.train.shard import fill, shard
 
 
 @dataclass
@@ -38,17 +40,37 @@ class Progress:
 @dataclass
 class State:
     """The model being trained, its moving average (None: not kept), the optimiser and the progress; of DINO, the
-    student and its ``teacher``."""
+    student and its ``teacher``; of a model that is split over processes, a whole ``twin`` to be evaluated."""
 
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: Optimizer
     progress: Progress = field(default_factory=Progress)
     teacher: MomentumTeacher | None = None
+    twin: nn.Module | None = None
+
+    def split(self, student: nn.Module, device: torch.device) -> None:
+        """Split all weights over the processes; ``student`` calls the model. The optimiser is to be built anew."""
+        self.twin = copy.deepcopy(self.evaluated).requires_grad_(False)
+        shard(student, device)
+        if self.ema is not None:
+            self.ema.foreach = False  # parameters are split, buffers are not
+            shard(self.ema.module, device)
+        if self.teacher is not None:
+            shard(self.teacher.projected, device)
+
+    def refresh(self) -> None:
+        """Bring ``evaluated`` up to date: by all processes at once, before it is used."""
+        if self.twin is not None:
+            fill(self.twin, self._averaged)
 
     @property
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and published: DINO's teacher's backbone, or the moving average if kept."""
+        return self._averaged if self.twin is None else self.twin
+
+    @property
+    def _averaged(self) -> nn.Module:
         if self.teacher is not None:
             return self.teacher.projected.backbone
         module: nn.Module = self.ema.module if self.ema is not None else self.model

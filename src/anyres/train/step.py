@@ -18,6 +18,7 @@ from anyres.train.objective import Teacher, terms
 from anyres.train.optim import clip_each, set_rates
 from anyres.train.parallel import GlooBatchNorm
 from anyres.train.plan import Plan
+from anyres.train.shard import whole
 from anyres.train.state import State, seed_step
 
 
@@ -53,7 +54,7 @@ def make_step(
     buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
     statistics = [buffer.clone() for buffer in buffers]  # a forward pass changes batch norm's
     shown = back_propagate(accelerator, student, batch, plan, teacher)
-    norm = accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf)
+    norm = whole(accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf))
     total = shown["loss"]
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
     if not _all_agree(accelerator, finite):
