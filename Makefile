@@ -35,6 +35,7 @@ check: $(READY)                          ## style, types, import contracts
 bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab.md
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/view_memory.py
+	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/any_size.py cifar10 --epochs 2
 	$(BIN)/python benchmarks/any_size.py groceries --epochs 20
