@@ -61,7 +61,7 @@ def parse(line: str) -> str:
         return verb
     command = COMMANDS[verb]
     if commands := getattr(command, "commands", {}):  # a verb of several, as `bench data`
-        assert rest and rest[0] in commands, f"{line!r}: {verb} is followed by one of {sorted(commands)}"
+        assert set(rest[:1]) & set(commands), f"{line!r}: {verb} is followed by one of {sorted(commands)}"
         command, rest = commands[rest[0]], rest[1:]
     given = command.make_context(verb, rest).params
     if verb in ("train", "show") and not given["recipe"].isupper():
