@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.config import UserError
 from anyres.deploy.fuse import fuse
-from anyres.deploy.fuse.folded import KEPT_GRIDS, Folded, PerGrid
+from anyres.deploy.fuse.folded import Folded
+from anyres.deploy.fuse.tables import KEPT_GRIDS, PerGrid
 from anyres.evaluate.speed import macs
 from anyres.flow import Size
 from anyres.models import create_model
@@ -147,6 +148,8 @@ def test_refuses() -> None:
         fuse(folded)
     with pytest.raises(UserError, match="a Linear cannot be folded"):
         fuse(nn.Linear(2, 2))
+    with pytest.raises(UserError, match="at least one pixel, not 0x8"):
+        fuse(build("deit"), size=(0, 8))
 
 
 def counted(name: str) -> tuple[int, ...]:

@@ -10,12 +10,13 @@ from torch import nn
 
 from anyres.config import UserError
 from anyres.deploy.fuse.cait import FoldedCaiT
-from anyres.deploy.fuse.folded import Folded, pin
+from anyres.deploy.fuse.folded import Folded
 from anyres.deploy.fuse.patchconvnet import FoldedPatchConvNet
 from anyres.deploy.fuse.resformer import FoldedResFormer
 from anyres.deploy.fuse.resmlp import FoldedResMLP
 from anyres.deploy.fuse.rest import FoldedResT
 from anyres.deploy.fuse.restv2 import FoldedResTv2
+from anyres.deploy.fuse.tables import pin
 from anyres.deploy.fuse.vit import FoldedViT
 from anyres.models.cait import CaiT
 from anyres.models.contract import Backbone
@@ -46,9 +47,9 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Folded:
 
     It has weights of its own, none of which wants a gradient, on the device and in the dtype of the model, which stays
     as it is, and cannot be trained. Without a ``size`` it takes every height and width, and remembers what depends on
-    them alone (``anyres.deploy.fuse.folded.PerGrid``). With a ``size`` in pixels, a side or (height, width), that is
+    them alone (``anyres.deploy.fuse.tables.PerGrid``). With a ``size`` in pixels, a side or (height, width), that is
     made now, a constant for whoever compiles or exports, and another size is refused where anything depends on it.
-    Raises UserError for a module that is not of our families.
+    Raises UserError for a module that is not of our families, and for a size below one pixel.
     """
     if isinstance(model, Folded):
         raise UserError("the model is folded already")
@@ -58,6 +59,8 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Folded:
         folded = FORMS[type(model)](model).eval().requires_grad_(False)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1:
+            raise UserError(f"a size is at least one pixel, not {height}x{width}")
         weight = next(folded.parameters())
         pin(folded, weight.new_zeros(1, model.pretrained_cfg["input_size"][0], height, width))
     return folded

@@ -15,13 +15,13 @@ from anyres.deploy.fuse.folded import (
     Folded,
     Glance,
     Patches,
-    Positions,
     after_norm,
     classifier,
     mlp,
     plain_norm,
     query_key_value,
 )
+from anyres.deploy.fuse.tables import Positions
 from anyres.models import cait
 from anyres.ops import fold
 from anyres.ops.resample import resample_table

@@ -68,9 +68,9 @@ class Pooling(nn.Module):
 class OneOutputEach(nn.Module):
     """Normalised class tokens (b, k, c) -> logits (b, k), each by its own vector."""
 
-    def __init__(self, norm: nn.LayerNorm, head: patchconvnet.ClassifierPerToken) -> None:
+    def __init__(self, norm: nn.LayerNorm, head: nn.Module) -> None:
         super().__init__()
-        stacked = after_norm(fold.beside(cast(list[nn.Linear], list(head))), norm)
+        stacked = after_norm(fold.beside([linear for linear in head.modules() if isinstance(linear, nn.Linear)]), norm)
         self.norm = plain_norm(norm)
         self.weight, self.bias = stacked.weight, stacked.bias
 
@@ -96,9 +96,8 @@ class FoldedPatchConvNet(Folded):
         self.pooling = Pooling(last, model.cls_token)
         self.norm = plain_norm(last.norm2)
         self.mlp = mlp([(last.norm2, last.mlp, last.gamma_2)])
-        self.head: nn.Module = classifier(model.norm, model.head)
-        if isinstance(model.head, patchconvnet.ClassifierPerToken):
-            self.head = OneOutputEach(model.norm, model.head)
+        several = isinstance(model.head, patchconvnet.ClassifierPerToken)
+        self.head = (OneOutputEach if several else classifier)(model.norm, model.head)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
         maps = self.stem(x)

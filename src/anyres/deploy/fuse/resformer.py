@@ -14,7 +14,6 @@ from anyres.deploy.fuse.folded import (
     Glance,
     LastBlock,
     Patches,
-    PerGrid,
     attend,
     classifier,
     mlp,
@@ -23,6 +22,7 @@ from anyres.deploy.fuse.folded import (
     to_maps,
     to_tokens,
 )
+from anyres.deploy.fuse.tables import PerGrid
 from anyres.models import resformer
 from anyres.ops import fold
 from anyres.ops.patch import Grid

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, MeanOfTokens, Patches, PerGrid
+from anyres.deploy.fuse.folded import Folded, MeanOfTokens, Patches
+from anyres.deploy.fuse.tables import PerGrid
 from anyres.models import resmlp
 from anyres.ops import fold
 from anyres.ops.patch import Grid

@@ -91,13 +91,9 @@ class FoldedResTv2(Folded):
     def __init__(self, model: restv2.ResTv2) -> None:
         super().__init__(model)
         stem: list[Any] = list(model.stem.proj)
-        convolutions = (
-            fold.convolution(stem[0], stem[1]),
-            fold.convolution(stem[3], stem[4]),
-            fold.convolution(stem[6]),
-        )
-        first = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
-        self.embeds = nn.ModuleList([Embed(first, model.stem)])
+        first, second = fold.convolution(stem[0], stem[1]), fold.convolution(stem[3], stem[4])
+        proj = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), fold.convolution(stem[6]))
+        self.embeds = nn.ModuleList([Embed(proj, model.stem)])
         for embed in (model.patch_2, model.patch_3, model.patch_4):
             self.embeds.append(Embed(fold.convolution(embed.proj), embed))
         stages = (model.stage1, model.stage2, model.stage3, model.stage4)

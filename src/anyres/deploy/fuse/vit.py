@@ -15,13 +15,13 @@ from anyres.deploy.fuse.folded import (
     Glance,
     LastBlock,
     Patches,
-    Positions,
     attend,
     classifier,
     mlp,
     plain_norm,
     query_key_value,
 )
+from anyres.deploy.fuse.tables import Positions
 from anyres.models import deit, deit3, dino
 from anyres.models.dino import resample_positions
 from anyres.ops import fold
