@@ -72,6 +72,14 @@ class Batch:
     draw: Int64[Tensor, " b"] | None = None
 
 
+def seen_views(step: int, views: int, per_step: int | None) -> range:
+    """Which of R ``views`` a step sees: all, or s of them from step mod (R - s + 1) on (recipes F4)."""
+    if per_step is None:
+        return range(views)
+    start = step % (views - per_step + 1)
+    return range(start, start + per_step)
+
+
 @dataclass(frozen=True)
 class Point:
     """One model at one size: how good, how sure, how costly.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from anyres.data.loader import steps_per_epoch, train_batches
 from anyres.data.mix import erase, mix, mix_rng, normalise
 from anyres.evaluate.metrics import score
 from anyres.evaluate.probe import NEIGHBOURS, Neighbours, Pooled, pool
-from anyres.flow import Batch, Size
+from anyres.flow import Batch, Size, seen_views
 from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
 from anyres.models.trainable import freeze
@@ -30,6 +31,7 @@ from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.teacher import Teacher, build_teacher, has_two_heads
 from anyres.train import checkpoint
 from anyres.train.dino import MomentumTeacher, Projected
+from anyres.train.log import check_trackers
 from anyres.train.loop import Callbacks, train
 from anyres.train.objective import Student, window
 from anyres.train.optim import build_optimizer
@@ -60,6 +62,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     accelerator = build_accelerator(recipe.train.precision)
     console = messages(quiet=not accelerator.is_main_process)
     check_folder(recipe, run)
+    check_trackers(recipe.train.trackers)
     if (run / WEIGHTS).exists():
         console.print(f"{run} is done: it holds {WEIGHTS}. Choose another --out to train again.")
         if report and not (run / "report.html").exists() and accelerator.is_main_process:
@@ -236,6 +239,7 @@ def describe(
 def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelerator: Accelerator) -> Iterator[Batch]:
     """Training batches from step ``start`` on: loaded, normalised on the device, erased, mixed."""
     seed, rank, classes = recipe.train.seed, accelerator.process_index, len(images.source.classes)
+    per_step = recipe.objective.views_per_step
     loaded = train_batches(
         images,
         images.source.targets,
@@ -250,6 +254,7 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
         world=accelerator.num_processes,
         workers=recipe.data.workers,
         max_unreadable=recipe.data.max_unreadable,
+        seen=partial(seen_views, views=len(recipe.views.sizes), per_step=per_step) if per_step else None,
     )
     for step, raw in enumerate(loaded, start):
         batch = normalise(raw, recipe.data.mean, recipe.data.std, accelerator.device)
@@ -257,7 +262,7 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
         if recipe.mix.on:
             views, target = mix(batch.views, batch.target, classes, recipe.mix, mix_rng(seed, step, rank))
             batch = replace(batch, views=views, target=target)
-        yield window(batch, step, recipe.objective.views_per_step)
+        yield window(batch, step, per_step)
 
 
 def score_views(

@@ -15,7 +15,7 @@ from anyres.data.decode import Decoded, Unreadable
 from anyres.data.loader import eval_batches, steps_per_epoch, train_batches
 from anyres.data.sources import open_source
 from anyres.data.views import ViewsConfig
-from anyres.flow import Batch, Size
+from anyres.flow import Batch, Size, seen_views
 
 JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4)
 VIEWS = ViewsConfig(sizes=("32", "20x24"))
@@ -54,6 +54,29 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
         and all(torch.equal(s, t) for s, t in zip(x.views, y.views, strict=True))
         for x, y in zip(a, b, strict=True)
     )
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_that_a_step_does_not_see_are_not_made(images: DecodedImages, share: bool, workers: int) -> None:
+    """Those that it sees are the same pixels."""
+    views = ViewsConfig(sizes=("24", "16", "12"), share=share)
+    options = {"batch_size": 6, "seed": 5, "start_step": 1, "stop_step": 6, "workers": workers}
+
+    def load(**more: object) -> list[Batch]:
+        return list(train_batches(images, images.source.targets, JITTER, views, **options, **more))
+
+    def seen(step: int) -> range:
+        return seen_views(step, 3, 2)
+
+    for step, every, some in zip(range(1, 6), load(), load(seen=seen), strict=True):
+        assert torch.equal(every.index, some.index)
+        for place, (a, b) in enumerate(zip(every.views, some.views, strict=True)):
+            if place in seen(step) or (share and place == 0):  # the first is what the others are made of
+                assert torch.equal(a, b)
+            else:
+                assert a.shape == b.shape
+                assert not b.any()
 
 
 @pytest.fixture

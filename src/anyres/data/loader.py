@@ -16,7 +16,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, key
-from anyres.data.samples import EvalSamples, Images, Key, Sample, TrainSamples
+from anyres.data.samples import EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size
 
@@ -54,13 +54,15 @@ def train_batches(
     world: int = 1,
     workers: int | None = None,
     max_unreadable: float = 0.01,
+    seen: Callable[[int], range] | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps ``start_step`` to ``stop_step`` - 1: uint8 views (batch_size / world, 3, H_i, W_i).
 
     Rank r takes the r-th slice of each global batch; with ``repeats`` every W-th sample of it, from its r-th on. When
     the images are fewer than the batch, they come again with other draws. An unreadable image is replaced by the next
     readable one, and ``notes`` says so. Raises UserError, among others when more than ``max_unreadable`` (a share; ten
-    images always may, unless it is 0) cannot be read.
+    images always may, unless it is 0) cannot be read. ``seen``: the places of the views that a step sees (None: all);
+    the others stay black.
     """
     if len(images) == 0 or len(images) != len(targets):
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
@@ -68,7 +70,7 @@ def train_batches(
         raise UserError(f"batch_size {batch_size} cannot be shared by {world} processes: make it a multiple of {world}")
     if repeats < 1:
         raise UserError(f"repeats is {repeats}: each image comes once or more, as 3 times in repeated augmentation")
-    sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world, repeats)
+    sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world, repeats, seen)
     dataset = TrainSamples(images, targets.tolist(), augment, views, seed, max_unreadable)
     return _batches(_make_loader(dataset, sampler, workers, images.cached))
 
@@ -102,15 +104,23 @@ class _Steps:
     """Batch sampler: the keys of one rank's slice of each global batch, from the first step asked for."""
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, steps: range, rank: int, world: int, repeats: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        steps: range,
+        rank: int,
+        world: int,
+        repeats: int = 1,
+        seen: Callable[[int], range] | None = None,
     ) -> None:
         self.n, self.batch_size, self.seed, self.steps, self.rank, self.world = n, batch_size, seed, steps, rank, world
-        self.repeats = repeats
+        self.repeats, self.seen = repeats, seen
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[Key] | list[SeenKey]]:
         per_epoch, share = steps_per_epoch(self.n, self.batch_size), self.batch_size // self.world
         for step in self.steps:
             epoch, position = divmod(step, per_epoch)
@@ -118,7 +128,8 @@ class _Steps:
             batch = range(position * self.batch_size, (position + 1) * self.batch_size)
             first = self.rank * share
             mine = batch[first : first + share] if self.repeats == 1 else batch[self.rank :: self.world]
-            yield [(epoch, self._index(order, k)) for k in mine]
+            keys = [(epoch, self._index(order, k)) for k in mine]
+            yield keys if self.seen is None else [(*key, self.seen(step)) for key in keys]
 
     def _index(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], k: int) -> int:
         """Sample k of an epoch: image i, or i + n, i + 2n, ... when it comes again: other draws, same image."""

@@ -47,6 +47,7 @@ class Sample:
 
 
 Key = tuple[int, int]  # (epoch, index + n for each time that the image came before); evaluation uses epoch 0
+SeenKey = tuple[int, int, range]  # a Key, and the places of the views that are seen
 Collated = tuple[Sequence[Tensor], Tensor, Tensor, Sequence[tuple[str, str]], Tensor]  # lists, once pinned
 
 
@@ -66,17 +67,17 @@ class TrainSamples(Dataset[Sample]):
         self.allowed = tolerated(len(images), max_unreadable)
         self.unreadable: set[int] = set()
 
-    def __getitems__(self, keys: list[Key]) -> Collated | UserError:
+    def __getitems__(self, keys: list[Key] | list[SeenKey]) -> Collated | UserError:
         with one_thread(), as_before():
             try:
                 return collate([self._sample(*key) for key in keys])
             except UserError as error:
                 return error
 
-    def _sample(self, epoch: int, index: int) -> Sample:
+    def _sample(self, epoch: int, index: int, seen: range | None = None) -> Sample:
         draw, position = divmod(index, len(self.images))
         decoded, shown, notes = self._read(position)
-        views = draw_views(decoded.image, self.augment, self.views, self.seed, epoch, index)
+        views = draw_views(decoded.image, self.augment, self.views, self.seed, epoch, index, seen)
         return Sample(views, self.targets[shown], shown, notes, draw)
 
     def _read(self, first: int) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:

@@ -110,9 +110,17 @@ def make_views(
 
 
 def draw_views(
-    image: UInt8[Tensor, "3 h w"], how: AugmentConfig, views: ViewsConfig, seed: int, epoch: int, index: int
+    image: UInt8[Tensor, "3 h w"],
+    how: AugmentConfig,
+    views: ViewsConfig,
+    seed: int,
+    epoch: int,
+    index: int,
+    seen: range | None = None,
 ) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
     """``make_views``, but the global generators are left as the last draw leaves them: within ``as_before``.
+
+    Views whose place is not in ``seen`` (None: all are) stay black; those that are, are the same whatever it says.
 
     Shared augmentation: the smaller views are resized from the largest one by bicubic interpolation in float without
     antialiasing, which is what ResFormer's published runs did (torchvision 0.8); unlike there they are then rounded
@@ -121,6 +129,9 @@ def draw_views(
     if not views.share:
         made = []
         for i, (size, own) in enumerate(_plan(views, how)):
+            if seen is not None and i not in seen:
+                made.append(_black(size))
+                continue
             make = view_maker(size, own)
             reseed(seed, epoch, index, i)
             made.append(make(image))
@@ -129,7 +140,12 @@ def draw_views(
     make = view_maker(sizes[0], how)
     reseed(seed, epoch, index, 0)
     largest = make(image)
-    return (largest, *(shrink(largest, size) for size in sizes[1:]))
+    smaller = enumerate(sizes[1:], 1)
+    return (largest, *(shrink(largest, s) if seen is None or i in seen else _black(s) for i, s in smaller))
+
+
+def _black(size: Size) -> UInt8[Tensor, "3 H W"]:
+    return torch.zeros(1, dtype=torch.uint8).expand(3, *size)
 
 
 def shrink(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 H W"]:

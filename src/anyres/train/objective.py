@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import config
-from anyres.flow import Batch, Size
+from anyres.flow import Batch, Size, seen_views
 from anyres.train.losses import (
     distance,
     hard_distillation,
@@ -127,7 +127,7 @@ class ObjectiveConfig:
     ``--distillation-target``); ``weight`` is its alpha, added to the rest; ``temperature`` is read by ``soft`` alone;
     ``none``: no consistency. ``distillation``: see there. ``cosub``: every view goes through the model twice, which
     wants ``model.drop_path``. ``views_per_step``: so many neighbouring views are seen at a step, another window each
-    time (ResFormer's ``iter`` mode; null: all; all are still loaded). ``dino``: instead of all this, training without
+    time (ResFormer's ``iter`` mode; null: all). ``dino``: instead of all this, training without
     labels ({}: as published; null: with labels)."""
 
     loss: Literal["ce", "bce"] = "ce"
@@ -294,10 +294,10 @@ def wide(x: Tensor) -> Tensor:
 
 
 def window(batch: Batch, step: int, views_per_step: int | None) -> Batch:
-    """The views that ``step`` sees: all, or those from step mod (R - s + 1) on, s of R in all (recipes F4)."""
+    """The batch with the views that ``step`` sees."""
     if views_per_step is None:
         return batch
-    start = step % (len(batch.views) - views_per_step + 1)
-    seen = slice(start, start + views_per_step)
+    places = seen_views(step, len(batch.views), views_per_step)
+    seen = slice(places.start, places.stop)
     target = batch.target[seen] if batch.target.ndim == 3 else batch.target
     return replace(batch, views=batch.views[seen], target=target)
