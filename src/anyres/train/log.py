@@ -54,14 +54,19 @@ class RunLog:
             tracker.finish()
 
 
+def check_trackers(names: Sequence[Tracker]) -> None:
+    """Raises UserError for one that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+
+
 def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
     """accelerate's tracker of that name, in the project ``anyres``, under the run folder's name, with ``settings``.
 
     What it calls the run is kept in ``run/NAME.id``, so that a resumed run goes on in the same place. Where it writes
-    to is the tracker's own business (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``). Raises UserError where it is missing.
+    to is the tracker's own business (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``).
     """
-    if find_spec(name) is None:
-        raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
     from accelerate.tracking import MLflowTracker, WandBTracker
 
     kept = run / f"{name}.id"
