@@ -58,21 +58,22 @@ def test_an_engine_names_the_classes_that_the_run_names(run: Path, tiny_run: Tin
 def test_speeds_side_by_side(run: Path, tmp_path: Path) -> None:
     into, picture = tmp_path / "speed.json", tmp_path / "speed.png"
     answer = anyres(
-        *("bench", "model", run, "--sizes", "32", "--batches", "2", "--backend", "eager:fp32", "--against", "openvino"),
+        *("bench", "model", run, "--sizes", "32", "--batches", "2", "--backend", "eager:fp32"),
+        *("--against", "onnxruntime"),
         *("--rounds", 2, "--seconds", 0.05, "--threads", 1, "--json", into, "--plot", picture),
     )
     assert answer.code == 0, answer.err
     facts = json.loads(into.read_text())
     assert {(row["name"], row["backend"]) for row in facts["rows"]} >= {
         ("anyres", "eager:fp32"),
-        ("openvino", "openvino:fp32"),
+        ("onnxruntime", "onnxruntime:fp32"),
     }
     for row in facts["rows"]:
         assert row["images/s"] > 0
         assert row["p50 ms"] <= row["p99 ms"]
         assert 0 < row["share of the matrix rate"] < 2
         assert len(row["rounds"]) == 2
-    ratio = next(ratio for ratio in facts["ratios"] if ratio["against"] == "openvino in fp32")
+    ratio = next(ratio for ratio in facts["ratios"] if ratio["against"] == "onnxruntime in fp32")
     assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
     assert "of the matrix rate" in answer.out
     assert width(picture) > 1000

@@ -380,4 +380,4 @@ def test_probing_what_was_learnt_from_is_refused(tiny_run: TinyRun, tmp_path: Pa
     run = shutil.copytree(tiny_run.folder, tmp_path / "run")
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("train_split: train", "train_split: trainval"))
-    assert "are in train and test: add a test split" in refused("probe", run, "--split", "test")
+    assert "are in trainval and test: add a test split" in refused("probe", run, "--split", "test")
