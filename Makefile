@@ -36,7 +36,13 @@ bench: $(READY)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/view_memory.py
 	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/cascade.py
+	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/any_size.py cifar10 --epochs 2
 	$(BIN)/python benchmarks/any_size.py groceries --epochs 20
 
