@@ -16,7 +16,7 @@ from tests.runs import Run, differences
 
 from anyres.train.checkpoint import found
 
-SHORT = ("data.workers=0", "train.epochs=4", "train.eval_every=2", "train.precision=fp32", "optim.clip_norm=1.0")
+SHORT = ("data.workers=0", "train.epochs=2", "train.eval_every=1", "train.precision=fp32", "optim.clip_norm=1.0")
 SPLIT = (*SHORT, "train.shard=true", "optim.name=adamw")
 
 
@@ -59,7 +59,7 @@ def test_split_and_copied_are_the_same_to_float_tolerance(data: Path, tmp_path: 
 def test_a_killed_one_goes_on_exactly_and_on_one_process_too(data: Path, tmp_path: Path) -> None:
     uncut, run = (Run(data, tmp_path / name, *SPLIT, processes=2) for name in ("uncut", "cut"))
     uncut.start().wait()
-    step = random.SystemRandom().randint(5, 16)
+    step = random.SystemRandom().randint(4, 8)
     run.start().reach(step).send(signal.SIGKILL, rank=step % 2)
     for process in run.processes:
         process.join(60)
@@ -69,8 +69,8 @@ def test_a_killed_one_goes_on_exactly_and_on_one_process_too(data: Path, tmp_pat
     said = Run(data, tmp_path / "alone", *SPLIT).start().wait()
     assert "continuing from step" in said
     assert "on 1 x cpu" in said
-    steps, kept = (len(load_file(tmp_path / name / "model.safetensors")) for name in ("alone", "cut"))
-    assert steps == kept
+    alone, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "cut"))
+    assert {key: value.shape for key, value in alone.items()} == {key: value.shape for key, value in cut.items()}
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
