@@ -1,4 +1,4 @@
-"""Two processes under torchrun train the demo's recipe as one process does with the same global batch."""
+"""Two processes under torchrun train the demo's recipe (smaller views) as one does with the same global batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ STEPS = 20
 
 def losses(out: Path, *launcher: str) -> list[float]:
     train = ["-m", "anyres", "train", "demo/any_size", "--out", str(out)]
-    changes = ["train.epochs=1", "train.precision=fp32", "train.log_every=1", "data.workers=0", "evaluate.sizes=[64]"]
+    changes = ["views.sizes=[96,64,48,32]", "data.cache_side=128", "train.epochs=1", "train.precision=fp32"]
+    changes += ["train.log_every=1", "data.workers=0", "evaluate.sizes=[64]"]
     done = subprocess.run(
         [*launcher, *train, *changes],
         text=True,

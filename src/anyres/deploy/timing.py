@@ -28,6 +28,7 @@ from anyres.flow import Size
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
 WARM_UP = 2
+PATIENCE_S = 10  # for a process to end by itself
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ class Worker:
         return self.hear()
 
     def close(self) -> None:
-        """End it."""
+        """End it: by itself, as the pipe is closed; if it will not, by force."""
         self.pipe.close()
+        self.process.join(PATIENCE_S)
         self.process.kill()
         self.process.join()
 
