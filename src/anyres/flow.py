@@ -48,10 +48,11 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled image before decoding: where its bytes are, and its class index (-1: no label)."""
+    """One image before decoding: where its bytes are, and its class index (-1: no label); of a multi-label set, the
+    indices of its classes, ascending."""
 
     source: Path | bytes | Stored
-    target: int
+    target: int | tuple[int, ...]
     name: str  # what a message calls it: the path below the root, or the row of a table
 
 
@@ -60,9 +61,9 @@ class Batch:
     """The same b images as one or several views, largest first.
 
     ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
-    or float (b, k) after mixing, or (v, b, k) where each view was mixed by itself. ``index``: int64 (b,) positions in
-    the dataset. ``notes``: what had to be done to an image to read it, as (image name, sentence). ``draw``: int64
-    (b,) how often the image came before in its epoch; None: never.
+    or float (b, k) after mixing or of multi-label sets, or (v, b, k) where each view was mixed by itself. ``index``:
+    int64 (b,) positions in the dataset. ``notes``: what had to be done to an image to read it, as (image name,
+    sentence). ``draw``: int64 (b,) how often the image came before in its epoch; None: never.
     """
 
     views: tuple[Shaped[Tensor, "b 3 _ _"], ...]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anyres.config import UserError, nearest
-from anyres.data.parts import SPLIT_OF, Found, Item, Parts, label_text, number_order
+from anyres.data.parts import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
 from anyres.places import cache_root, offline
 
 
@@ -46,35 +46,48 @@ def read_hub(name: str) -> Found:
         raise UserError(f"hf:{name} cannot be had: {told}") from None
     parts: Parts = {}
     notes: list[str] = []
-    order: Sequence[str] | None = None
+    order: Sequence[str] = ()
+    reader = LabelReader()
     for split, dataset in loaded.items():
         part = SPLIT_OF.get(str(split).lower())
         if part is None:
             notes.append(f"split {split!r} of hf:{name} is none of train, validation, test: left out")
             continue
         image, label = _columns(name, library, dataset.features)
-        names = dataset.features[label].names if isinstance(dataset.features[label], library.ClassLabel) else None
+        reader.names = names = _class_names(dataset.features.get(label))
         order = order or names
         plain = dataset.cast_column(image, library.Image(decode=False)).select_columns([image])
-        for row, value in enumerate(dataset[label]):
+        values = dataset[label] if label else [None] * len(dataset)
+        for row, value in enumerate(values):
             where = f"{split} row {row}"
-            if names and not 0 <= value < len(names):  # -1: a test split without labels
+            if names and isinstance(value, int) and not 0 <= value < len(names):  # -1: a test split without labels
                 continue
-            text = names[value] if names else label_text(value, f"hf:{name} {where}")
-            parts.setdefault(part, []).append(Item(where, text, HubCell(plain, image, row)))
+            labels = reader.read(value, f"hf:{name} {where}") if label else reader.miss(_no_labels(name, dataset))
+            parts.setdefault(part, []).append(Item(where, labels, HubCell(plain, image, row)))
         if part not in parts:
             notes.append(f"split {split!r} of hf:{name} has no labels: left out")
-    return Found(parts, order or number_order(i.label for items in parts.values() for i in items), notes)
+    found = Found(parts, None, notes, bool(reader.multi_label), reader.unlabelled)
+    return replace(found, order=order or number_order(found.items))
 
 
-def _columns(name: str, library: Any, features: Any) -> tuple[str, str]:
+def _columns(name: str, library: Any, features: Any) -> tuple[str, str | None]:
+    """The columns of images and of labels, None where there are no labels. Raises UserError without images."""
     images = [key for key, kind in features.items() if isinstance(kind, library.Image)]
-    labels = [key for key, kind in features.items() if isinstance(kind, library.ClassLabel)]
-    labels = [key for key in ("label", "labels") if key in features] or labels
-    for what, found in (("images", images), ("labels", labels)):
-        if not found:
-            raise UserError(f"hf:{name} has no column of {what} (columns: {', '.join(features)})")
-    return images[0], labels[0]
+    labels = [key for key in ("label", "labels") if key in features]
+    labels = labels or [key for key, kind in features.items() if _class_names(kind)]
+    if not images:
+        raise UserError(f"hf:{name} has no column of images (columns: {', '.join(features)})")
+    return images[0], labels[0] if labels else None
+
+
+def _class_names(kind: Any) -> list[str]:
+    """The names of a ClassLabel, or of a list of them; [] of anything else."""
+    kind = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)
+    return list(getattr(kind, "names", None) or [])
+
+
+def _no_labels(name: str, dataset: Any) -> str:
+    return f"hf:{name} has no column of labels (columns: {', '.join(dataset.features)})"
 
 
 class _Set(NamedTuple):
@@ -140,12 +153,13 @@ def read_torchvision(name: str) -> Found:
         parts[part] = [
             Item(
                 f"{kind} {part} {row}",
-                names[target] if names else str(target),
+                (names[target] if names else str(target),),
                 Path(pictures[row]) if isinstance(pictures, list) else Picture(pictures, row),
             )
             for row, target in enumerate(targets)
         ]
-    return Found(parts, order or number_order(i.label for items in parts.values() for i in items))
+    found = Found(parts)
+    return replace(found, order=order or number_order(found.items))
 
 
 def _open(kind: str, root: Path, options: dict[str, Any]) -> Any:

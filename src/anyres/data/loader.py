@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, key
-from anyres.data.samples import EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
+from anyres.data.samples import EvalSamples, Images, Key, Sample, SeenKey, Targets, TrainSamples
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size
 
@@ -41,7 +41,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 def train_batches(
     images: Images,
-    targets: Int64[Tensor, " n"],
+    targets: Int64[Tensor, " n"] | Bool[Tensor, "n k"],
     augment: AugmentConfig,
     views: ViewsConfig,
     *,
@@ -60,9 +60,10 @@ def train_batches(
 
     Rank r takes the r-th slice of each global batch; with ``repeats`` every W-th sample of it, from its r-th on. When
     the images are fewer than the batch, they come again with other draws. An unreadable image is replaced by the next
-    readable one, and ``notes`` says so. Raises UserError, among others when more than ``max_unreadable`` (a share; ten
-    images always may, unless it is 0) cannot be read. ``seen``: the places of the views that a step sees (None: all);
-    the others stay black.
+    readable one, and ``notes`` says so. ``targets``: class indices; or of a multi-label set, which classes each image
+    has, and then a batch's are float32 (b, k). Raises UserError, among others when more than ``max_unreadable`` (a
+    share; ten images always may, unless it is 0) cannot be read. ``seen``: the places of the views that a step sees
+    (None: all); the others stay black.
     """
     if len(images) == 0 or len(images) != len(targets):
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
@@ -71,13 +72,13 @@ def train_batches(
     if repeats < 1:
         raise UserError(f"repeats is {repeats}: each image comes once or more, as 3 times in repeated augmentation")
     sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world, repeats, seen)
-    dataset = TrainSamples(images, targets.tolist(), augment, views, seed, max_unreadable)
+    dataset = TrainSamples(images, _each(targets), augment, views, seed, max_unreadable)
     return _batches(_make_loader(dataset, sampler, workers, images.cached))
 
 
 def eval_batches(
     images: Images,
-    targets: Int64[Tensor, " n"],
+    targets: Int64[Tensor, " n"] | Bool[Tensor, "n k"],
     size: Size,
     *,
     crop: float = 0.875,
@@ -95,9 +96,14 @@ def eval_batches(
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
     mine = [(0, i) for i in range(rank, len(images), world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(images, targets.tolist(), size, crop, warp)
+    dataset = EvalSamples(images, _each(targets), size, crop, warp)
     batches = _batches(_make_loader(dataset, chunks, workers, images.cached))
     return _without_empty(batches, must_read=world == 1)
+
+
+def _each(targets: Tensor) -> Targets:
+    """Class indices as plain numbers; rows of classes stay in the memory that worker processes share."""
+    return targets.tolist() if targets.ndim == 1 else targets
 
 
 class _Steps:

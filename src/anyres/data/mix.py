@@ -21,7 +21,8 @@ Views = tuple[Float[Tensor, "b 3 _ _"], ...]
 
 @config
 class MixConfig:
-    """Mixup and CutMix: the alphas of their Beta distributions (0: off), and label smoothing.
+    """Mixup and CutMix: the alphas of their Beta distributions (0: off), and label smoothing: a share that all classes
+    divide among them, or in a multi-label set each class and its absence.
 
     ``prob``: probability that a batch is mixed. ``switch``: probability of CutMix where both are on. ``share``: one
     draw for all views, else one for each, with a target for each.
@@ -83,15 +84,20 @@ def mix_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
 
 
 def mix(
-    views: Views, target: Int64[Tensor, " b"], classes: int, how: MixConfig, rng: np.random.Generator
+    views: Views,
+    target: Int64[Tensor, " b"] | Float32[Tensor, "b k"],
+    classes: int,
+    how: MixConfig,
+    rng: np.random.Generator,
 ) -> tuple[Views, Float32[Tensor, "*v b k"]]:
     """Mix each image with its opposite in the batch (first with last): new views and the soft target (b, k).
 
     Mixup: lam x + (1 - lam) x'. CutMix: a box of x' in x, drawn at the largest view and scaled to the others with
     truncation, lam being the share left of the largest view. An odd batch's middle image meets itself.
-    With ``share`` off each view has its own draw and the target is (v, b, k).
+    With ``share`` off each view has its own draw and the target is (v, b, k). The target of a multi-label set, zeros
+    and ones, is mixed and smoothed class by class.
     """
-    hot = smooth_one_hot(target, classes, how.smoothing)
+    hot = smooth_each(target, how.smoothing) if target.ndim == 2 else smooth_one_hot(target, classes, how.smoothing)
     if how.share or len(views) == 1:
         mixed, lam = _mix_once(views, how, rng)
         soft = _blend(hot, lam)
@@ -105,6 +111,11 @@ def smooth_one_hot(target: Int64[Tensor, " b"], classes: int, smoothing: float) 
     off = smoothing / classes
     hot = torch.full((len(target), classes), off, dtype=torch.float32, device=target.device)
     return hot.scatter_(1, target[:, None], 1 - smoothing + off)
+
+
+def smooth_each(target: Float32[Tensor, "b k"], smoothing: float) -> Float32[Tensor, "b k"]:
+    """1 - s/2 for a class that an image has, s/2 for one that it has not."""
+    return target * (1 - smoothing) + smoothing / 2
 
 
 def _blend(x: Tensor, lam: float) -> Tensor:

@@ -1,4 +1,5 @@
-"""Parquet files with a column of images (bytes, or {bytes, path} as Hugging Face writes them) and one of labels.
+"""Parquet files with a column of images (bytes, or {bytes, path} as Hugging Face writes them) and one of labels, or of
+lists of labels.
 
 Up to 1 GiB of files is read into memory; more is copied once into the cache as Arrow files, which are mapped: a row
 is then read from the disk when it is asked for, since parquet itself cannot be read row by row.
@@ -10,12 +11,12 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, nearest
-from anyres.data.parts import SPLIT_OF, Found, Item, Parts, keys_of, label_text, number_order, split_of
+from anyres.data.parts import SPLIT_OF, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
 from anyres.places import cache_root
 
@@ -40,29 +41,42 @@ class Cell:
 
 
 def read_parquet(paths: Sequence[Path]) -> Found:
-    """All rows of ``paths``: columns ``image`` and ``label``, and ``split`` if wanted, else the file's name says it."""
+    """All rows of ``paths``: columns ``image``, ``label`` (or ``labels``; lists: multi-label) and ``split`` if wanted,
+    else the file's name says it."""
+    import pyarrow.parquet as pq
+
     parts: Parts = {}
     orders: list[Sequence[str]] = []
+    reader = LabelReader()
     copied = sum(path.stat().st_size for path in paths) > _IN_MEMORY
     for key, path in zip(keys_of(paths), paths, strict=True):
         table = _open(path, copied)
         if not table.num_rows:
             raise UserError(f"{path} has no rows")
-        names = _class_names(table.schema.metadata)
+        reader.names = names = _class_names(table.schema.metadata)
         splits = _splits(path, key, table)
-        for row, label in enumerate(table["label"].to_pylist()):
+        column = _label_column(table.column_names)
+        missing = "" if column else _no_column(path, "label", pq.read_schema(path).names)
+        labels = table[column].to_pylist() if column else []
+        for row in range(table.num_rows):
             where = f"{key} row {row}"
-            if names and isinstance(label, int) and not 0 <= label < len(names):
-                raise UserError(f"{where}: the label {label} is none of the {len(names)} classes that the file names")
-            text = names[label] if names and isinstance(label, int) else label_text(label, where)
-            parts.setdefault(splits[row], []).append(Item(where, text, _image(path, table, row)))
+            read = reader.read(labels[row], where) if column else reader.miss(missing)
+            parts.setdefault(splits[row], []).append(Item(where, read, _image(path, table, row)))
         if names:
             orders.append(names)
     if any(order != orders[0] for order in orders):
         raise UserError(f"{paths[0].parent}: the parquet files name different classes")
-    order = orders[0] if orders else number_order(item.label for items in parts.values() for item in items)
     note = f"{len(paths)} parquet files are mapped from copies in {_copies()}"
-    return Found(parts, order, [note] if copied else [])
+    found = Found(parts, None, [note] if copied else [], bool(reader.multi_label), reader.unlabelled)
+    return replace(found, order=orders[0] if orders else number_order(found.items))
+
+
+def _label_column(names: Sequence[str]) -> str | None:
+    return next((name for name in ("label", "labels") if name in names), None)
+
+
+def _no_column(path: Path, column: str, names: Sequence[str]) -> str:
+    return f"{path} has no column {column!r}{nearest(column, names, 1)} (columns: {', '.join(names)})"
 
 
 def _open(path: Path, copied: bool) -> Any:
@@ -73,7 +87,7 @@ def _open(path: Path, copied: bool) -> Any:
     try:
         file = pq.ParquetFile(path)
         _check(path, file.schema_arrow)
-        columns = [name for name in ("image", "label", "split") if name in file.schema_arrow.names]
+        columns = [name for name in ("image", "label", "labels", "split") if name in file.schema_arrow.names]
         if not copied:
             return file.read(columns=columns)
         copy = _copy(path, file, columns)
@@ -85,10 +99,8 @@ def _open(path: Path, copied: bool) -> Any:
 def _check(path: Path, schema: Any) -> None:
     import pyarrow as pa
 
-    for column in ("image", "label"):
-        if column not in schema.names:
-            hint = nearest(column, schema.names, 1)
-            raise UserError(f"{path} has no column {column!r}{hint} (columns: {', '.join(schema.names)})")
+    if "image" not in schema.names:
+        raise UserError(_no_column(path, "image", schema.names))
     kind = schema.field("image").type
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
@@ -127,8 +139,10 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> list[str]:
     """The class names that Hugging Face keeps in a file's schema, in their order; none: an empty list."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features["label"]["names"]]
-    except (KeyError, TypeError, ValueError):
+        kind = features["label" if "label" in features else "labels"]
+        kind = kind[0] if isinstance(kind, list) else kind.get("feature", kind)  # of a list: what is in it
+        return [str(name) for name in kind["names"]]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return []
 
 

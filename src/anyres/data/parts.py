@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +19,11 @@ SPLIT_OF = {folder: split for split, folders in FOLDERS.items() for folder in fo
 
 @dataclass(frozen=True)
 class Item:
-    """An image before classes are numbered: ``key`` is its path below the root, stable between machines."""
+    """An image before classes are numbered: ``key`` is its path below the root, stable between machines; ``labels``
+    are one, in a multi-label set any number, where nothing is labelled none."""
 
     key: str
-    label: str
+    labels: tuple[str, ...]
     source: Path | bytes | Stored
 
 
@@ -31,11 +32,21 @@ Parts = dict[str, list[Item]]  # split -> images
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader found: images by split, the class names in their own order (None: sorted), and what to tell."""
+    """What a reader found: images by split, the class names in their own order (None: sorted), and what to tell.
+
+    ``unlabelled``: the line with which whoever wants labels is refused, where there are none.
+    """
 
     parts: Parts
     order: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
+    multi_label: bool = False
+    unlabelled: str = ""
+
+    @property
+    def items(self) -> Iterator[Item]:
+        """The images of all splits."""
+        return (item for items in self.parts.values() for item in items)
 
 
 def split_of(key: str) -> str:
@@ -52,9 +63,9 @@ def keys_of(paths: Sequence[Path]) -> list[str]:
     return [path.absolute().relative_to(root).as_posix() for path in paths]
 
 
-def number_order(labels: Iterable[str]) -> list[str]:
-    """Labels sorted: by value when all are whole numbers (9 before 10), else as text."""
-    different = set(labels)
+def number_order(items: Iterable[Item]) -> list[str]:
+    """Their labels sorted: by value when all are whole numbers (9 before 10), else as text."""
+    different = {label for item in items for label in item.labels}
     if all(re.fullmatch(r"-?\d+", label) for label in different):
         return sorted(different, key=lambda label: (int(label), label))
     return sorted(different)
@@ -63,9 +74,51 @@ def number_order(labels: Iterable[str]) -> list[str]:
 def label_text(value: object, where: str) -> str:
     """A label as text: a name, or a whole number. Raises UserError that begins with ``where``."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        hint = ": several labels for one image are not read" if isinstance(value, list | tuple) else ""
-        raise UserError(f"{where}: the label {value!r} is neither a name nor a whole number{hint}")
+        raise UserError(f"{where}: the label {value!r} is neither a name nor a whole number")
     text = str(value).strip()
     if not text:
         raise UserError(f"{where}: the label is empty")
     return text
+
+
+class LabelReader:
+    """The labels of one set, image by image: a name or a whole number each; or a list of them each (multi-label); or
+    none at all, and then ``unlabelled`` is the line to say so.
+
+    ``names``: of the classes, where the set lists them; then a whole number is a place in this list.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = names
+        self.multi_label: bool | None = None  # not known before the first label
+        self.unlabelled = ""
+        self._first = ""
+
+    def read(self, value: object, where: str) -> tuple[str, ...]:
+        """One image's labels, each once. Raises UserError that begins with ``where``."""
+        if self.unlabelled:
+            raise UserError(self.unlabelled)
+        several = isinstance(value, list | tuple)
+        if self.multi_label is None:
+            self.multi_label, self._first = several, where
+        if several != self.multi_label:
+            raise UserError(
+                f"{where}: the label {value!r} is {'a' if several else 'no'} list, unlike the one at {self._first}: "
+                "give a list to every image, or to none"
+            )
+        each = value if isinstance(value, list | tuple) else (value,)
+        return tuple(dict.fromkeys(self._text(one, where) for one in each))
+
+    def miss(self, line: str) -> tuple[str, ...]:
+        """Of an image without a label, none. Raises UserError with this ``line`` where others have one."""
+        if self.multi_label is not None:
+            raise UserError(line)
+        self.unlabelled = self.unlabelled or line
+        return ()
+
+    def _text(self, value: object, where: str) -> str:
+        if not self.names or isinstance(value, bool) or not isinstance(value, int):
+            return label_text(value, where)
+        if not 0 <= value < len(self.names):
+            raise UserError(f"{where}: the label {value} is none of the {len(self.names)} classes that the set names")
+        return self.names[value]

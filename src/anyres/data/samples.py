@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -40,12 +40,14 @@ class Sample:
     """One image as views, before batching; ``views`` is empty when it cannot be read."""
 
     views: tuple[UInt8[Tensor, "3 _ _"], ...]
-    target: int
+    target: int | Bool[Tensor, " k"]
     index: int
     notes: tuple[tuple[str, str], ...]
     draw: int = 0
 
 
+Targets = list[int] | Bool[Tensor, "n k"]
+"""Of each image: its class index, or which classes it has."""
 Key = tuple[int, int]  # (epoch, index + n for each time that the image came before); evaluation uses epoch 0
 SeenKey = tuple[int, int, range]  # a Key, and the places of the views that are seen
 Collated = tuple[Sequence[Tensor], Tensor, Tensor, Sequence[tuple[str, str]], Tensor]  # lists, once pinned
@@ -57,7 +59,7 @@ class TrainSamples(Dataset[Sample]):
     def __init__(
         self,
         images: Images,
-        targets: list[int],
+        targets: Targets,
         augment: AugmentConfig,
         views: ViewsConfig,
         seed: int,
@@ -116,7 +118,7 @@ def _note(decoded: Decoded) -> tuple[tuple[str, str], ...]:
 class EvalSamples(Dataset[Sample]):
     """Evaluation batches by their keys; what cannot be read is left out, with a note."""
 
-    def __init__(self, images: Images, targets: list[int], size: Size, crop: float, warp: bool) -> None:
+    def __init__(self, images: Images, targets: Targets, size: Size, crop: float, warp: bool) -> None:
         self.images, self.targets, self.size, self.crop, self.warp = images, targets, size, crop, warp
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
@@ -151,7 +153,13 @@ def collate(samples: list[Sample]) -> Collated:
     read = [s for s in samples if s.views]
     # (b, 3, H_i, W_i) each; in a worker process default_collate writes into the memory that the main process reads
     views = tuple(default_collate(list(same)) for same in zip(*(s.views for s in read), strict=True))
-    target = torch.tensor([s.target for s in read], dtype=torch.int64)
+    target = _stack([s.target for s in read])
     index = torch.tensor([s.index for s in read], dtype=torch.int64)
     draw = torch.tensor([s.draw for s in read], dtype=torch.int64)
     return views, target, index, tuple(note for s in samples for note in s.notes), draw
+
+
+def _stack(targets: list[int | Tensor]) -> Int64[Tensor, " b"] | Float32[Tensor, "b k"]:
+    """Class indices, or rows of zeros and ones."""
+    rows = [target for target in targets if isinstance(target, Tensor)]
+    return torch.stack(rows).float() if rows else torch.tensor(targets, dtype=torch.int64)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyres.config import UserError
-from anyres.data.parts import ENDINGS, Found, Item, Parts, keys_of, label_text, number_order, split_of
+from anyres.data.parts import ENDINGS, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Slice:
 class _Sample:
     image: Slice | None = None
     name: str = ""
-    label: str | None = None
+    labels: tuple[str, ...] | None = None
     labelled_by: str = ""
 
 
@@ -46,31 +47,37 @@ def read_shards(paths: Sequence[Path]) -> Found:
     """All samples of ``paths``; a shard's split is in its name or its folder's (``val-0003.tar``, ``val/0003.tar``).
 
     A sample is what has one name up to the first dot: an image, and its label in ``.cls`` (a number or a name) or
-    under ``label`` or ``cls`` in ``.json``. Raises UserError for what is no plain tar and for labels that are none.
+    under ``label`` or ``cls`` in ``.json``, there also a list of labels (then in all of them: multi-label). Raises
+    UserError for what is no plain tar and for labels that are none.
     """
     parts: Parts = {}
+    reader = LabelReader()
     bare, unlabelled = 0, 0
-    first = ""
+    first, loose = "", defaultdict(list)
     for key, path in zip(keys_of(paths), paths, strict=True):
-        samples = _scan(path)
+        samples = _scan(path, reader)
         items = parts.setdefault(split_of(key), [])
         for sample in samples.values():
-            if sample.image is None or sample.label is None:
+            if sample.image is None or sample.labels is None:
                 bare, unlabelled = bare + (sample.image is None), unlabelled + (sample.image is not None)
                 first = first or f"{key}/{sample.name}"
+                if sample.image is not None:
+                    loose[split_of(key)].append(Item(f"{key}/{sample.name}", (), sample.image))
             else:
-                items.append(Item(f"{key}/{sample.name}", sample.label, sample.image))
+                items.append(Item(f"{key}/{sample.name}", sample.labels, sample.image))
     if not any(parts.values()):
-        raise UserError(f"{paths[0]} holds no image with a label: its members must be named as 0001.jpg and 0001.cls")
+        line = f"{paths[0]} holds no image with a label: its members must be named as 0001.jpg and 0001.cls"
+        return Found(dict(loose), unlabelled=line)
     notes = [
         f"{count} samples of the shards have no {what} (first: {first}): left out"
         for count, what in ((bare, "image"), (unlabelled, "label"))
         if count
     ]
-    return Found(parts, number_order(item.label for items in parts.values() for item in items), notes)
+    found = Found(parts, None, notes, bool(reader.multi_label))
+    return replace(found, order=number_order(found.items))
 
 
-def _scan(path: Path) -> dict[str, _Sample]:
+def _scan(path: Path, reader: LabelReader) -> dict[str, _Sample]:
     """The samples of one shard by their name without ending, in the order of the shard."""
     samples: dict[str, _Sample] = {}
     try:
@@ -89,24 +96,24 @@ def _scan(path: Path) -> dict[str, _Sample]:
                 elif ending == "cls" or (ending == "json" and sample.labelled_by != "cls"):
                     file = tar.extractfile(member)
                     assert file is not None
-                    label = _label(f"{path.name}/{member.name}", file.read(), ending)
-                    if label is not None:
-                        sample.label, sample.labelled_by = label, ending
+                    labels = _labels(f"{path.name}/{member.name}", file.read(), ending, reader)
+                    if labels is not None:
+                        sample.labels, sample.labelled_by = labels, ending
     except tarfile.TarError as error:
         raise UserError(f"{path} is no plain tar ({error}): a compressed one must be unpacked to .tar first") from None
     return samples
 
 
-def _label(where: str, data: bytes, ending: str) -> str | None:
-    """The label in a ``.cls`` or ``.json`` member; None when the JSON says nothing of it."""
+def _labels(where: str, data: bytes, ending: str, reader: LabelReader) -> tuple[str, ...] | None:
+    """What stands in a ``.cls`` or ``.json`` member; None when the JSON says nothing of it."""
     try:
         text = data.decode("utf-8-sig")
         if ending == "cls":
-            return label_text(text, where)
+            return reader.read(text, where)
         value = json.loads(text)
     except ValueError as error:
         raise UserError(f"{where} is no UTF-8 {ending}: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} is no JSON object with a label")
     given = [value[key] for key in ("label", "cls") if key in value]
-    return label_text(given[0], where) if given else None
+    return reader.read(given[0], where) if given else None

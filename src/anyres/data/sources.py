@@ -1,4 +1,4 @@
-"""Where labelled images come from: a folder of classes, a manifest, shards, a library's or a built-in set -> Source.
+"""Where images come from: a folder of classes, a manifest, shards, a library's or a built-in set -> Source.
 
 Nothing is decoded here. Every split of one source has the same classes: in the order that the source itself gives them
 (numbers by value, names of a library's set as it lists them), else in plain ``sorted`` order of their names.
@@ -10,13 +10,13 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from anyres.config import UserError, nearest
@@ -32,34 +32,61 @@ BUILTIN = ("groceries", "groceries:fine")
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a labelled set. ``records[i].target`` indexes ``classes``; ``notes`` says what was left out."""
+    """One split of a set. ``records[i].target`` indexes ``classes``; ``notes`` says what was left out.
+
+    ``multi_label``: an image has any number of classes, and its target are their indices. No ``classes``: no labels.
+    """
 
     name: str
     classes: tuple[str, ...]
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     split: str
+    multi_label: bool = False
 
     @property
-    def targets(self) -> Int64[Tensor, " n"]:
-        """Class index of each record."""
-        return torch.tensor([record.target for record in self.records], dtype=torch.int64)
+    def targets(self) -> Int64[Tensor, " n"] | Bool[Tensor, "n k"]:
+        """Class index of each record; or which classes it has."""
+        if not self.multi_label:
+            return torch.tensor([record.target for record in self.records], dtype=torch.int64)
+        hot = torch.zeros(len(self.records), len(self.classes), dtype=torch.bool)
+        for i, record in enumerate(self.records):
+            hot[i, list(places(record))] = True
+        return hot
+
+    @property
+    def present(self) -> set[int]:
+        """The indices of the classes that any image has."""
+        return {place for record in self.records for place in places(record)}
+
+    def labels(self, i: int) -> tuple[str, ...]:
+        """What image i is called."""
+        return tuple(self.classes[place] for place in places(self.records[i]))
 
 
-def open_source(data: str, split: str, *, val_share: float = 0.2) -> Source:
+def places(record: Record) -> tuple[int, ...]:
+    """The indices of the record's classes: of one, of several in a multi-label set, or of none."""
+    if isinstance(record.target, tuple):
+        return record.target
+    return (record.target,) if record.target >= 0 else ()
+
+
+def open_source(data: str, split: str, *, val_share: float = 0.2, unlabelled: bool = False) -> Source:
     """One split (train, val, test, trainval) of what ``builtin.FORMS`` lists, or of a built-in set (by its bare name).
 
     Without a val split, ``val_share`` of each class is held out of train by a hash of the path: the same images on
-    every machine, at least one per class of two or more. Without a test split, ``test`` is val. Raises UserError.
+    every machine, at least one per class of two or more (of a multi-label set, by an image's rarest class). Without a
+    test split, ``test`` is val. ``unlabelled``: images without labels will do, and what has fewer than two classes is
+    taken for such; nothing is held out of them. Raises UserError.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)} (known: {', '.join(SPLITS)})")
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}: it must lie between 0 and 1, as 0.2 does")
-    return _assemble(data, _find(data), split, val_share)
+    return _assemble(data, _find(data, unlabelled), split, val_share, unlabelled)
 
 
-def _find(data: str) -> Found:
+def _find(data: str, unlabelled: bool = False) -> Found:
     path = Path(data).expanduser()
     library, colon, name = data.partition(":")
     if data in BUILTIN:
@@ -69,7 +96,7 @@ def _find(data: str) -> Found:
 
         return read_hub(name) if library == "hf" else read_torchvision(name)
     if path.is_dir():
-        return _read_files(files) if (files := _files_of(path)) else _read_folder(path)
+        return _read_files(files) if (files := _files_of(path)) else _read_folder(path, unlabelled)
     if path.is_file():
         return _read_files([path])
     if any(sign in data for sign in "{*?["):
@@ -82,7 +109,7 @@ def _read_builtin(fine: bool) -> Found:
 
     parts: Parts = {"train": [], "val": [], "test": []}
     for row in load():
-        parts[row.split].append(Item(row.name, row.fine if fine else row.coarse, row.image))
+        parts[row.split].append(Item(row.name, (row.fine if fine else row.coarse,), row.image))
     return Found(parts)
 
 
@@ -172,8 +199,29 @@ def _missing(path: Path, data: str) -> str:
     )
 
 
-def _read_folder(root: Path) -> Found:
-    """``root/class/*`` or ``root/train/class/*`` (+ val, + test) -> images of each split."""
+def _read_folder(root: Path, unlabelled: bool) -> Found:
+    """``root/class/*`` or ``root/train/class/*`` (+ val, + test) -> images of each split; where ``unlabelled`` will do
+    and there are no two classes, ``root/**`` or ``root/train/**`` (+ val, + test)."""
+    found = _read_class_folders(root)
+    classes = {label for label in _labels_of(found.parts.get("train", [])) if label.lower() not in SPLIT_OF}
+    return _read_loose(root) if unlabelled and len(classes) < 2 else found
+
+
+def _read_loose(root: Path) -> Found:
+    """All images at any depth; those below a folder called val or test, if there is one called train, by themselves."""
+    folders = {SPLIT_OF.get(p.name.lower()): p for p in _subfolders(root)}
+    named = {split: folder for split, folder in folders.items() if split}
+    walked = {split: _walk(folder) for split, folder in (named if "train" in named else {"train": root}).items()}
+    notes = [
+        f"{len(strange)} files without an image ending (first: {min(strange)}): left out"
+        for _, strange in walked.values()
+        if strange
+    ]
+    keys = {split: [(p.relative_to(root).as_posix(), p) for p in found] for split, (found, _) in walked.items()}
+    return Found({split: [Item(key, (), p) for key, p in pairs] for split, pairs in keys.items()}, None, notes)
+
+
+def _read_class_folders(root: Path) -> Found:
     notes: list[str] = []
     folders = {p.name.lower(): p for p in _subfolders(root)}
     train = next((folders[name] for name in FOLDERS["train"] if name in folders), None)
@@ -211,37 +259,47 @@ def _read_classes(folder: Path, root: Path, notes: list[str]) -> list[Item]:
     if loose := _images_in(folder):
         notes.append(f"{len(loose)} images{where} lie in no class folder (first: {min(loose).name}): left out")
     for class_folder in _subfolders(folder):
-        found: list[Path] = []
-        strange: list[Path] = []
-        seen: set[str] = set()
-        for here, below, files in os.walk(class_folder, followlinks=True):
-            real = os.path.realpath(here)
-            if real in seen:  # a link that leads back
-                below.clear()
-                continue
-            seen.add(real)
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            paths = [Path(here, name) for name in files if not name.startswith(".")]
-            found += [p for p in paths if p.suffix.lower() in ENDINGS]
-            strange += [p for p in paths if p.suffix.lower() not in ENDINGS]
+        found, strange = _walk(class_folder)
         if not found:
             notes.append(f"class {class_folder.name!r}{where} has no images: left out")
         if strange:
             notes.append(f"{len(strange)} files without an image ending (first: {min(strange)}): left out")
-        items += [Item(p.relative_to(root).as_posix(), class_folder.name, p) for p in sorted(found)]
+        items += [Item(p.relative_to(root).as_posix(), (class_folder.name,), p) for p in found]
     return items
 
 
-def _assemble(name: str, found: Found, split: str, val_share: float) -> Source:
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images at any depth below ``folder``, sorted, and the other files."""
+    found: list[Path] = []
+    strange: list[Path] = []
+    seen: set[str] = set()
+    for here, below, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link that leads back
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        paths = [Path(here, name) for name in files if not name.startswith(".")]
+        found += [p for p in paths if p.suffix.lower() in ENDINGS]
+        strange += [p for p in paths if p.suffix.lower() not in ENDINGS]
+    return sorted(found), strange
+
+
+def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled: bool) -> Source:
     """Number the classes of train, hold out val where there is none, and pick the split."""
+    if found.unlabelled and not unlabelled:
+        raise UserError(found.unlabelled)
     parts, notes = found.parts, [*found.notes]
-    labels = {item.label for item in parts.get("train", [])}
+    labels = _labels_of(parts.get("train", []))
     classes = tuple(sorted(labels) if found.order is None else (name for name in found.order if name in labels))
-    if len(classes) < 2:
+    if len(classes) < (1 if found.multi_label else 2):
+        if unlabelled:
+            return _without_labels(name, found, split)
         those = f"only the class {classes[0]!r}" if classes else "no class with images"
         raise UserError(f"{name} has {those} to train on: two or more are needed, one folder (or label) for each")
     for part in {"val", split} & parts.keys():
-        if strange := sorted({item.label for item in parts[part]} - set(classes)):
+        if strange := sorted(_labels_of(parts[part]) - set(classes)):
             hint = nearest(strange[0], classes, 1)
             raise UserError(f"{name}: class {strange[0]!r} of {part} has no images in train{hint}")
     if not parts.get("val"):
@@ -255,22 +313,44 @@ def _assemble(name: str, found: Found, split: str, val_share: float) -> Source:
     chosen = parts["train"] + parts["val"] if split == "trainval" else parts[split]
     if not chosen:
         raise UserError(f"{name} has no image for {split}: give a class two images or more, or add a {split} split")
-    if absent := sorted(set(classes) - {item.label for item in chosen}):
+    if absent := sorted(set(classes) - _labels_of(chosen)):
         notes.append(f"no image of class {', '.join(map(repr, absent))} in {split}")
     number = {label: i for i, label in enumerate(classes)}
-    records = tuple(Record(item.source, number[item.label], item.key) for item in chosen)
-    return Source(name, classes, records, tuple(notes), split)
+    targets = (tuple(sorted(number[label] for label in item.labels)) for item in chosen)
+    records = tuple(
+        Record(item.source, target if found.multi_label else target[0], item.key)
+        for item, target in zip(chosen, targets, strict=True)
+    )
+    return Source(name, classes, records, tuple(notes), split, found.multi_label)
+
+
+def _labels_of(items: Iterable[Item]) -> set[str]:
+    return {label for item in items for label in item.labels}
+
+
+def _without_labels(name: str, found: Found, split: str) -> Source:
+    """One split of images alone."""
+    parts = found.parts
+    wanted = ("train", "val") if split == "trainval" else (split,)
+    records = tuple(Record(item.source, -1, item.key) for part in wanted for item in parts.get(part, ()))
+    if not records:
+        raise UserError(f"{name} has no image for {split}")
+    return Source(name, (), records, tuple(found.notes), split)
 
 
 def _hold_out(items: list[Item], share: float) -> Parts:
-    """Split train: in each class the images with the smallest hash of their path become val; order is kept."""
+    """Split train: in each class the images with the smallest hash of their path become val; order is kept.
+
+    An image of several classes counts for the rarest of them, one of none for a class of its own.
+    """
+    count = Counter(label for item in items for label in item.labels)
     by_class: dict[str, list[str]] = defaultdict(list)
     for item in items:
-        by_class[item.label].append(item.key)
+        by_class[min(item.labels, key=lambda label: (count[label], label), default="")].append(item.key)
     held: set[str] = set()
     for keys in by_class.values():
-        count = min(max(1, round(len(keys) * share)), len(keys) - 1)
-        held.update(sorted(keys, key=_hash)[:count])
+        most = min(max(1, round(len(keys) * share)), len(keys) - 1)
+        held.update(sorted(keys, key=_hash)[:most])
     return {"train": [i for i in items if i.key not in held], "val": [i for i in items if i.key in held]}
 
 

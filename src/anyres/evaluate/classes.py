@@ -95,5 +95,11 @@ def relabel(source: Source, names: Names) -> Source:
     notes = source.notes
     if len(number) < len(names):
         notes = (*notes, f"images of {len(number)} of the {len(names)} classes; all {len(names)} can be predicted")
-    records = tuple(replace(r, target=number[r.target] if r.target >= 0 else r.target) for r in source.records)
+
+    def renumbered(target: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(target, tuple):
+            return tuple(sorted(number[place] for place in target))
+        return number[target] if target >= 0 else target
+
+    records = tuple(replace(r, target=renumbered(r.target)) for r in source.records)
     return replace(source, classes=tuple(called[-1] for called in names), records=records, notes=notes)
