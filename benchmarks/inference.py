@@ -55,7 +55,7 @@ def main() -> None:
                 threads=None,
                 compiled=options.compiled,
             )
-            facts[f"{model} x {batch}"] = bench_models(question, None, None)
+            facts[f"{model} x {batch}{', compiled' if options.compiled else ''}"] = bench_models(question, None, None)
             options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -59,8 +59,15 @@ ARMS: dict[str, tuple[str | None, dict[str, dict[str, Any]]]] = {
     "plain": (None, {}),
     "hard distillation": ("plain", {"objective": {"distillation": TEACHER}}),
     "BCE and 3-Augment": ("plain", {"objective": {"loss": "bce"}, "augment": {"three_augment": True, **JITTERED}}),
+    "BCE": ("plain", {"objective": {"loss": "bce"}}),
+    "BCE, rate 3e-3": ("plain", {"objective": {"loss": "bce"}, "optim": {"lr": 3e-3}}),
+    "3-Augment": ("plain", {"augment": {"three_augment": True, **JITTERED}}),
     "three views": (None, SEVERAL),
     "ResFormer consistency": ("three views", SEVERAL | {"objective": {"consistency": "smooth_l1"}}),
+    "consistency of logits": (
+        "three views",
+        SEVERAL | {"objective": {"consistency": "soft", "target": "logit", "weight": 10.0}},
+    ),
 }
 
 

@@ -5,7 +5,7 @@
 Each model, form and size is a process of its own: plain eager float32, and folded for OpenVINO in bf16. Time: the
 median of calls with one image, warm-up excluded. Memory: the peak of resident memory during the calls above what was
 held before them (the graph engine allocates while it builds, so its memory counts from before building).
-An exponent is the slope of log(cost) over log(side) between 256 and 1024 px: 2 is linear in the pixels, 4 is quadratic.
+An exponent is the slope of log(cost) over log(side) between 224 and 1024 px: 2 is linear in the pixels, 4 is quadratic.
 Writes benchmarks/results/size_cost.json and docs/size_cost.png.
 """
 
@@ -45,8 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "S60": {},
     "dino_vits16": {},
 }
-SIDES = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
-FITTED = 256
+SIDES = (64, 96, 128, 224, 384, 512, 768, 1024)
+FITTED = 224
 FORMS = {"plain": Choice("eager", "fp32"), "folded": Choice("openvino", "bf16")}
 
 
@@ -100,7 +100,7 @@ def draw(models: dict[str, Any], path: Path) -> None:
             axes.grid(alpha=0.3)
             axes.set_ylabel(unit)
             axes.set_title(f"{'Time' if what == 'ms' else 'Memory'}, {form} {FORMS[form]}", loc="left")
-            axes.legend(fontsize=7, title="exponent of the side, from 256 px", title_fontsize=7)
+            axes.legend(fontsize=7, title="exponent of the side, from 224 px", title_fontsize=7)
             if row:
                 axes.set_xlabel("height and width, px")
     figure.savefig(path)

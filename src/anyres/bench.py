@@ -100,12 +100,12 @@ def jobs_for(question: Question, what: str, size: Size, batch: int) -> Iterator[
         return Job(name, make, name == OURS, choice, size, batch, flops, question.threads)
 
     yield from (job(OURS, plain, choice) for choice in ours)
-    own_engines = [c for c in known if c.engine == "eager" or (c.engine == "inductor" and question.compiled)]
+    every = [choice for choice in known if choice.engine != "inductor" or question.compiled]
     for peer in question.against:
         if peer == "timm":
-            yield from (job("timm", partial(_timm, twin(what)), choice) for choice in own_engines)
+            yield from (job("timm", partial(_timm, twin(what)), choice) for choice in every)
         elif peer == "plain":
-            yield from (job("plain", plain, choice) for choice in own_engines)
+            yield from (job("plain", plain, choice) for choice in every if choice.engine in ("eager", "inductor"))
         else:
             yield from (job(peer, plain, choice) for choice in known if choice.engine == peer)
 
