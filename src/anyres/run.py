@@ -26,6 +26,7 @@ from anyres.flow import Batch, Size, seen_views
 from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
 from anyres.models.trainable import freeze
+from anyres.ops.kernels import check_triton, use_triton
 from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.teacher import Teacher, build_teacher, has_two_heads
@@ -63,6 +64,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     console = messages(quiet=not accelerator.is_main_process)
     check_folder(recipe, run)
     check_trackers(recipe.train.trackers)
+    check_kernels(recipe, accelerator.device)
     if (run / WEIGHTS).exists():
         console.print(f"{run} is done: it holds {WEIGHTS}. Choose another --out to train again.")
         if report and not (run / "report.html").exists() and accelerator.is_main_process:
@@ -162,6 +164,9 @@ def place(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
         model.to(memory_format=torch.channels_last)
     if recipe.train.grad_checkpointing:
         model.set_grad_checkpointing()
+    if recipe.train.kernels == "triton" and not use_triton(model):
+        name = recipe.model["name"]
+        raise UserError(f"train.kernels=triton: no part of {name} has a kernel; set train.kernels=plain")
 
 
 def build_student(
@@ -177,6 +182,15 @@ def build_student(
     )
     student = Projected(model, head.to(next(model.parameters()).device))
     return student, MomentumTeacher(student, how, autocast_dtype(recipe.train.precision))
+
+
+def check_kernels(recipe: Recipe, device: torch.device) -> None:
+    """Raises UserError where the recipe asks for kernels that do not run on ``device``."""
+    try:
+        if recipe.train.kernels == "triton":
+            check_triton(device)
+    except UserError as error:
+        raise UserError(f"train.kernels=triton: {error}; set train.kernels=plain") from None
 
 
 def check_folder(recipe: Recipe, run: Path) -> None:

@@ -17,8 +17,9 @@ from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.config import UserError
-from anyres.models.cait import VARIANTS, CaiT, CaiTConfig, talk
+from anyres.models.cait import VARIANTS, CaiT, CaiTConfig
 from anyres.models.weights import load_weights
+from anyres.ops.mixed_heads import mix
 from anyres.ops.resample import resample_table
 
 SMALL = {"dim": 48, "depth": 3, "heads": 3, "patch_size": 8, "img_size": 32, "num_classes": 7}
@@ -99,9 +100,11 @@ def test_no_weight_decay_and_layers_along_the_flow() -> None:
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), heads=st.integers(1, 5), rows=st.integers(1, 9), columns=st.integers(1, 9))
 @torch.no_grad()
-def test_talk_is_a_linear_layer_over_the_head_axis(batch: int, heads: int, rows: int, columns: int) -> None:
+def test_mixing_is_a_linear_layer_over_the_head_axis(batch: int, heads: int, rows: int, columns: int) -> None:
     layer, scores = nn.Linear(heads, heads).double(), torch.randn(batch, heads, rows, columns).double()
-    torch.testing.assert_close(talk(scores, layer), layer(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    torch.testing.assert_close(
+        mix(scores, layer.weight, layer.bias), layer(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    )
 
 
 class SoftmaxDtypes(TorchDispatchMode):

@@ -37,7 +37,7 @@ Deviations from the official code, none of which changes a result where that cod
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,9 +49,11 @@ from anyres.config import UserError, config
 from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.head import new_head
+from anyres.ops.mixed_heads import talking_heads
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
+from anyres.ops.residual import add_norm
 
 CLASS_BLOCKS = 2
 
@@ -95,13 +97,6 @@ class CaiTConfig:
         return grid_of(self.img_size, self.patch_size)
 
 
-def talk(scores: Float[Tensor, "b g n m"], heads: nn.Linear) -> Float[Tensor, "b g n m"]:
-    """A linear layer over the head axis, as a matrix product with the flattened scores: nothing is permuted."""
-    weight = heads.weight.expand(scores.shape[0], -1, -1)
-    mixed = torch.baddbmm(heads.bias[None, :, None], weight, scores.flatten(2))  # (b, g, g) x (b, g, n*m)
-    return mixed.reshape(scores.shape)
-
-
 class TalkingHeads(nn.Module):
     """Self-attention whose heads are mixed before the softmax (``proj_l``) and after it (``proj_w``)."""
 
@@ -112,15 +107,14 @@ class TalkingHeads(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_l = nn.Linear(heads, heads)
         self.proj_w = nn.Linear(heads, heads)
+        self.talk: Callable[..., Tensor] = talking_heads
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, n, 3c) -> (b, n, 3, g, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, n, d)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        scores = talk(scores, self.proj_l)  # one name for all: what it held before is freed
-        scores = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-        scores = talk(scores, self.proj_w)
-        x = self.proj((scores @ value).transpose(1, 2).flatten(2))  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
+        query = query * query.shape[-1] ** -0.5
+        before, after = self.proj_l, self.proj_w
+        x = self.proj(self.talk(query, key, value, before.weight, before.bias, after.weight, after.bias))
         return x
 
 
@@ -156,10 +150,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+        x, normed = self.add_norm(x, self.attn(self.norm1(x)), self.gamma_1, self.drop_path, self.norm2)
+        x = x + self.drop_path(self.gamma_2 * self.mlp(normed))
         return x
 
 

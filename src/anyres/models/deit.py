@@ -46,6 +46,7 @@ from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
+from anyres.ops.residual import add_norm
 
 
 @config
@@ -102,10 +103,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x, normed = self.add_norm(x, self.attn(self.norm1(x)), None, self.drop_path, self.norm2)
+        x = x + self.drop_path(self.mlp(normed))
         return x
 
 

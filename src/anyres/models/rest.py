@@ -34,10 +34,9 @@ is a multiple of 8, with more than one token in stage 4):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, Mlp, trunc_normal_
@@ -48,8 +47,10 @@ from anyres.models.contract import Backbone, Format, check_pool, take_indices, t
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
+from anyres.ops.mixed_heads import normed_heads
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
+from anyres.ops.residual import add_norm
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -130,23 +131,6 @@ class PatchEmbed(nn.Module):
         return x
 
 
-class HeadMixing(nn.Conv2d):
-    """nn.Conv2d(heads, heads, 1) over planes of scores, as one matrix product; keys and initialisation unchanged.
-
-    oneDNN's bf16 convolution of two channels takes 14 to 27 times as long (2x784x49 and 2x16384x1024), its float32
-    one up to twice.
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__(heads, heads, kernel_size=1)
-
-    def forward(self, x: Float[Tensor, "b g n m"]) -> Float[Tensor, "b g n m"]:
-        """Scores of each head -> as many new ones, each a combination of all heads' with a bias."""
-        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)  # (g, g, 1, 1) -> (g, g) -> (b, g, g)
-        bias: Tensor = self.bias[:, None]  # type: ignore[index]  # nn.Conv2d's may be None, ours is not
-        return torch.baddbmm(bias, weight, x.flatten(2)).view_as(x)  # (b, g, n * m) -> (b, g, n, m)
-
-
 class Attention(nn.Module):
     """EMSA (section 3.2): softmax attention on keys and values of a map shrunk r times.
 
@@ -165,7 +149,8 @@ class Attention(nn.Module):
             self.sr = DepthwiseConv2d(dim, reduction + 1, stride=reduction, padding=reduction // 2)
             self.sr_norm = nn.LayerNorm(dim)
         if heads > 1:
-            self.transform_conv = HeadMixing(heads)
+            self.transform_conv = nn.Conv2d(heads, heads, kernel_size=1)  # as one product: anyres.ops.mixed_heads
+            self.mix: Callable[..., Tensor] = normed_heads
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
@@ -188,18 +173,9 @@ class Attention(nn.Module):
     def attend_mixed(
         self, query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
     ) -> Float[Tensor, "b n c"]:
-        """InstanceNorm(softmax(mix(Q Kᵀ / sqrt(d)))) V, the heads concatenated.
-
-        Softmax and statistics are at least float32. The instance norm is written as a layer norm over the plane, which
-        is the same without affine, knows no smallest size, and on a CPU takes a fifth of the time of its arithmetic.
-        The rows of the plane sum to zero (softmax: to 1, less m means of 1 / m), so the values' mean over the keys
-        counts for nothing; without it the rounding of a fresh model's float32 logits is 15 to 30 times smaller.
-        """
-        plane: Tensor = self.transform_conv((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1))  # (b, g, n, m)
-        plane = plane.softmax(-1, dtype=torch.promote_types(plane.dtype, torch.float32))
-        plane = F.layer_norm(plane, plane.shape[2:], eps=1e-5).to(value.dtype)
-        value = value - value.mean(dim=2, keepdim=True)
-        return (plane @ value).transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
+        """InstanceNorm(softmax(mix(Q Kᵀ / sqrt(d)))) V, the heads concatenated."""
+        mixing = self.transform_conv
+        return self.mix(query * query.shape[-1] ** -0.5, key, value, mixing.weight.flatten(1), mixing.bias)
 
 
 class Block(nn.Module):
@@ -212,10 +188,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        x = x + self.drop_path(self.attn(self.norm1(x), grid))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x, normed = self.add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
+        x = x + self.drop_path(self.mlp(normed))
         return x
 
 

@@ -35,11 +35,12 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, config
 from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
-from anyres.ops.attention import attend
+from anyres.ops.attention import attend_plus
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, crop, to_maps, to_tokens
 from anyres.ops.recompute import run_block
+from anyres.ops.residual import add_norm
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -144,12 +145,14 @@ class Attention(nn.Module):
         )
         self.up_norm = nn.LayerNorm(dim, eps=1e-6)
         self.proj = nn.Linear(dim, dim)
+        self.attend_plus = attend_plus
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         small, small_grid = self.shrink(x, grid)
         keys, values = self.kv(small).chunk(2, dim=2)  # each (b, m, c), channel = head * d + j
-        mixed = attend(self.split(self.q(x)), self.split(keys), self.split(values))
-        x = self.proj(mixed + self.upsample(values, small_grid, grid))
+        added = self.upsample(values, small_grid, grid)
+        query, key, value = (self.split(part) for part in (self.q(x), keys, values))
+        x = self.proj(self.attend_plus(query, key, value, added, self.up_norm))
         return x
 
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:
@@ -166,8 +169,7 @@ class Attention(nn.Module):
     def upsample(self, values: Float[Tensor, "b m c"], small: Grid, grid: Grid) -> Float[Tensor, "b n c"]:
         """The values back at full resolution: r * ceil(h / r) rows, cropped to h, and columns alike."""
         maps: Tensor = self.up(to_maps(values, small))
-        x: Tensor = self.up_norm(to_tokens(crop(maps, grid)))
-        return x
+        return to_tokens(crop(maps, grid))
 
 
 class Block(nn.Module):
@@ -180,10 +182,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        x = x + self.drop_path(self.attn(self.norm1(x), grid))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x, normed = self.add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
+        x = x + self.drop_path(self.mlp(normed))
         return x
 
 

@@ -11,26 +11,49 @@ MOST_KEYS = 1024  # beyond so many keys the score matrix costs more memory than 
 
 
 def attend(
-    query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    scale: float | None = None,
 ) -> Float[Tensor, "b n c"]:
-    """softmax(Q Kᵀ / sqrt(d)) V for each of g heads, the heads concatenated: c = g * d, channel = head * d + j.
+    """softmax(scale Q Kᵀ) V for each of g heads, the heads concatenated: c = g * d, channel = head * d + j.
 
-    n queries over m keys, any floating dtype (all three the same). PyTorch picks the kernel, except for bf16 on a CPU,
-    where the two matrix products written out take a fifth to a half of its fused kernel's time
-    (benchmarks/cpu_kernels.py).
+    n queries over m keys, any floating dtype (all three the same); ``scale``: d^-1/2, or what is given. PyTorch picks
+    the kernel, except for bf16 on a CPU, where the two matrix products written out take a fifth to a half of its fused
+    kernel's time (benchmarks/cpu_kernels.py).
     """
     explicit = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS
-    heads = explicit_attention(query, key, value) if explicit else F.scaled_dot_product_attention(query, key, value)
+    if explicit:
+        heads = explicit_attention(query, key, value, scale)
+    else:
+        heads = F.scaled_dot_product_attention(query, key, value, scale=scale)
     return heads.transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
 
 
 def explicit_attention(
-    query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    scale: float | None = None,
 ) -> Float[Tensor, "b g n d"]:
     """The same with the score matrix (b, g, n, m) stored; its softmax is taken in float32."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scaled = query if scale == 1 else query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scaled @ key.transpose(-2, -1)
     mixed: Tensor = scores.float().softmax(-1).to(value.dtype) @ value
     return mixed
+
+
+def attend_plus(
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    added: Float[Tensor, "b n c"],
+    norm: nn.LayerNorm,
+    scale: float | None = None,
+) -> Float[Tensor, "b n c"]:
+    """``attend`` plus the ``norm`` of ``added``. ``anyres.ops.triton`` has a kernel of the same name and arguments."""
+    whole: Tensor = attend(query, key, value, scale) + norm(added)
+    return whole
 
 
 class SelfAttention(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from anyres.config import config
+from anyres.ops.kernels import Kernels
 from anyres.train.objective import DinoConfig, ObjectiveConfig
 from anyres.train.optim import OptimConfig, learning_rate, weight_decay
 from anyres.train.parallel import Precision
@@ -23,6 +24,8 @@ class TrainConfig:
     ``accumulate``: each step's images go through the model in so many parts, whose gradients are summed: the same
     step with less memory (but batch norm sees a part at a time). ``grad_checkpointing``: blocks are run again in the
     backward pass instead of storing what they computed: less memory, more time. ``compile``: torch.compile.
+    ``kernels``: triton has attention's mixed heads, ResTv2's attention, and residual branches with their norms computed
+    by Triton's kernels, on a CUDA device alone (docs/kernels.md); checkpoints are the same.
     ``shard``: parameters, gradients, optimiser and moving average are split over the processes (FSDP2), where the model
     is too large to be copied to each; the result is the same to float tolerance.
     ``trainable``: all parameters; those of attention, position tables and the classifier; or the classifier's; the
@@ -38,6 +41,7 @@ class TrainConfig:
     accumulate: int = 1
     grad_checkpointing: bool = False
     compile: bool = False
+    kernels: Kernels = "plain"
     shard: bool = False
     trainable: Literal["all", "attention", "head"] = "all"
     non_finite: Literal["stop", "skip"] = "stop"

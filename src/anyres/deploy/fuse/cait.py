@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 from typing import Any
@@ -24,6 +25,7 @@ from anyres.deploy.fuse.folded import (
 from anyres.deploy.fuse.tables import Positions
 from anyres.models import cait
 from anyres.ops import fold
+from anyres.ops.mixed_heads import softmax, talking_heads
 from anyres.ops.resample import resample_table
 
 MOST_HEADS = 8
@@ -46,37 +48,26 @@ class TalkingHeads(nn.Module):
         self.after = fold.constant(own.proj_w.weight, own.proj_w.weight)
         self.bias = fold.constant(own.proj_w.bias, own.proj_w.bias)
         self.proj = fold.before_scale(own.proj, gamma)
+        self.talk: Callable[..., Tensor] = talking_heads
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        summed = torch.compiler.is_compiling() and self.heads <= MOST_HEADS
+        summed = torch.compiler.is_compiling() and self.heads <= MOST_HEADS and self.talk is talking_heads
         x = self.proj(self.by_sums(x) if summed else self.by_products(x))
         return x
 
     def by_products(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, n, 3c) -> (b, n, 3, g, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, n, d)
-        scores = query @ key.mT  # one name for all: what it held before is freed
-        shape = scores.shape
-        scores = (self.before @ scores.flatten(2)).view(shape)  # (g, g) x (b, g, n*m)
-        scores = softmax(scores)
-        after = self.after.expand(shape[0], -1, -1)
-        scores = torch.baddbmm(self.bias[:, None], after, scores.flatten(2)).view(shape)
-        x = (scores @ value).transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
-        return x
+        return self.talk(query, key, value, self.before, None, self.after, self.bias)
 
     def by_sums(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         width = x.shape[2] // self.heads
         parts = self.qkv(x).split(width, dim=2)  # 3g parts (b, n, d)
         query, key, value = (parts[i * self.heads : (i + 1) * self.heads] for i in range(3))
         scores = mixed([q @ k.mT for q, k in zip(query, key, strict=True)], self.before)
-        scores = mixed([softmax(plane) for plane in scores], self.after)
+        scores = mixed([softmax(plane).to(plane.dtype) for plane in scores], self.after)
         bias = self.bias.unbind()
         return torch.cat([(p + b) @ v for p, b, v in zip(scores, bias, value, strict=True)], dim=2)
-
-
-def softmax(scores: Float[Tensor, "... m"]) -> Float[Tensor, "... m"]:
-    """Over the last axis, at least in float32."""
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
 def mixed(planes: list[Float[Tensor, "b n m"]], weight: Float[Tensor, "g g"]) -> list[Float[Tensor, "b n m"]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -14,9 +12,9 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.models.contract import Backbone
 from anyres.models.deit3 import HMLPStem
-from anyres.ops import fold
-from anyres.ops.attention import MOST_KEYS
+from anyres.ops import attention, fold
 from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple
+from anyres.ops.residual import add_norm
 
 
 class Folded(nn.Module):
@@ -67,15 +65,8 @@ class Patches(nn.Module):
 def attend(
     query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
 ) -> Float[Tensor, "b n c"]:
-    """softmax(Q Kᵀ) V for each head, the heads concatenated; the scale is in the query already.
-
-    The kernels are those of ``anyres.ops.attention.attend``.
-    """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS:
-        heads = (query @ key.transpose(-2, -1)).float().softmax(-1).to(value.dtype) @ value
-    else:
-        heads = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return heads.transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
+    """softmax(Q Kᵀ) V for each head, the heads concatenated; the scale is in the query already."""
+    return attention.attend(query, key, value, 1.0)
 
 
 class Glance(nn.Module):
@@ -115,10 +106,11 @@ class Block(nn.Module):
         self.norm = norm
         self.attn = attn
         self.mlp = mlp
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        x = x + self.attn(self.norm(x))
-        x = x + self.mlp(self.norm(x))
+        x, normed = self.add_norm(x, self.attn(self.norm(x)), None, None, self.norm)
+        x = x + self.mlp(normed)
         return x
 
 

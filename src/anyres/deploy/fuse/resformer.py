@@ -26,6 +26,7 @@ from anyres.deploy.fuse.tables import PerGrid
 from anyres.models import resformer
 from anyres.ops import fold
 from anyres.ops.patch import Grid
+from anyres.ops.residual import add_norm
 
 
 class GlobalPosition(PerGrid):
@@ -75,10 +76,11 @@ class Block(nn.Module):
         self.norm = plain_norm(own.norm1)
         self.attn = Attention(own.attn, own.norm1)
         self.mlp = mlp([(own.norm2, own.mlp, None)])
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
-        x = x + self.attn(self.norm(x), grid)
-        x = x + self.mlp(self.norm(x))
+        x, normed = self.add_norm(x, self.attn(self.norm(x), grid), None, None, self.norm)
+        x = x + self.mlp(normed)
         return x
 
 

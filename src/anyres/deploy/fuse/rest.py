@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,15 +12,14 @@ from anyres.deploy.fuse.folded import Folded, attend, mean_classifier, to_maps, 
 from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
 from anyres.models import rest
 from anyres.ops import fold
+from anyres.ops.mixed_heads import normed_heads
 from anyres.ops.patch import Grid
 
 
 class Attention(nn.Module):
     """EMSA: softmax attention, or with several heads InstanceNorm(softmax(mix(Q Kᵀ))) V.
 
-    The bias of the mixing is the same for all keys, so the softmax does not see it. The instance norm is a layer norm
-    over the plane of queries and keys, whose rows sum to zero after it, so the values' mean counts for nothing; without
-    it less is rounded.
+    The bias of the mixing is the same for all keys, so the softmax does not see it.
     """
 
     def __init__(self, own: rest.Attention, norm: nn.LayerNorm) -> None:
@@ -31,28 +29,17 @@ class Attention(nn.Module):
         if own.heads > 1:
             weight = own.transform_conv.weight
             self.mixing = fold.constant(weight.flatten(1), weight)  # (g, g, 1, 1) -> (g, g)
+            self.mix: Callable[..., Tensor] = normed_heads
         self.proj = fold.before_scale(own.proj, None)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         query, key, value = (self.split(part) for part in self.project(x, grid)[:3])
-        x = self.proj((attend if self.heads == 1 else self.attend_mixed)(query, key, value))
+        x = self.proj(attend(query, key, value) if self.heads == 1 else self.mix(query, key, value, self.mixing, None))
         return x
 
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:
         """Channels into heads."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (b, n, c) -> (b, n, g, d) -> (b, g, n, d)
-
-    def attend_mixed(
-        self, query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
-    ) -> Float[Tensor, "b n c"]:
-        """Softmax and statistics are at least float32."""
-        scores = query @ key.mT
-        mixed = (self.mixing @ scores.flatten(2)).view(scores.shape)  # (g, g) x (b, g, n*m)
-        plane = mixed.softmax(-1, dtype=torch.promote_types(mixed.dtype, torch.float32))
-        value = value - value.mean(dim=2, keepdim=True)
-        plane = F.layer_norm(plane, plane.shape[2:], eps=1e-5)
-        x = (plane.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
-        return x
 
 
 class Stem(nn.Module):

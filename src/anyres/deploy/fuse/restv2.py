@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, attend, mean_classifier, to_maps, to_tokens
+from anyres.deploy.fuse.folded import Folded, mean_classifier, to_maps, to_tokens
 from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
 from anyres.models import restv2
 from anyres.ops import fold
+from anyres.ops.attention import attend_plus
 from anyres.ops.patch import Grid, crop
 
 
@@ -59,11 +60,13 @@ class Attention(nn.Module):
         self.up = Upsample(cast(nn.Conv2d, own.up[0]), own.reduction)
         self.up_norm = fold.layer_norm(own.up_norm)
         self.proj = fold.before_scale(own.proj, None)
+        self.attend_plus = attend_plus
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         query, keys, values, small = self.project(x, grid)
-        mixed = attend(self.split(query), self.split(keys), self.split(values))
-        x = self.proj(mixed + self.up_norm(self.up(values, small, grid)))
+        added = self.up(values, small, grid)
+        query, key, value = (self.split(part) for part in (query, keys, values))
+        x = self.proj(self.attend_plus(query, key, value, added, self.up_norm, 1.0))
         return x
 
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:

@@ -12,6 +12,7 @@ from anyres.deploy.fuse.folded import after_norm, mlp, plain_norm, to_maps, to_t
 from anyres.models import rest, restv2
 from anyres.ops import fold
 from anyres.ops.patch import Grid
+from anyres.ops.residual import add_norm
 
 Tokens = Float[Tensor, "b _ c"]
 
@@ -70,10 +71,11 @@ class Block(nn.Module):
         self.attn = attn
         self.mlp_norm = nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
         self.mlp = mlp
+        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        x = x + self.attn(self.norm(x), grid)
-        x = x + self.mlp(self.mlp_norm(x))
+        x, normed = self.add_norm(x, self.attn(self.norm(x), grid), None, None, self.mlp_norm)
+        x = x + self.mlp(normed)
         return x
 
 

@@ -75,8 +75,10 @@ class Positions(PerGrid):
 
 def pin(folded: nn.Module, image: Float[Tensor, "b k h w"]) -> None:
     """Makes every tensor that depends on the grid alone a constant, for the size of ``image``."""
+    tables = [module for module in folded.modules() if isinstance(module, PerGrid)]
+    for table in tables:
+        table.made.clear()
     with torch.no_grad():
         folded(image)
-    for module in folded.modules():
-        if isinstance(module, PerGrid):
-            module.pin()
+    for table in tables:
+        table.pin()
