@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from anyres.config import UserError
+from anyres.deploy import backends, programs
 from anyres.deploy import predictor as module
-from anyres.deploy.backends import Choice, Run, build, candidates, has_bf16
+from anyres.deploy.backends import Choice, Run, Unavailable, build, candidates, has_bf16
 from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
+from anyres.ops.kernels import triton_here
 from tests.models.zoo import build as build_model
 from tests.models.zoo import stirred
 from tests.pictures import draw
@@ -45,9 +47,9 @@ def test_any_number_of_images_in_pieces() -> None:
     made = Predictor(model, "onnxruntime", 64, batch=4)
     x = torch.randn(7, 3, 64, 64)
     torch.testing.assert_close(made(x), model.eval()(x), rtol=1e-4, atol=1e-4)
-    assert sorted(made.runs) == [4]  # 4 and 3, which is filled up
+    assert [shape.batch for shape in made.programs.made] == [4]  # 4 and 3, which is filled up
     assert made(x[:2]).shape == (2, 4)
-    assert sorted(made.runs) == [2, 4]
+    assert [shape.batch for shape in made.programs.made] == [4, 2]
 
 
 def test_auto_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +158,79 @@ def test_pictures_are_seen_as_asked() -> None:
     seen = Seen((0.5,) * 3, (0.25,) * 3, 1.0)
     made = Predictor(model, "eager", 32, seen=seen)
     assert torch.allclose(made.prepare([grey]), torch.full((1, 3, 32, 32), (128 / 255 - 0.5) / 0.25), atol=1e-6)
+
+
+def test_many_sizes_compile_only_what_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[str, tuple[int, ...]]] = []
+
+    def counted(model: torch.nn.Module, choice: Choice, example: torch.Tensor, *rest: object) -> Run:
+        built.append((choice.engine, tuple(example.shape[2:])))
+        return build(model, choice, example, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "build", counted)
+    monkeypatch.setattr(programs, "KEPT", 3)
+    model = stirred(build_model("deit", classes=4))  # patches of 8: sides that round up alike share a program
+    made = Predictor(model, "onnxruntime", 64, batch=2, any_size=True)
+    plain = model.eval()
+
+    def ask(*sides: int) -> list[tuple[str, tuple[int, ...]]]:
+        built.clear()
+        for side in sides:
+            x = torch.randn(2, 3, side, 24)
+            with torch.no_grad():
+                torch.testing.assert_close(made(x), plain(x), rtol=1e-4, atol=1e-4)
+        return built
+
+    assert ask(*range(8, 120, 8)) == []  # each size once: eager answers
+    assert ask(*range(8, 120, 8)) == []  # and again, too long ago
+    assert ask(33, 40, 37, 39) == [("onnxruntime", (40, 24))]  # one program for the four
+    assert ask(16, 24, 16, 24, 40) == [("onnxruntime", (16, 24)), ("onnxruntime", (24, 24))]
+    assert ask(32, 32, 40) == [("onnxruntime", (32, 24))]  # the fourth takes the place of 16
+    assert [shape.height for shape in made.programs.made] == [24, 32, 40]
+    assert made(torch.randn(1, 3, 24, 24)).shape == (1, 4)
+
+
+def test_any_size_by_eager_and_without_int8(tmp_path: Path) -> None:
+    model = stirred(build_model("restv2", classes=3))
+    made = Predictor(model, "eager", 64, any_size=True)
+    for sides in ((64, 64), (33, 70), (33, 70)):
+        x = torch.randn(1, 3, *sides)
+        with torch.no_grad():
+            torch.testing.assert_close(made(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="int8 is made for one size"):
+        Predictor(model, "openvino:int8", 64, any_size=True, calibration=[draw(0, 80)])
+
+
+@pytest.mark.parametrize(("most", "expected"), [(None, 10), (8, 8)])
+def test_more_shapes_are_compiled_than_pytorchs_limit(
+    most: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A predictor of 256 images has nine programs; PyTorch compiles eight of one class and runs the ninth eagerly."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.append(len(compiled))
+        return graph
+
+    own = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda made, dynamic, options: own(made, dynamic=dynamic, backend=backend))
+    monkeypatch.setattr(backends, "MOST_PROGRAMS", most or backends.MOST_PROGRAMS)
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    for batch in range(1, 11):
+        build(model, Choice("inductor", "fp32"), torch.randn(batch, 3, 8, 8))
+    assert len(compiled) == expected
+    torch._dynamo.reset()
+
+
+def test_kernels_want_a_cuda_device() -> None:
+    assert str(Choice.parse("inductor+triton:bf16")) == "inductor+triton:bf16"
+    assert Choice.parse("eager+triton") == Choice("eager", "fp32", kernels=True)
+    with pytest.raises(UserError, match="backend 'openvino\\+triton' is none of auto, eager"):
+        Choice.parse("openvino+triton")
+    with pytest.raises(Unavailable, match=r"^eager\+triton:fp32: Triton's kernels need a CUDA device, here it is cpu$"):
+        Predictor(build_model("cait"), "eager+triton", 64).forward(torch.randn(1, 3, 64, 64))
+    assert not any(choice.kernels for choice in candidates(CPU, ("fp32", "bf16")))
+    if triton_here():
+        found = {str(c) for c in candidates(torch.device("cuda"), ("fp32",))}
+        assert found == {"eager:fp32", "inductor:fp32", "eager+triton:fp32", "inductor+triton:fp32"}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
+from anyres.ops.kernels import check_triton, triton_here, use_triton
 
 if TYPE_CHECKING:
     import openvino
@@ -34,6 +36,8 @@ Run = Callable[[Tensor], Tensor]
 """Float32 pixels (b, 3, h, w) of the shape it was built for -> float32 logits (b, k)."""
 
 ENGINES, PRECISIONS = get_args(Engine), get_args(Precision)
+MOST_PROGRAMS = 1024
+"""So many shapes of one model's class are compiled in a process."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -43,23 +47,26 @@ class Unavailable(UserError):
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and a precision; written ``openvino:bf16``."""
+    """An engine and a precision, with Triton's kernels or without; written ``openvino:bf16``, ``eager+triton:bf16``."""
 
     engine: Engine
     precision: Precision
+    kernels: bool = False
 
     def __str__(self) -> str:
-        return f"{self.engine}:{self.precision}"
+        return f"{self.engine}{'+triton' if self.kernels else ''}:{self.precision}"
 
     @classmethod
     def parse(cls, text: str) -> Choice:
         """``openvino:bf16``, or an engine alone for fp32. Raises UserError."""
         engine, _, precision = text.partition(":")
+        kernels = engine in ("eager+triton", "inductor+triton")
+        engine = engine.removesuffix("+triton") if kernels else engine
         if engine not in ENGINES:
             raise UserError(f"backend {engine!r} is none of auto, {', '.join(ENGINES)}{nearest(engine, ENGINES)}")
         if (precision or "fp32") not in PRECISIONS:
             raise UserError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
-        return cls(engine, precision or "fp32")  # type: ignore[arg-type]
+        return cls(engine, precision or "fp32", kernels)  # type: ignore[arg-type]
 
 
 def candidates(device: torch.device, precisions: Sequence[str]) -> list[Choice]:
@@ -68,6 +75,8 @@ def candidates(device: torch.device, precisions: Sequence[str]) -> list[Choice]:
     if device.type == "cpu":
         engines += [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
     found = [Choice(engine, p) for engine in engines for p in ("fp32", "bf16") if p in precisions]
+    if device.type == "cuda" and triton_here():
+        found += [replace(choice, kernels=True) for choice in found]
     return [c for c in found if c.precision == "fp32" or (has_bf16(device) and c.engine != "onnxruntime")]
 
 
@@ -94,6 +103,8 @@ def build(
         raise Unavailable(f"{choice} needs some real images to read its ranges from: give calibration images")
     if choice.engine in ("onnxruntime", "openvino") and example.device.type != "cpu":
         raise Unavailable(f"{choice} runs on the CPU here: use eager or inductor for {example.device.type}")
+    if choice.kernels:
+        model = _with_kernels(model, choice, example.device)
     threads = threads or torch.get_num_threads()
     batches = _in_batches(calibration, len(example)) if choice.precision == "int8" else []
     match choice.engine:
@@ -105,6 +116,18 @@ def build(
             return _onnxruntime(model, choice, example, batches, threads)
         case "openvino":
             return _openvino(model, choice, example, batches, threads)
+
+
+def _with_kernels(model: nn.Module, choice: Choice, device: torch.device) -> nn.Module:
+    """A copy that calls Triton's kernels."""
+    try:
+        check_triton(device)
+    except UserError as error:
+        raise Unavailable(f"{choice}: {error}") from None
+    own = copy.deepcopy(model)
+    if not use_triton(own):
+        raise Unavailable(f"{choice}: no part of a {type(model).__name__} has a kernel")
+    return own
 
 
 def _in_batches(calibration: Sequence[Tensor], size: int) -> list[Tensor]:
@@ -141,10 +164,12 @@ def _inductor(model: nn.Module, choice: Choice, example: Tensor) -> Run:
         # freezing wants no_grad, not inference_mode: the weights that it keeps are then ordinary tensors
         with torch.no_grad(), _quiet():
             logits: Tensor = compiled(x.to(dtype))
-            return logits.float()
+            return logits.to(torch.float32, copy=True)  # a CUDA graph's own answer is overwritten by the next
 
     try:
-        run(example)
+        # one program per shape is meant; beyond its limit (8 of one class) PyTorch would run eagerly, and not say so
+        with torch._dynamo.config.patch(recompile_limit=MOST_PROGRAMS):
+            run(example)
     except Exception as error:  # whatever the compiler raises, such as a missing C++ compiler
         raise Unavailable(f"{choice}: {_line(error)}") from None
     return run
@@ -212,16 +237,16 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
     import openvino
 
     program = exported(model, example)  # OpenVINO reads its tensors where they lie, until it has compiled them
-    with _quiet():
-        converted = openvino.convert_model(program)
-        if choice.precision == "int8":
-            converted = _in_int8(converted, calibration)
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",  # one stream over all cores: the whole chip works on each call
         "INFERENCE_NUM_THREADS": threads,
         # beside int8's products the rest is computed in bf16 where that is fast
         "INFERENCE_PRECISION_HINT": "f32" if choice.precision == "fp32" or not has_bf16(example.device) else "bf16",
     }
+    with _quiet():
+        converted = openvino.convert_model(program)
+        if choice.precision == "int8":
+            converted = _in_int8(converted, calibration, settings)
     request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
 
     def run(x: Tensor) -> Tensor:
@@ -231,7 +256,7 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
     return run
 
 
-def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor]) -> openvino.Model:
+def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor], settings: dict[str, Any]) -> openvino.Model:
     """OpenVINO's graph with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
     import openvino
 
@@ -243,7 +268,7 @@ def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor]) -> openvi
         if done.returncode:
             died = done.returncode < 0 or not done.stderr.strip()
             why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
-            raise Unavailable(f"openvino:int8: NNCF cannot quantise this model: {why}")
+            raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
         small = openvino.Core().read_model(Path(folder) / "small.xml")
         return small.clone()  # read into memory: the file goes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -11,7 +12,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,12 @@ from anyres.data.mix import normalise
 from anyres.data.views import eval_view
 from anyres.deploy.backends import PRECISIONS, Choice, Run, Unavailable, build, candidates
 from anyres.deploy.fuse import fuse
+from anyres.deploy.fuse.folded import Patches
+from anyres.deploy.fuse.tables import pin
+from anyres.deploy.programs import Programs, Shape
 from anyres.flow import Batch, Record, Size
 from anyres.models.contract import Backbone
+from anyres.ops.patch import pad_to_multiple
 from anyres.places import cache_root
 
 LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.3}
@@ -70,7 +75,12 @@ class Timing:
 class Predictor:
     """``model`` folded and run by ``backend`` at one ``size``, in batches of at most ``batch``.
 
-    ``backend``: ``auto`` measures what this machine has (eager, inductor, onnxruntime, OpenVINO), checks every answer
+    ``any_size``: tensors of any size are taken, measured and pictured at ``size``. A size that comes again soon gets a
+    program of its own (``anyres.deploy.programs``), others eager PyTorch; sizes that the model pads to the same size
+    share one.
+
+    ``backend``: ``auto`` measures what this machine has (eager, inductor, onnxruntime, OpenVINO; on a CUDA device eager
+    and inductor, each with Triton's kernels and without), checks every answer
     against eager float32, keeps the fastest and remembers it for this model's shape, size, batch and machine; or one
     of them, as ``openvino`` or ``openvino:bf16``. ``precision``: of ``auto`` (the fastest of fp32 and bf16, or one of
     them) or of a backend named alone; int8 needs ``calibration``, some dozens of pictures. ``seen``: how pictures are
@@ -92,6 +102,7 @@ class Predictor:
         names: Sequence[str] = (),
         calibration: Sequence[Picture] = (),
         threads: int | None = None,
+        any_size: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         if batch < 1:
@@ -103,16 +114,27 @@ class Predictor:
         cfg = model.pretrained_cfg
         self.seen = seen or Seen(tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"])
         self.device = next(model.parameters()).device
-        self.model = fuse(model, (self.size.height, self.size.width))
+        self.any_size = any_size
+        self.model = fuse(model, None if any_size else (self.size.height, self.size.width))
+        self.multiple = next((m.patch_size for m in self.model.modules() if isinstance(m, Patches)), 1)
         self.calibration = [self.prepare([picture]) for picture in calibration]
-        self.runs: dict[int, Run] = {}
+        self.programs = Programs(self._build)
         self.timings: tuple[Timing, ...] = ()
         self.choice = self._choose(backend, precision, say)
+        if any_size:
+            if self.choice.precision == "int8":
+                raise UserError("int8 is made for one size: leave any_size out")
+            eager = build(self.model, replace(self.choice, engine="eager"), self._zeros(self._shape(batch)))
+            self.programs.stopgap = eager
+            if self.choice.engine == "eager":  # which takes any shape as it is
+                self.programs.make = lambda _: eager
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b k"]:
         """Normalised pixels of this predictor's size, any number of images -> logits, on the model's device."""
-        if tuple(x.shape[2:]) != self.size:
+        if self.any_size:
+            x = pad_to_multiple(x, self.multiple)  # as the model itself would
+        elif tuple(x.shape[2:]) != self.size:
             raise UserError(
                 f"this predictor was made for {self.size} px, not for {Size(*x.shape[2:])}: make one for it"
             )
@@ -140,12 +162,27 @@ class Predictor:
         """Logits of at most ``batch`` images; engines are built for powers of two and ``batch``, others filled up."""
         count = len(x)
         wanted = min(1 << (count - 1).bit_length(), self.batch)
-        if wanted not in self.runs:
-            example = torch.zeros(wanted, *x.shape[1:], device=self.device)
-            self.runs[wanted] = build(self.model, self.choice, example, self.calibration, self.threads)
         if count < wanted:
             x = torch.cat([x, x.new_zeros(wanted - count, *x.shape[1:])])
-        return self.runs[wanted](x)[:count]
+        return self.programs[Shape(wanted, *x.shape[2:])](x)[:count]
+
+    def _build(self, shape: Shape, choice: Choice | None = None) -> Run:
+        """A program for one shape: what depends on the grid alone is a constant in it."""
+        choice, example, model = choice or self.choice, self._zeros(shape), self.model
+        if self.any_size:
+            model = copy.deepcopy(model)
+            pin(model, example[:1])
+        return build(model, choice, example, self.calibration, self.threads)
+
+    def _zeros(self, shape: Shape) -> Float32[Tensor, "b 3 h w"]:
+        return torch.zeros(shape.batch, 3, shape.height, shape.width, device=self.device)
+
+    def _shape(self, batch: int) -> Shape:
+        """Of so many images of this predictor's size, padded where sizes share a program."""
+        if not self.any_size:
+            return Shape(batch, *self.size)
+        height, width = (-(-side // self.multiple) * self.multiple for side in self.size)
+        return Shape(batch, height, width)
 
     def _choose(self, backend: str, precision: str, say: Callable[[str], None]) -> Choice:
         if backend != "auto":
@@ -169,13 +206,14 @@ class Predictor:
 
     def _measure(self, tried: Sequence[Choice], say: Callable[[str], None]) -> Iterator[Timing]:
         """Time the engines in turn, round by round; fastest first, without those that fail or answer otherwise."""
-        example = torch.randn(self.batch, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        shape = self._shape(self.batch)
+        example = torch.randn(self._zeros(shape).shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         truth = build(self.model, Choice("eager", "fp32"), example)(example)
         runs: dict[Choice, Run] = {}
         errors: dict[Choice, float] = {}
         for choice in tried:
             try:
-                made = build(self.model, choice, example, self.calibration, self.threads)
+                made = self._build(shape, choice)
             except Unavailable as error:
                 say(f"backend {choice} is left out: {error}")
                 continue
@@ -194,7 +232,7 @@ class Predictor:
                 if i >= WARM_UP:
                     times[choice].append(1000 * (time.perf_counter() - start))
         ranked = sorted(runs, key=lambda choice: statistics.median(times[choice]))
-        self.runs = {self.batch: runs[ranked[0]]}
+        self.programs[shape] = runs[ranked[0]]
         yield from (Timing(str(c), round(statistics.median(times[c]), 3), errors[c]) for c in ranked)
 
     def _key(self, tried: Sequence[Choice]) -> dict[str, Any]:
