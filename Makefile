@@ -40,6 +40,7 @@ bench: $(READY)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/inference.py --compiled
 	$(BIN)/python benchmarks/size_cost.py
+	-$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/cascade.py
 	$(BIN)/python benchmarks/objectives.py

@@ -277,7 +277,7 @@ def kernel_cases(device: torch.device, batch: int) -> dict[str, tuple[int, Case]
         return [each.unflatten(2, (g, d)).transpose(1, 2) for each in tokens]
 
     def weights(*shapes: tuple[int, ...]) -> list[Tensor]:
-        return [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+        return [torch.randn(shape, device=device).to(BF16).requires_grad_() for shape in shapes]
 
     def talking(g: int, n: int, d: int, b: int) -> Any:
         mixing = weights((g, g), (g,), (g, g), (g,))
