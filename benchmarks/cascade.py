@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from anyres.cascading import FILE, How, batches, choose_cascade, predictor_for, seen_by
+from anyres.config import UserError
 from anyres.deploy.backends import Choice
 from anyres.deploy.cascade import CascadePredictor
 from anyres.deploy.predictor import Predictor
@@ -64,10 +65,14 @@ def quantised(trained: Trained, sizes: list[Size], batch: int) -> dict[Size, Pre
     pictures = [images[i].image.contiguous() for i in range(0, min(len(images), 256), 2)]
     choice = Choice("openvino", "int8")
     seen = seen_by(trained)
-    return {
-        size: Predictor(trained.model, str(choice), size, batch=batch, seen=seen, calibration=pictures)
-        for size in sizes
-    }
+    try:
+        return {
+            size: Predictor(trained.model, str(choice), size, batch=batch, seen=seen, calibration=pictures)
+            for size in sizes
+        }
+    except UserError as error:
+        print(f"left out: {error}")
+        return {}
 
 
 @torch.inference_mode()

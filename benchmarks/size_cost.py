@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "S60": {},
     "dino_vits16": {},
 }
-SIDES = (64, 96, 128, 224, 384, 512, 768, 1024)
+SIDES = (64, 128, 224, 384, 512, 1024)
 FITTED = 224
 FORMS = {"plain": Choice("eager", "fp32"), "folded": Choice("openvino", "bf16")}
 
@@ -83,11 +83,12 @@ def exponent(costs: dict[str, dict[str, float]], what: str) -> float:
 
 def draw(models: dict[str, Any], path: Path) -> None:
     """Time and memory over the side, both axes logarithmic, a line for each family."""
-    figure = Figure(figsize=(11, 8), dpi=110, layout="constrained")
+    forms = [form for form in FORMS if all(form in facts for facts in models.values())]
+    figure = Figure(figsize=(5.5 * len(forms), 8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(2, 2, sharex=True)
+    grid = figure.subplots(2, len(forms), sharex=True, squeeze=False)
     for row, (what, unit) in enumerate((("ms", "milliseconds"), ("mib", "MiB above what was held"))):
-        for column, form in enumerate(FORMS):
+        for column, form in enumerate(forms):
             axes = grid[row][column]
             for i, (name, facts) in enumerate(models.items()):
                 sides = [int(side) for side in facts[form]]
@@ -109,14 +110,15 @@ def draw(models: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--seconds", type=float, default=0.7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "size_cost.json")
     options = parser.parse_args()
     facts = json.loads(options.out.read_text()) if options.out.exists() else {"models": {}}
     facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "batch": 1, "fitted from": FITTED}
     for name in options.models:
-        found: dict[str, Any] = {form: {} for form in FORMS}
-        for form in FORMS:
+        found: dict[str, Any] = {form: {} for form in options.forms}
+        for form in found.copy():
             for side in track(SIDES, f"{name}, {form}", transient=True):
                 context = multiprocessing.get_context("spawn")
                 with ProcessPoolExecutor(1, mp_context=context) as alone:
@@ -124,7 +126,7 @@ def main() -> None:
         model = create_model(name, **OPTIONS[name])
         found["macs"] = {str(side): {"g": macs(model, Size(side, side)) / 1e9} for side in SIDES}
         found["exponents"] = {
-            **{form: {what: exponent(found[form], what) for what in ("ms", "mib")} for form in FORMS},
+            **{form: {what: exponent(found[form], what) for what in ("ms", "mib")} for form in options.forms},
             "macs": exponent(found["macs"], "g"),
         }
         print(name, found["exponents"])

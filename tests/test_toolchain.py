@@ -37,38 +37,37 @@ toolchain = load_script()
 CHECKS = [name for name in toolchain.CHECKS if name != "onnx" or has_onnx]
 
 
-GROUPS = (
-    ("rest_lite",),
-    ("restv2_tiny",),
-    ("resformer_tiny", "resmlp_12", "vit_tiny"),
-    ("deit_tiny", "deit_tiny_distilled", "deit3_tiny", "deit_small_patch16_18x2"),
-    ("deit3_tiny, hMLP stem", "cait_xxs24_224", "S60", "S60_multi"),
-)
+FAMILIES = (("rest_lite",), ("restv2_tiny",), ("resformer_tiny", "resmlp_12"), ("deit_tiny", "deit3_tiny"))
+FAMILIES += (("cait_xxs24_224", "S60"),)
+VARIANTS = ("vit_tiny", "deit_tiny_distilled", "deit_small_patch16_18x2", "deit3_tiny, hMLP stem", "S60_multi")
+SLOW = ("onnx", "compile", "compile_training")
+"""A variant differs from its family in a part that these have seen there; docs/export.md's table has them all."""
+GROUPS = [(models, CHECKS) for models in FAMILIES] + [(VARIANTS, [name for name in CHECKS if name not in SLOW])]
 
 
 # In a process of its own, as the types that are checked under test refuse a size that is free.
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("models", GROUPS, ids=lambda models: models[0])
-def test_every_check_passes(models: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("models", "checks"), GROUPS, ids=[models[0] for models, _ in GROUPS])
+def test_every_check_passes(models: tuple[str, ...], checks: list[str], tmp_path: Path) -> None:
     out = tmp_path / "toolchain.json"
-    command = [sys.executable, SCRIPT, "--quick", "--models", *models, "--checks", *CHECKS, "--out", out]
+    command = [sys.executable, SCRIPT, "--quick", "--models", *models, "--checks", *checks, "--out", out]
     answer = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(out.read_text())["models"]
-    assert tuple(found) == models
+    assert sorted(found) == sorted(models)
     for model, results in found.items():
-        assert list(results) == CHECKS
+        assert list(results) == checks
         assert not {check: result for check, result in results.items() if not result["ok"]}, model
         least = 33 if model in ("rest_lite", "restv2_tiny") else 17
         assert results["export"]["least_height"] == results["export"]["least_width"] == least
         assert results["export"]["refusal"].startswith("AssertionError: Guard failed: ")
         assert results["export"]["deviation"] <= 1e-5
-        assert results["compile"]["graphs"] == 2
+        assert "compile" not in checks or results["compile"]["graphs"] == 2
         assert 0 < results["bf16"]["deviation"] <= (0.3 if model == "rest_lite" else 0.06)
 
 
 def test_every_family_is_there() -> None:
-    assert sorted(model for group in GROUPS for model in group) == sorted(toolchain.CASES)
+    assert sorted(model for group, _ in GROUPS for model in group) == sorted(toolchain.CASES)
     tidy = {variant(case.name).name for case in toolchain.CASES.values()}
     assert {variant(name).name for name in SMALLEST.values()} <= tidy
     assert {small.name for family, small in SMALL.items() if family not in ("restv2", "resformer", "resmlp")} <= tidy

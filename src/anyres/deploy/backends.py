@@ -25,6 +25,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
+from anyres.deploy.quantise import SCHEMES
 from anyres.ops.kernels import check_triton, triton_here, use_triton
 
 if TYPE_CHECKING:
@@ -263,9 +264,12 @@ def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor], settings:
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(converted, Path(folder) / "whole.xml", compress_to_fp16=False)
         np.save(Path(folder) / "images.npy", torch.stack(list(calibration)).numpy())
-        words = [sys.executable, "-m", "anyres.deploy.quantise", folder]
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        if done.returncode:
+        for scheme in SCHEMES:
+            words = [sys.executable, "-m", "anyres.deploy.quantise", folder, scheme, json.dumps(settings)]
+            done = subprocess.run(words, check=False, capture_output=True, text=True)
+            if not done.returncode:
+                break
+        else:
             died = done.returncode < 0 or not done.stderr.strip()
             why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
             raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")

@@ -1,12 +1,14 @@
-"""int8 by NNCF, in a process of its own: ``python -m anyres.deploy.quantise FOLDER``.
+"""int8 by NNCF, in a process of its own: ``python -m anyres.deploy.quantise FOLDER SCHEME SETTINGS``.
 
-NNCF 3.4 compiles graphs with OpenVINO on its way, and now and then that ends the process (a segmentation fault, seen
-where onnxruntime had been used before); so it is not the user's. FOLDER holds ``whole.xml`` and ``images.npy``
-(batches, b, 3, h, w); it is left with ``small.xml``.
+OpenVINO 2026.4's CPU plugin ends the process (a segmentation fault) on some int8 graphs, such as ResT v2's at some
+sizes: while NNCF 3.4 runs them to read their ranges, or when they are compiled. So both happen here first.
+FOLDER holds ``whole.xml`` and ``images.npy`` (batches, b, 3, h, w); it is left with ``small.xml``, which was compiled
+and run with SETTINGS (JSON). SCHEME: ``transformer``, which treats attention with more care, or ``plain``.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -14,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+SCHEMES = ("transformer", "plain")
 
-def main(folder: Path) -> None:
-    """Read, quantise, write."""
+
+def main(folder: Path, scheme: str, settings: dict[str, str | int]) -> None:
+    """Read, quantise, write, run."""
     os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
     import nncf
     import openvino
@@ -26,11 +30,12 @@ def main(folder: Path) -> None:
     made = nncf.quantize(
         openvino.Core().read_model(folder / "whole.xml"),
         nncf.Dataset(list(images)),
-        model_type=nncf.ModelType.TRANSFORMER,
+        model_type=nncf.ModelType.TRANSFORMER if scheme == SCHEMES[0] else None,
         subset_size=len(images),
     )
     openvino.save_model(made, folder / "small.xml", compress_to_fp16=False)
+    openvino.Core().compile_model(str(folder / "small.xml"), "CPU", settings)(images[0])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))
