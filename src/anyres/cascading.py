@@ -50,6 +50,8 @@ def choose_cascade(folder: Path, sizes: Sequence[Size], max_loss: float, how: Ho
     if max_loss < 0:
         raise UserError(f"--max-loss {max_loss} is in points of top-1: give 0 or more, as 0.3")
     trained = open_run(folder)
+    if trained.multi_label:
+        raise UserError(f"{folder} gives several labels: a cascade wants one class an image")
     images = trained.images(data)
     if len(images) < 20:
         raise UserError(f"{len(images)} held-out images are too few to choose with and to measure on: give --data more")

@@ -229,7 +229,10 @@ def probe(
 @app.command()
 def pick(
     run: RunFolder,
-    min_top1: Annotated[float | None, typer.Option(help="Least top-1 accuracy, a share such as 0.9.")] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option("--min-top1", "--min-map", help="Least top-1 accuracy (of several labels: mAP), such as 0.9."),
+    ] = None,
     max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,
 ) -> None:
     """Name the cheapest size that is accurate enough, or the most accurate that is fast enough (after `curve`).
@@ -253,8 +256,12 @@ def predict(
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Small first, larger where unsure, as `anyres cascade` chose.")
     ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of several labels: every one above this probability; 0.5 if not given."),
+    ] = None,
 ) -> None:
-    """Print the likeliest classes of images.
+    """Print the likeliest classes of images; every likely label where the model gives several.
 
     Example: `anyres predict runs/first photo.jpg --size 96`
     """
@@ -263,7 +270,7 @@ def predict(
 
     if cascade and size:
         raise UserError("--cascade chooses the size for every image: leave out --size")
-    how = Answering(Size.parse(size) if size else None, backend, cascade)
+    how = Answering(Size.parse(size) if size else None, backend, cascade, threshold)
     predict_images(Subject(model, weights, classes), images, how, top)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anyres.evaluate.curve import Measured, plot, write_csv
-from anyres.evaluate.metrics import compare
+from anyres.evaluate.metrics import Scores, compare
 from anyres.evaluate.report import Pairing, ReportPage, console_table, write_html
 from anyres.flow import Size
 from anyres.publish import facts_of, messages, samples_of, screen
@@ -64,10 +64,13 @@ NOISE = (
 
 def compare_runs(measured: dict[str, list[Measured]]) -> list[Pairing]:
     """The any-size model minus the single-size one at every size, judged on the same images."""
-    return [
-        Pairing(ANY, SINGLE, Size(a.point.height, a.point.width), compare(a.scores.correct, b.scores.correct))
-        for a, b in zip(measured[ANY], measured[SINGLE], strict=True)
-    ]
+    pairings = []
+    for a, b in zip(measured[ANY], measured[SINGLE], strict=True):
+        assert isinstance(a.scores, Scores)
+        assert isinstance(b.scores, Scores)
+        size = Size(a.point.height, a.point.width)
+        pairings.append(Pairing(ANY, SINGLE, size, compare(a.scores.correct, b.scores.correct)))
+    return pairings
 
 
 def conclusion(pairings: Sequence[Pairing], n: int) -> str:

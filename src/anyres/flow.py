@@ -81,13 +81,26 @@ def seen_views(step: int, views: int, per_step: int | None) -> range:
     return range(start, start + per_step)
 
 
+class Metric(NamedTuple):
+    """How good, in words: ``key`` and ``name`` of the share that decides, in files and for people, and of a second."""
+
+    key: str
+    name: str
+    second_key: str
+    second: str
+
+
+METRICS = {"top1": Metric("top1", "top-1", "top5", "top-5"), "map": Metric("map", "mAP", "f1", "F1")}
+
+
 @dataclass(frozen=True)
 class Point:
     """One model at one size: how good, how sure, how costly.
 
     ``top1``, ``top5``, ``top1_low``, ``top1_high`` are shares in [0, 1] (95 % Wilson interval), ``loss`` is mean
     cross-entropy in nats, ``latency_ms`` the median time of one batch of one image, ``macs`` multiply-accumulates
-    for one image.
+    for one image. ``metric`` ``map``: of a multi-label set, ``top1`` is the mean average precision (95 % bootstrap
+    interval), ``top5`` the mean F1 at 0.5, ``loss`` binary; files name them ``map``, ``map_low``, ``map_high``, ``f1``.
     """
 
     model: str
@@ -102,6 +115,12 @@ class Point:
     latency_ms: float
     images_per_s: float
     macs: int
+    metric: str = "top1"
+
+    @property
+    def named(self) -> Metric:
+        """What its shares are called."""
+        return METRICS[self.metric]
 
 
 def pick_device() -> torch.device:

@@ -15,12 +15,22 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
-from anyres.evaluate.confusion import Confusion, confusion, write_tables
-from anyres.evaluate.curve import Measured, plot, write_csv
+from anyres.evaluate.confusion import confusion, write_tables
+from anyres.evaluate.curve import Measured, plain, plot, write_csv
 from anyres.evaluate.fingerprint import Fingerprint, fingerprint
 from anyres.evaluate.heatmap import heat_map
+from anyres.evaluate.metrics import Scores
+from anyres.evaluate.multilabel import LabelScores, write_label_table
 from anyres.evaluate.probe import NEIGHBOURS
-from anyres.evaluate.report import Prediction, ReportPage, Sample, console_mistakes, console_table, write_html
+from anyres.evaluate.report import (
+    Prediction,
+    ReportPage,
+    Sample,
+    console_labels,
+    console_mistakes,
+    console_table,
+    write_html,
+)
 from anyres.flow import Point, Size
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
@@ -50,7 +60,8 @@ def said_of(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
 
 def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held_out: DecodedImages) -> None:
     """Write what the run was for: its facts, and weights that know their classes."""
-    progress = state.progress
+    progress, multi_label = state.progress, images.source.multi_label
+    metric = "map" if multi_label else "top1"
     sources = (*images.source.notes, *held_out.source.notes)
     remarks = progress.unreadable | images.remarks() | held_out.remarks()
     facts = {
@@ -59,13 +70,14 @@ def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held
         "seconds": round(progress.seconds, 1),
         "steps": progress.step,
         "skipped_steps": progress.skipped,
-        "best_top1": progress.best,
+        **({f"best_{metric}": progress.best} if progress.best_step >= 0 else {"scored": False}),
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in remarks.items())],
     }
     (run / "run.json").write_text(json.dumps(facts, indent=1))
     classes = images.source.classes if recipe.objective.dino is None else ()
     about = {"model": recipe.model, "classes": classes, "mean": recipe.data.mean, "std": recipe.data.std}
-    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})
+    several = {"multi_label": True} if multi_label and classes else {}
+    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about | several)})
 
 
 def report_on(
@@ -83,19 +95,22 @@ def report_on(
     write_csv(points, folder / "curve.csv")
     plot(points, folder / "curve.png", train_sizes=trained_at)
     remarks = [f"{name}: {what}" for name, what in images.remarks().items()]
+    size, at_best = best_of(measured)
+    classes, metric = images.source.classes, "mAP" if trained.multi_label else "Top-1 accuracy"
     notes = list(dict.fromkeys((*trained.facts.get("notes", ()), *images.source.notes, *remarks)))
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"... {len(notes)} such notes in all: run.json has those of training"]
     page = ReportPage(
         title=f"{trained.name} on {images.source.name}",
-        claim=f"Top-1 accuracy{neighbours} on {points[0].n} images of the {images.source.split} split at every size "
+        claim=f"{metric}{neighbours} on {points[0].n} images of the {images.source.split} split at every size "
         "measured.",
         points=points,
         samples=samples_of(images, [(trained.name, trained, measured)], 12),
         notes=[*compared(trained, images, points), *notes],
         facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, at)))],
         train_sizes=trained_at,
-        mistakes=mistakes_at_best(images, measured),
+        mistakes=(size, confusion(at_best, classes)) if isinstance(at_best, Scores) else None,
+        labels=(size, at_best.worst(classes, 8)) if isinstance(at_best, LabelScores) else None,
     )
     write_html(folder / "report.html", page)
     write_json(trained.facts | {"evaluation": evaluation(trained, images, measured)}, folder / "run.json")
@@ -114,17 +129,25 @@ def folder_for(trained: Trained, out: Path | None) -> Path:
     return folder
 
 
-def mistakes_at_best(images: DecodedImages, measured: Sequence[Measured]) -> tuple[Size, Confusion]:
-    """What was taken for what at the size with the best top-1."""
+def best_of(measured: Sequence[Measured]) -> tuple[Size, Scores | LabelScores]:
+    """The size with the best top-1 or mAP, and the scores there."""
     point, scores = max(measured, key=lambda one: one.point.top1)
-    return Size(point.height, point.width), confusion(scores, images.source.classes)
+    return Size(point.height, point.width), scores
 
 
 def write_mistakes(trained: Trained, images: DecodedImages, measured: Sequence[Measured], out: Path) -> list[Path]:
-    """Write ``per_class.csv``, ``confusion.csv`` and, for few classes, ``confusion_SIZE.png``; returns them."""
-    by_size = {Size(point.height, point.width): confusion(scores, images.source.classes) for point, scores in measured}
-    written = write_tables(by_size, out)
-    for size, one in by_size.items():
+    """Write ``per_class.csv``, ``confusion.csv`` and, for few classes, ``confusion_SIZE.png``; of a multi-label set,
+    whose images are not taken for one class, the first alone; returns them."""
+    classes, confusions, labels = images.source.classes, {}, {}
+    for point, scores in measured:
+        if isinstance(scores, LabelScores):
+            labels[Size(point.height, point.width)] = scores
+        else:
+            confusions[Size(point.height, point.width)] = confusion(scores, classes)
+    if labels:
+        return [write_label_table(labels, classes, out)]
+    written = write_tables(confusions, out)
+    for size, one in confusions.items():
         if picture := heat_map(one, f"{trained.name} on {Path(images.source.name).name} at {size} px"):
             path = out / f"confusion_{size}.png"
             path.write_bytes(picture)
@@ -135,10 +158,15 @@ def write_mistakes(trained: Trained, images: DecodedImages, measured: Sequence[M
 def show(trained: Trained, images: DecodedImages, measured: Sequence[Measured]) -> None:
     """Print what was measured, the difference to what is claimed, and what has to be equal to compare it."""
     out, points = screen(), [m.point for m in measured]
-    size, mistakes = mistakes_at_best(images, measured)
+    size, scores = best_of(measured)
+    classes = images.source.classes
+    if isinstance(scores, LabelScores):
+        told = console_labels(scores, classes, size)
+    else:
+        told = console_mistakes(confusion(scores, classes), size)
     out.print(console_table(points))
     for sentence in (
-        *console_mistakes(mistakes, size),
+        *told,
         *compared(trained, images, points),
         f"images are seen so: {seen_as(trained.recipe)}",
         f"fingerprint: {pixels_of(trained, [Size(p.height, p.width) for p in points])}",
@@ -158,15 +186,27 @@ def samples_of(
             Prediction(
                 name,
                 Size(point.height, point.width),
-                classes[scores.predicted[place]],
-                float(scores.confidence[place]),
+                *_answer(scores, place, classes),
             )
             for name, _, measured in scored
             for point, scores in measured
         ]
         picture = to_pil_image(images[int(order[place])].image)
-        samples.append(Sample(record.name, picture, classes[record.target], predictions))
+        truth = joined(images.source.labels(int(order[place])))
+        samples.append(Sample(record.name, picture, truth, predictions))
     return samples
+
+
+def _answer(scores: Scores | LabelScores, place: int, classes: Sequence[str]) -> tuple[str, float]:
+    """What an image was taken for, and how surely."""
+    if isinstance(scores, Scores):
+        return classes[scores.predicted[place]], float(scores.confidence[place])
+    return joined([classes[c] for c in scores.predicted[place].nonzero()[0]]), scores.sure(place)
+
+
+def joined(labels: Sequence[str]) -> str:
+    """Labels for people."""
+    return ", ".join(labels) or "nothing"
 
 
 def facts_of(trained: Trained) -> list[tuple[str, str]]:
@@ -200,7 +240,7 @@ def expected(recipe: Recipe, points: Sequence[Point]) -> list[str]:
     sentences = []
     for point in points:
         size = str(Size(point.height, point.width))
-        if size in recipe.claim.top1:
+        if point.metric == "top1" and size in recipe.claim.top1:
             claim = recipe.claim.top1[size]
             inside = 100 * point.top1_low <= claim <= 100 * point.top1_high
             sentences.append(
@@ -208,6 +248,10 @@ def expected(recipe: Recipe, points: Sequence[Point]) -> list[str]:
                 f"a difference of {100 * point.top1 - claim:+.2f}; the 95 % interval {100 * point.top1_low:.2f} to "
                 f"{100 * point.top1_high:.2f} {'holds' if inside else 'does not hold'} the claim"
             )
+    if recipe.claim.top1 and points[0].metric != "top1":
+        sentences = [
+            f"claimed as top-1 ({recipe.claim.source}), measured as {points[0].named.name}: nothing to compare"
+        ]
     if recipe.claim.top1 and not sentences:
         sentences = [f"claimed only at {', '.join(recipe.claim.top1)} px ({recipe.claim.source}): nothing to compare"]
     return sentences
@@ -216,7 +260,7 @@ def expected(recipe: Recipe, points: Sequence[Point]) -> list[str]:
 def compared(trained: Trained, images: DecodedImages, points: Sequence[Point]) -> list[str]:
     """``expected``, and a warning where the images measured are plainly not those of the claim."""
     sentences = expected(trained.recipe, points)
-    there, known = len({r.target for r in images.source.records} - {-1}), len(trained.names)
+    there, known = len(images.source.present), len(trained.names)
     if sentences and there < known:
         sentences.append(f"the claim is for {known} classes, here are images of {there}: not the same task")
     return sentences
@@ -234,16 +278,16 @@ def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measu
     sizes = [Size(p.height, p.width) for p in points]
     rows = []
     for size, point in zip(map(str, sizes), points, strict=True):
-        claim = recipe.claim.top1.get(size)
+        claim = recipe.claim.top1.get(size) if point.metric == "top1" else None
         claimed = {} if claim is None else {"claim": claim, "difference": round(100 * point.top1 - claim, 4)}
-        rows.append({"size": size, **asdict(point), **claimed})  # the claim in percent, the difference in points
+        rows.append({"size": size, **plain(point), **claimed})  # the claim in percent, the difference in points
     return {
         "model": trained.name,
         "weights": trained.weights,
         "data": source.name,
         "split": source.split,
         "images": len(images),
-        "classes": len({r.target for r in source.records} - {-1}),
+        "classes": len(source.present),
         "of_classes": len(trained.names or source.classes),
         "claim_source": recipe.claim.source,
         "seen": {

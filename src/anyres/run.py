@@ -21,6 +21,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.loader import steps_per_epoch, train_batches
 from anyres.data.mix import erase, mix, mix_rng, normalise
 from anyres.evaluate.metrics import score
+from anyres.evaluate.multilabel import LabelScores, score_labels
 from anyres.evaluate.probe import NEIGHBOURS, Neighbours, Pooled, pool
 from anyres.flow import Batch, Size, seen_views
 from anyres.models.contract import Backbone
@@ -67,15 +68,19 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     check_kernels(recipe, accelerator.device)
     if (run / WEIGHTS).exists():
         console.print(f"{run} is done: it holds {WEIGHTS}. Choose another --out to train again.")
-        if report and not (run / "report.html").exists() and accelerator.is_main_process:
+        scored = open_run(run).facts.get("scored", True)
+        if report and scored and not (run / "report.html").exists() and accelerator.is_main_process:
             report_on(open_run(run), open_images(recipe, recipe.data.eval_split))
         return
-    images = open_images(recipe, recipe.data.train_split, training=True)
-    held_out = open_images(recipe, recipe.data.eval_split)
+    dino = recipe.objective.dino is not None
+    images = open_images(recipe, recipe.data.train_split, training=True, unlabelled=dino)
+    held_out = open_images(recipe, recipe.data.eval_split) if images.source.classes else images  # nothing to score
     for those in (images, held_out):
         those.check(recipe.data.max_unreadable)
-    if recipe.objective.dino is not None:
+    if can_score(recipe, images) and dino:
         check_apart(images, held_out)
+    recipe = settled(recipe, images)
+    check_folder(recipe, run)
     model = build_model(recipe, 0 if recipe.objective.dino is not None else len(images.source.classes))
     if recipe.weights and not checkpoint.found(run):
         console.print(start_from(model, recipe.weights))
@@ -90,8 +95,21 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
     state = fit(recipe, model, images, held_out, run, accelerator, teacher)
     if accelerator.is_main_process:  # nobody waits for the report: on large sets it takes longer than they would
         publish(recipe, run, state, images, held_out)
-        if report:
+        if report and can_score(recipe, images):
             report_on(open_run(run), held_out)
+        elif report:
+            console.print(f"no curve: `anyres probe {run} --data IMAGES` measures it on images with one label each")
+
+
+def settled(recipe: Recipe, images: DecodedImages) -> Recipe:
+    """The recipe with the loss that suits the images' labels. Raises UserError for what does not suit them."""
+    return replace(recipe, objective=recipe.objective.settle(images.source.multi_label))
+
+
+def can_score(recipe: Recipe, images: DecodedImages) -> bool:
+    """Whether held-out images can be scored: nearest neighbours want one label for each image."""
+    source = images.source
+    return recipe.objective.dino is None or (bool(source.classes) and not source.multi_label)
 
 
 def fit(
@@ -108,6 +126,7 @@ def fit(
     ``model`` may be any module with timm's contract, frozen where it is not to be trained; ``teacher`` is what
     ``build_teacher`` made. Raises as ``train_run`` does.
     """
+    recipe = settled(recipe, images)
     plan = make_plan(recipe, len(images))
     place(recipe, model, accelerator)
     student, momentum = build_student(recipe, model, teacher)
@@ -131,7 +150,7 @@ def fit(
     state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
-        return score_views(recipe, scored, held_out, accelerator, bank)
+        return score_views(recipe, scored, held_out, accelerator, bank) if can_score(recipe, images) else {}
 
     def names(index: Tensor) -> str:
         return ", ".join(images.source.records[i].name for i in index.tolist()[:8])
@@ -198,7 +217,10 @@ def check_folder(recipe: Recipe, run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file: choose another --out")
     if (run / RECIPE).is_file():
-        changed = differences(read_recipe(run / RECIPE), recipe)
+        before = read_recipe(run / RECIPE)
+        if recipe.objective.loss == "auto":  # it was settled then
+            recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
+        changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
     elif run.is_dir() and any(path.name != f"{RECIPE}.partial" for path in run.iterdir()):
@@ -227,7 +249,15 @@ def describe(
     yield from dict.fromkeys((*images.source.notes, *held_out.source.notes))
     yield from (*said_of(images, "training"), *said_of(held_out, "held-out"))
     classes = len(images.source.classes)
-    yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
+    if classes:
+        yield f"{len(images)} training and {len(held_out)} held-out images of {classes} classes"
+    else:
+        yield f"{len(images)} training images without labels"
+    if images.source.multi_label and recipe.objective.dino is None:
+        yield (
+            f"images have several labels: every class is decided by itself (objective.loss={recipe.objective.loss}) "
+            "and mAP is scored"
+        )
     parameters = sum(p.numel() for p in state.model.parameters())
     trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     dtype = autocast_dtype(recipe.train.precision)
@@ -241,7 +271,10 @@ def describe(
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
         f"peak learning rate {recipe.optim.peak_lr(plan.batch_size):.3g}"
     )
-    if recipe.objective.dino is not None:
+    if not can_score(recipe, images):
+        why = "images have several labels" if classes else "there are none"
+        yield f"without labels, and nothing to score by, as {why}: the newest checkpoints are kept, not the best"
+    elif recipe.objective.dino is not None:
         yield f"without labels; scored by the {NEIGHBOURS} nearest of the training images, by the teacher's features"
     if recipe.data.repeats > 1:
         seen = min(len(images), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))
@@ -286,7 +319,8 @@ def score_views(
     accelerator: Accelerator,
     bank: DecodedImages | None = None,
 ) -> dict[str, float]:
-    """Top-1 of ``model`` on ``images`` at each training size, as shares, and their mean as ``top1``.
+    """Top-1 of ``model`` on ``images`` at each training size, as shares, after their mean as ``top1``; mAP as ``map``
+    where images have several labels.
 
     With a ``bank`` of labelled images the model is a backbone, and the nearest of them by its features decide.
     """
@@ -301,7 +335,8 @@ def score_views(
         rank, world = accelerator.process_index, accelerator.num_processes
         return scored_batches(recipe, shown, size, crop, device, rank, world)
 
-    top1: dict[str, float] = {}
+    metric = "map" if images.source.multi_label else "top1"
+    shares: dict[str, float] = {}
     for size in dict.fromkeys(recipe.views.parsed):
         answering = model
         if bank is not None:
@@ -310,5 +345,7 @@ def score_views(
             vectors, target = gather(mine.vectors.to(device)), gather(mine.target.to(device))
             known = target >= 0  # the rest fills up
             answering = Neighbours(model, Pooled(vectors[known], target[known]), len(bank.source.classes), device)
-        top1[f"top1/{size}"] = score(answering, batches(images, size), device, dtype, gather).top1
-    return {"top1": sum(top1.values()) / len(top1), **top1}
+        judge = score_labels if images.source.multi_label else score
+        scores = judge(answering, batches(images, size), device, dtype, gather)
+        shares[f"{metric}/{size}"] = scores.mean_ap if isinstance(scores, LabelScores) else scores.top1
+    return {metric: sum(shares.values()) / len(shares), **shares}

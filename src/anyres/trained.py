@@ -44,6 +44,7 @@ class Trained:
 
     ``folder`` is its run's; None for a model's ``name`` with ``weights``, and then ``recipe`` holds what is known of
     them: how they see images, and their published accuracy as the claim. ``names``: of the classes, as far as known.
+    ``multi_label``: each class is decided by itself.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Trained:
     names: Names
     model: Backbone
     device: torch.device
+    multi_label: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -82,18 +84,29 @@ class Trained:
         Raises UserError when they do not fit, or the model has no classifier.
         """
         if self.by_neighbours:
-            return open_images(self.recipe, split or self.recipe.data.eval_split, data)
+            return open_images(self.recipe, split or self.recipe.data.eval_split, data, one_label_each)
         if not self.names:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
         fit = self._relabelled if self.folder is None else self._as_trained
         return open_images(self.recipe, split or self.recipe.data.eval_split, data, fit)
 
     def _relabelled(self, source: Source) -> Source:
+        self._check_kind(source)
         return relabel(source, self.names)
 
     def _as_trained(self, source: Source) -> Source:
+        self._check_kind(source)
         check_classes(source, self.classes)
         return source
+
+    def _check_kind(self, source: Source) -> None:
+        """Raises UserError unless images have several labels where the model gives several."""
+        if source.multi_label != self.multi_label:
+            here, there = ("several labels", "one") if source.multi_label else ("one label", "several")
+            raise UserError(
+                f"images of {source.name} have {here} each, and {self.name} was trained to give them {there}: give "
+                "--data images labelled as those were"
+            )
 
     def pooled(self, images: DecodedImages, size: Size) -> Pooled:
         """What the classifier would see of each labelled image; a progress bar on stderr."""
@@ -126,6 +139,7 @@ class Trained:
                 autocast=self.autocast,
                 budget_s=0.5,
                 timed=self.model,
+                multi_label=images.source.multi_label,
             )
             for size in track(
                 sizes, f"scoring {name}", console=console, transient=True, disable=not console.is_terminal
@@ -146,13 +160,15 @@ def open_run(folder: Path) -> Trained:
     about = read_metadata(folder / WEIGHTS).get("anyres")
     if about is None:
         raise UserError(f"{folder / WEIGHTS} was not written by `anyres train`: it does not say what its classes are")
-    classes = tuple(json.loads(about)["classes"])
+    told = json.loads(about)
+    classes = tuple(told["classes"])
     model = build_model(recipe, len(classes))
     load_weights(model, folder / WEIGHTS)
     device = pick_device()
     names = tuple((name,) for name in classes)
     name = str(recipe.model["name"])
-    return Trained(name, folder, str(folder / WEIGHTS), recipe, names, model.to(device).eval(), device)
+    multi_label = bool(told.get("multi_label"))
+    return Trained(name, folder, str(folder / WEIGHTS), recipe, names, model.to(device).eval(), device, multi_label)
 
 
 def open_trained(what: str, weights: str | None = None, classes: Path | None = None) -> Trained:
@@ -190,7 +206,8 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
         load_weights(built, path)
     device = pick_device()
     name = row.name if row else model
-    return Trained(name, None, source, recipe, names or ((),) * count, built.to(device).eval(), device)
+    several = bool(about.get("multi_label"))
+    return Trained(name, None, source, recipe, names or ((),) * count, built.to(device).eval(), device, several)
 
 
 def _values(model: str, row: Weights | None, side: int, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,16 +293,18 @@ def open_images(
     fit: Callable[[Source], Source] = lambda source: source,
     *,
     training: bool = False,
+    unlabelled: bool = False,
 ) -> DecodedImages:
     """One split of the recipe's data (or of ``data``), decoded into memory if the recipe says so and they fit.
 
     ``fit`` checks its classes, or numbers them otherwise, before anything is decoded. Only images for ``training`` are
-    decoded as ``data.dct`` says: what is scored is read in full, whatever the recipe.
+    decoded as ``data.dct`` says: what is scored is read in full, whatever the recipe. ``unlabelled``: images without
+    labels will do.
     """
     source = data or recipe.data.source
     if source is None:
         raise UserError("no images: give --data a folder, a CSV manifest or a built-in set such as groceries")
-    opened = fit(open_source(source, split, val_share=recipe.data.val_share))
+    opened = fit(open_source(source, split, val_share=recipe.data.val_share, unlabelled=unlabelled))
     budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
     largest = max(max(size) for size in recipe.views.parsed)
     dct_side = largest if training and recipe.data.dct else None
@@ -300,6 +319,13 @@ def labelled_for(recipe: Recipe, images: DecodedImages) -> DecodedImages:
     train = open_images(recipe, recipe.data.train_split if split == "test" else "train", images.source.name)
     check_apart(train, images)
     return train
+
+
+def one_label_each(source: Source) -> Source:
+    """``source``, for whom neighbours or a linear layer answer by one class. Raises UserError for several labels."""
+    if source.multi_label:
+        raise UserError(f"images of {source.name} have several labels: nearest neighbours and probes want one each")
+    return source
 
 
 def check_apart(train: DecodedImages, test: DecodedImages) -> None:

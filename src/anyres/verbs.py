@@ -48,6 +48,7 @@ from anyres.trained import (
     crop_ratio,
     evaluated_sizes,
     labelled_for,
+    one_label_each,
     open_images,
     open_trained,
     seen_as,
@@ -158,7 +159,7 @@ def probe_run(subject: Subject, where: Where, size: str | None, probes: Probes, 
 
 def probed_images(trained: Trained, where: Where) -> tuple[DecodedImages, DecodedImages]:
     """The images whose labels are given, and those whose labels are asked for. Raises UserError if some are both."""
-    test = open_images(trained.recipe, where.split or trained.recipe.data.eval_split, where.data)
+    test = open_images(trained.recipe, where.split or trained.recipe.data.eval_split, where.data, one_label_each)
     return labelled_for(trained.recipe, test), test
 
 
@@ -216,31 +217,47 @@ def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> Non
     point = pick(read_csv(folder / "curve.csv"), min_top1, max_ms)
     size = Size(point.height, point.width)
     screen().print(
-        f"{size}  top-1 {100 * point.top1:.1f} %, {point.latency_ms:.2f} ms an image, {point.macs / 1e6:.0f} M MACs"
+        f"{size}  {point.named.name} {100 * point.top1:.1f} %, {point.latency_ms:.2f} ms an image, "
+        f"{point.macs / 1e6:.0f} M MACs"
     )
 
 
 def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -> Float32[Tensor, " k"]:
-    """The class probabilities of one image seen at ``size``."""
+    """The class probabilities of one image seen at ``size``; each by itself where the model gives several labels."""
     view = eval_view(image, size, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
     batch = Batch((view[None],), torch.tensor([-1]), torch.tensor([0]))
     pixels = normalise(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
         logits: Tensor = trained.model(pixels)
-    return logits[0].float().softmax(0).cpu()
+    return (logits[0].float().sigmoid() if trained.multi_label else logits[0].float().softmax(0)).cpu()
 
 
 class Answering(NamedTuple):
-    """How pictures are answered: --size, --backend, --cascade."""
+    """How pictures are answered: --size, --backend, --cascade, --threshold."""
 
     size: Size | None = None
     backend: str | None = None
     cascade: bool = False
+    threshold: float | None = None
 
     def answerer(self, trained: Trained, folder: Path) -> Callable[[Sequence[Tensor], int], list[list[Prediction]]]:
-        """Pictures uint8 (3, h, w) and a count -> so many likeliest classes of each."""
+        """Pictures uint8 (3, h, w) and a count -> so many likeliest classes of each; of a model that gives several
+        labels, all that are likely enough."""
         size = self.size or trained.recipe.views.parsed[0]
         how = How(self.backend or "eager", batch=1)
+        if trained.multi_label:
+            engine = predictor_for(trained, size, how) if self.backend else None
+
+            def several(pictures: Sequence[Tensor], _top: int) -> list[list[Prediction]]:
+                if engine is not None:
+                    shares = engine.forward(engine.prepare(pictures)).sigmoid().cpu()
+                else:
+                    shares = torch.stack([probabilities(trained, picture, size) for picture in pictures])
+                least = 0.5 if self.threshold is None else self.threshold
+                every = likeliest(shares, trained.classes, len(trained.classes))
+                return [[one for one in row if one.probability > least] for row in every]
+
+            return several
         if self.cascade:
             return open_cascade(trained, folder, how).predict
         if self.backend:
@@ -254,13 +271,19 @@ class Answering(NamedTuple):
 
 
 def predict_images(subject: Subject, paths: Sequence[Path], how: Answering, top: int) -> None:
-    """Print the likeliest classes of image files. Raises UserError that names the unreadable ones, after the others."""
+    """Print the likeliest classes of image files, or all likely labels. Raises UserError that names the unreadable
+    ones, after the others."""
     trained = subject.open()
     if not trained.names:
         raise UserError(f"{trained.name} has no classifier: it cannot name classes")
+    if trained.multi_label and how.cascade:
+        raise UserError(f"{trained.name} gives several labels: a cascade wants one class an image, leave out --cascade")
+    if how.threshold is not None and not trained.multi_label:
+        raise UserError(f"{trained.name} gives one class an image: --threshold is for several, leave it out")
     predict = how.answerer(trained, Path(subject.what))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("image", *(f"{i + 1}." for i in range(min(top, len(trained.classes))))):
+    places = [f"{i + 1}." for i in range(min(top, len(trained.classes)))]
+    for column in ("image", *(["labels"] if trained.multi_label else places)):
         table.add_column(column, overflow="fold")
     unreadable = []
     for start in range(0, len(paths), AT_A_TIME):
@@ -272,7 +295,9 @@ def predict_images(subject: Subject, paths: Sequence[Path], how: Answering, top:
                 unreadable.append(f"{error.name} is unreadable: {error.reason}")
         answers = predict(list(pictures.values()), top) if pictures else []
         for path, best in zip(pictures, answers, strict=True):
-            table.add_row(escape(str(path)), *(escape(f"{one.name} {100 * one.probability:.1f} %") for one in best))
+            told = [f"{one.name} {100 * one.probability:.1f} %" for one in best]
+            told = [", ".join(told) or "nothing"] if trained.multi_label else told
+            table.add_row(*map(escape, (str(path), *told)))
     if table.rows:
         screen().print(table)
     if unreadable:

@@ -36,6 +36,7 @@ LICENCE = (
 FORMS = """\
 FOLDER                     root/CLASS/IMAGE or root/train/CLASS/IMAGE (+ val, + test)
 TABLE.csv, TABLE.jsonl     path, label and, if wanted, split; paths count from the table's folder
+                           several labels: a column labels (cat|dog), or of 0 and 1 for each class; JSONL: lists
 PART-{00..09}.parquet      columns image (bytes or {bytes, path}) and label; a file, a pattern or a folder of them
 SHARD-{0000..0099}.tar     WebDataset: 01.jpg beside 01.cls or 01.json; a file, a pattern or a folder of them
 hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs the datasets library)

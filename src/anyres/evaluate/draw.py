@@ -45,9 +45,9 @@ def png(
 ) -> bytes:
     """Draw ``points`` as a PNG: 2400 x 1040 pixels on WIDE, 1080 x 1680 on TALL, less without title.
 
-    Left: top-1 against the side of the image (of a non-square one, the root of its area) with its 95 % band.
-    Right: top-1 against the time of one image. Sizes in ``train_sizes[model]`` are filled. Raises UserError for no
-    points.
+    Left: top-1 (of several labels: mAP) against the side of the image (of a non-square one, the root of its area) with
+    its 95 % band. Right: the same against the time of one image. Sizes in ``train_sizes[model]`` are filled. Raises
+    UserError for no points.
     """
     if not points:
         raise UserError("there is nothing to draw: the curve is empty")
@@ -61,7 +61,7 @@ def png(
     renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
     names = [figure.text(0, 0, s.title, fontsize=10.5, fontweight="bold", color=s.colour) for s in series]
     widest = max(name.get_window_extent(renderer).width for name in names) / figure.bbox.width
-    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink)
+    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink, points[0].named.name)
     _limits(left, right, points)
     labeller = Labeller(renderer)
     _by_size(left, series, ink, labeller)
@@ -144,8 +144,8 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     figure.text(right, 0.18 / sheet.height, images, fontsize=9.5, color=ink.quiet, va="center", ha="right")
 
 
-def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink) -> tuple[Axes, Axes]:
-    """Two axes over one vertical scale; ``margin`` inches beside the first are for the models' names."""
+def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink, metric: str) -> tuple[Axes, Axes]:
+    """Two axes over one vertical scale, of ``metric``; ``margin`` inches beside the first are for the models' names."""
     across, along = sheet.width - sheet.left - sheet.right, sheet.height - sheet.top - sheet.foot
     if sheet.columns:
         room = across - margin - sheet.between
@@ -159,7 +159,7 @@ def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink) -> tuple[Axes
     second = figure.add_axes(sheet.share(*second_box), sharey=first)
     second.tick_params(labelleft=not sheet.columns)
     for axes, words in ((first, "image size (pixels)"), (second, "time for one image (ms)")):
-        axes.set_title("top-1 (%) against " + words, loc="left", fontsize=10.5, color=ink.quiet, pad=12)
+        axes.set_title(f"{metric} (%) against {words}", loc="left", fontsize=10.5, color=ink.quiet, pad=12)
         axes.set_facecolor(ink.paper)
         axes.grid(color=ink.grid, linewidth=0.8)
         axes.set_axisbelow(True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +56,11 @@ class Scores:
         """Mean cross-entropy in nats, summed in double precision."""
         return float(self.losses.mean(dtype=np.float64))
 
+    def headline(self) -> dict[str, float | str]:
+        """What a Point says of it."""
+        low, high = wilson(int(self.correct.sum()), self.n)
+        return {"top1": self.top1, "top1_low": low, "top1_high": high, "top5": self.top5, "loss": self.loss}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -90,27 +95,40 @@ def score(
 
     Raises UserError where nothing is labelled, a label has no logit, or the logits are not finite.
     """
+    columns = collect(model, batches, device, autocast, gather, _judge)
+    labelled = columns[1] >= 0
+    index, target, predicted, confidence, correct5, losses = (column[labelled] for column in columns)
+    if not len(index):
+        raise UserError("there is no image to score: none has a label")
+    lost = index[~np.isfinite(losses)]
+    if len(lost):
+        raise UserError(f"the model's output is not finite for {len(lost)} images, the first at position {lost[0]}")
+    return Scores(index, target, predicted, confidence, predicted == target, correct5, losses)
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    gather: Gather,
+    judge: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+) -> list[Shaped[np.ndarray, "n ..."]]:
+    """Positions in the dataset, ascending and each once, and beside them what ``judge`` makes of logits (b, k) and
+    target. Raises UserError where there is no batch."""
     columns: list[tuple[Tensor, ...]] = []
     with evaluating(model), torch.inference_mode():
         for batch in batches:
             pixels, target = batch.views[0].to(device, non_blocking=True), batch.target.to(device)
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 logits = model(pixels)
-            columns.append((batch.index.to(device), *_judge(logits.float(), target)))
+            columns.append((batch.index.to(device), *judge(logits.float(), target)))
     if not columns:
         raise UserError("there is no image to score: the split is empty")
-    joined = (gather(torch.cat(column)).cpu().numpy() for column in zip(*columns, strict=True))
-    index, target_, predicted, confidence, correct5, losses = joined
-    index, first = np.unique(index, return_index=True)
-    kept = target_[first] >= 0
-    index, first = index[kept], first[kept]
-    if not len(index):
-        raise UserError("there is no image to score: none has a label")
-    lost = index[~np.isfinite(losses[first])]
-    if len(lost):
-        raise UserError(f"the model's output is not finite for {len(lost)} images, the first at position {lost[0]}")
-    correct = predicted[first] == target_[first]
-    return Scores(index, target_[first], predicted[first], confidence[first], correct, correct5[first], losses[first])
+    joined = [gather(torch.cat(column)).cpu().numpy() for column in zip(*columns, strict=True)]
+    index, first = np.unique(joined[0], return_index=True)
+    first = first[index >= 0]  # the rest fills up
+    return [column[first] for column in joined]
 
 
 def _judge(logits: Float[Tensor, "b k"], target: Int64[Tensor, " b"]) -> tuple[Tensor, ...]:

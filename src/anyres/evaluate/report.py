@@ -18,9 +18,10 @@ from anyres.evaluate.confusion import Confusion
 from anyres.evaluate.draw import png
 from anyres.evaluate.heatmap import heat_map
 from anyres.evaluate.metrics import Comparison
+from anyres.evaluate.multilabel import ClassRow, LabelScores
 from anyres.evaluate.probe import Probed
 from anyres.evaluate.sheet import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
-from anyres.flow import Point, Size
+from anyres.flow import METRICS, Point, Size
 
 THUMBNAIL = 360  # pixels of a thumbnail's longer side: twice what the page shows
 DASH = "\N{EN DASH}"
@@ -82,7 +83,7 @@ class ReportPage:
 
     ``claim`` is one sentence. ``notes`` are sentences about the data (images that could not be read, ...), ``facts``
     pairs of a name and a value about the run (seed, epochs, pixels processed, seconds, versions). ``mistakes``: what
-    one model took for what at one size.
+    one model took for what at one size; ``labels``: of a multi-label set, the classes it ranks worst at one size.
     """
 
     title: str
@@ -94,6 +95,7 @@ class ReportPage:
     facts: Sequence[tuple[str, str]] = ()
     train_sizes: Mapping[str, Sequence[Size]] = field(default_factory=dict)
     mistakes: tuple[Size, Confusion] | None = None
+    labels: tuple[Size, Sequence[ClassRow]] | None = None
 
 
 def write_html(path: Path, page: ReportPage) -> None:
@@ -113,6 +115,7 @@ def write_html(path: Path, page: ReportPage) -> None:
         groups=_by_model(page.points).items(),
         pairs=_by_models(page.comparisons).items(),
         scale=_scale(page.points),
+        metric=page.points[0].named if page.points else METRICS["top1"],
         samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
         maps=_maps(page.mistakes[1]) if page.mistakes else [],
     )
@@ -126,7 +129,8 @@ def console_table(points: Sequence[Point], comparisons: Sequence[Pairing] = ()) 
     """The same numbers for a terminal: a row per model and size, and the difference where a pairing starts there."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in ("size", "top-1", "95 % interval", "loss", "ms", "images/s", "MACs"):
+    metric = points[0].named.name if points else "top-1"
+    for name in ("size", metric, "95 % interval", "loss", "ms", "images/s", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     if comparisons:
         table.add_column("difference in points")
@@ -168,6 +172,13 @@ def console_mistakes(mistakes: Confusion, size: Size, most: int = 5) -> list[str
     classes = ", ".join(f"{one.name} {_percent(one.accuracy)} % of {one.n}" for one in worst)
     taken = ", ".join(f"{pair.count} {pair.truth} for {pair.taken_for}" for pair in pairs)
     return [f"worst classes at {size} px: {classes}", f"most often mistaken at {size} px: {taken}"]
+
+
+def console_labels(scores: LabelScores, classes: Sequence[str], size: Size) -> list[str]:
+    """F1 and the classes ranked worst at one size, as lines for a terminal."""
+    told = [f"F1 at {size} px: {_percent(scores.f1)} %, of decisions at probability 0.5"]
+    worst = ", ".join(f"{r.name} {_percent(r.average_precision)} % of {r.n}" for r in scores.worst(classes))
+    return [*told, f"worst classes at {size} px, by average precision: {worst}"] if worst else told
 
 
 def _difference(pairing: Pairing | None) -> str:
@@ -249,7 +260,8 @@ def _alt(points: Sequence[Point]) -> str:
         f"{model}: " + ", ".join(f"{_percent(p.top1)} % at {Size(p.height, p.width)}" for p in group)
         for model, group in _by_model(points).items()
     ]
-    return "Top-1 accuracy by image size. " + ". ".join(parts) + "."
+    metric = points[0].named
+    return f"{'Top-1 accuracy' if metric.key == 'top1' else metric.name} by image size. " + ". ".join(parts) + "."
 
 
 def _scale(points: Sequence[Point]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from anyres.train.step import NonFiniteLoss, make_step
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop asks of others. ``evaluate`` scores a model, and its ``"top1"`` decides the best; ``teacher``
+    """What the loop asks of others. ``evaluate`` scores a model, and the first score decides the best; ``teacher``
     answers to a view, where there is one; ``names`` calls images by positions in the data set, for messages;
     ``settings`` are what a tracker is told of the run."""
 
@@ -136,8 +136,9 @@ def _maybe_evaluate(state: State, plan: Plan, evaluate: Callable[[nn.Module], di
         return {}
     state.refresh()
     scores = evaluate(state.evaluated)
-    if scores and scores["top1"] > progress.best:
-        progress.best, progress.best_step = scores["top1"], progress.step
+    first = next(iter(scores.values()), progress.best)  # no scores where nothing is labelled
+    if first > progress.best:
+        progress.best, progress.best_step = first, progress.step
     return scores
 
 

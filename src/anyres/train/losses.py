@@ -10,20 +10,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-LabelLoss = Literal["ce", "bce"]
+LabelLoss = Literal["ce", "bce", "soft_bce"]
 Distance = Literal["smooth_l1", "l2", "cosine", "soft"]
 Target = Int64[Tensor, " b"] | Float[Tensor, "b k"]
 
 
 def label_loss(logits: Float[Tensor, "b k"], target: Target, kind: LabelLoss) -> Tensor:
-    """What the labels say: class indices, or soft targets as mixing and smoothing make them.
+    """What the labels say: class indices, soft targets as mixing and smoothing make them, or several classes each.
 
     ``ce``: cross-entropy, mean over the batch (label smoothing is in the soft target). ``bce``: DeiT III's: every
     class with any share of the target is wholly right (y > 0 -> 1), binary cross-entropy, mean over batch and classes.
+    ``soft_bce``: the same with the shares as they are, as several labels want it.
     """
     if kind == "ce":
         return F.cross_entropy(logits, target)
-    return F.binary_cross_entropy_with_logits(logits, (shares(logits, target) > 0).to(logits.dtype))
+    right = shares(logits, target)
+    return F.binary_cross_entropy_with_logits(logits, right if kind == "soft_bce" else (right > 0).to(logits.dtype))
 
 
 def shares(logits: Float[Tensor, "b k"], target: Target) -> Float[Tensor, "b k"]:

@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.config import config
+from anyres.config import UserError, config
 from anyres.flow import Batch, Size, seen_views
 from anyres.train.losses import (
+    LabelLoss,
     distance,
     hard_distillation,
     label_loss,
@@ -122,7 +123,9 @@ class DinoConfig:
 
 @config
 class ObjectiveConfig:
-    """``loss``: cross-entropy, or DeiT III's binary one, which wants ``mix.smoothing`` 0. ``consistency`` and
+    """``loss``: ``ce``, cross-entropy; ``bce``, DeiT III's binary one, which takes any share of a class for all of it
+    and so wants ``mix.smoothing`` 0; ``soft_bce``, a binary one with the shares as they are; ``auto``: ``ce``, or
+    ``soft_bce`` where images have several labels, which leaves no place for ``ce``. ``consistency`` and
     ``target`` name the distance and the feature it compares (ResFormer's ``--distillation-type`` and
     ``--distillation-target``); ``weight`` is its alpha, added to the rest; ``temperature`` is read by ``soft`` alone;
     ``none``: no consistency. ``distillation``: see there. ``cosub``: every view goes through the model twice, which
@@ -130,7 +133,7 @@ class ObjectiveConfig:
     time (ResFormer's ``iter`` mode; null: all). ``dino``: instead of all this, training without
     labels ({}: as published; null: with labels)."""
 
-    loss: Literal["ce", "bce"] = "ce"
+    loss: Literal["auto", "ce", "bce", "soft_bce"] = "auto"
     consistency: Literal["none", "smooth_l1", "l2", "cosine", "soft"] = "none"
     target: Target = "cls"
     weight: float = 1.0
@@ -152,10 +155,33 @@ class ObjectiveConfig:
         if self.views_per_step is not None and self.views_per_step < 1:
             raise ValueError(f"objective.views_per_step={self.views_per_step} must be 1 or more, or null for all")
         if self.dino is not None:
-            plain = ObjectiveConfig()
+            plain = ObjectiveConfig(loss="ce") if self.loss == "ce" else ObjectiveConfig()
             others = (f.name for f in fields(self) if getattr(self, f.name) not in (self.dino, getattr(plain, f.name)))
             if other := next(others, None):
                 raise ValueError(f"objective.dino goes alone: leave out objective.{other}, or set objective.dino=null")
+
+    @property
+    def labels(self) -> LabelLoss:
+        """The loss of the labels; ``ce`` where nothing was chosen."""
+        return "ce" if self.loss == "auto" else self.loss
+
+    def settle(self, multi_label: bool) -> ObjectiveConfig:
+        """With ``loss`` chosen for a set of images with one label each, or several. Raises UserError for what has no
+        meaning with several."""
+        if self.dino is not None:
+            return self
+        if not multi_label:
+            return replace(self, loss=self.labels)
+        one = "is for one class an image, and these images have several labels: set"
+        if self.loss == "ce":
+            raise UserError(f"objective.loss=ce {one} objective.loss=soft_bce")
+        if self.distillation.kind != "none":
+            raise UserError(
+                f"objective.distillation.kind={self.distillation.kind} {one} objective.distillation.kind=none"
+            )
+        if self.consistency == "soft":
+            raise UserError(f"objective.consistency=soft {one} objective.consistency=smooth_l1")
+        return replace(self, loss="soft_bce" if self.loss == "auto" else self.loss)
 
 
 @runtime_checkable
@@ -237,8 +263,8 @@ def terms(student: nn.Module, batch: Batch, config: ObjectiveConfig, teacher: Te
     for i, view in enumerate(batch.views):
         logits, taught, feature = (wide(x) for x in student(view))
         name = names[i]
-        loss = label_loss(logits, target_of(batch, i), config.loss)
-        shown = {f"{config.loss}/{name}": loss.detach()}
+        loss = label_loss(logits, target_of(batch, i), config.labels)
+        shown = {f"{config.labels}/{name}": loss.detach()}
         if teacher is not None:
             lesson = _distilled(taught, wide(teacher(view)), config.distillation)
             shown[f"distillation/{name}"] = lesson.detach()
@@ -261,7 +287,7 @@ def _pairs(student: nn.Module, batch: Batch, config: ObjectiveConfig) -> Iterato
     """Cosub's terms: both halves of one pass over the doubled batch, which drop other blocks."""
     for i, view in enumerate(batch.views):
         first, second = wide(student(torch.cat([view, view]))[0]).chunk(2)  # (2b, k) -> (b, k) each
-        own, mutual = pair_loss(first, second, target_of(batch, i), config.loss)
+        own, mutual = pair_loss(first, second, target_of(batch, i), config.labels)
         name = view_names(batch)[i]
         shown = {f"labels/{name}": own.detach(), f"mutual/{name}": mutual.detach()}
         yield Term((own + mutual) / len(batch.views), shown)

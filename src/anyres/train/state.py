@@ -23,7 +23,7 @@ from anyres.train.shard import fill, shard
 class Progress:
     """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
     ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
-    just now; ``best`` is the highest top-1 scored, after step ``best_step`` (-1: none yet)."""
+    just now; ``best`` is the highest top-1 (or mAP) scored, after step ``best_step`` (-1: none yet)."""
 
     step: int = 0
     images: int = 0
