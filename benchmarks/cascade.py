@@ -66,10 +66,13 @@ def quantised(trained: Trained, sizes: list[Size], batch: int) -> dict[Size, Pre
     choice = Choice("openvino", "int8")
     seen = seen_by(trained)
     try:
-        return {
+        made = {
             size: Predictor(trained.model, str(choice), size, batch=batch, seen=seen, calibration=pictures)
             for size in sizes
         }
+        for size, predictor in made.items():  # engines are built at the first call
+            predictor.forward(torch.zeros(batch, 3, *size))
+        return made
     except UserError as error:
         print(f"left out: {error}")
         return {}

@@ -98,7 +98,7 @@ def ours(folder: Path, *, floats: bool, dct: bool = False) -> Iterator[int]:
     source = open_source(str(folder), "trainval")
     images = DecodedImages(source, None, 0.0, dct_side=max(SIZES) if dct else None, progress=False)
     how = AugmentConfig(rand_augment=RAND_AUGMENT, erasing=ERASING)
-    options = {"batch_size": BATCH, "seed": 0, "start_step": 0, "stop_step": 10**6, "workers": WORKERS}
+    options = {"batch_size": BATCH, "seed": 0, "start_step": 0, "stop_step": 10**6, "workers": WORKERS, "reuse": True}
     for batch in train_batches(images, source.targets, how, ViewsConfig(sizes=SIZES), **options):
         if floats:
             batch = erase(normalise(batch, MEAN, STD, torch.device("cpu")), ERASING, 0, 0)  # noqa: PLW2901

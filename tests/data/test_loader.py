@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded, Unreadable
-from anyres.data.loader import eval_batches, steps_per_epoch, train_batches
+from anyres.data.loader import PREFETCHED, eval_batches, steps_per_epoch, train_batches
 from anyres.data.sources import open_source
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size, seen_views
@@ -99,6 +101,22 @@ def test_batches_are_bit_equal_for_any_workers_start_and_world(images: DecodedIm
             assert torch.equal(one.views[v], torch.cat([first.views[v], second.views[v]]))
         assert torch.equal(one.index, torch.cat([first.index, second.index]))
     assert any("unreadable" in told for batch in whole for _, told in batch.notes)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_used_again_holds_a_batch_until_two_more_are_taken(images: DecodedImages, workers: int) -> None:
+    options = {"batch_size": 6, "seed": 5, "start_step": 0, "stop_step": 30, "workers": workers}
+    places = set()
+    before: tuple[Tensor, ...] = ()
+    held: tuple[Tensor, ...] = ()
+    again = train_batches(images, images.source.targets, JITTER, VIEWS, **options, reuse=True)
+    for fresh, batch in zip(train_batches(images, images.source.targets, JITTER, VIEWS, **options), again, strict=True):
+        time.sleep(0.01)  # lets workers run ahead
+        assert same([fresh], [batch])
+        assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))
+        held, before = batch.views, tuple(view.clone() for view in batch.views)
+        places.add(batch.views[0].data_ptr())
+    assert len(places) == workers * (PREFETCHED + 2)
 
 
 def test_large_views_too_are_bit_equal_between_workers() -> None:

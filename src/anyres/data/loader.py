@@ -29,9 +29,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, key
+from anyres.data.ring import Placed, Ring
 from anyres.data.samples import EvalSamples, Images, Key, Sample, SeenKey, Targets, TrainSamples
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size
+
+PREFETCHED = 2
+"""So many batches a worker makes ahead; its ring has two more places: one for the batch that is used, one to spare."""
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -55,6 +59,7 @@ def train_batches(
     workers: int | None = None,
     max_unreadable: float = 0.01,
     seen: Callable[[int], range] | None = None,
+    reuse: bool = False,
 ) -> Iterator[Batch]:
     """The batches of steps ``start_step`` to ``stop_step`` - 1: uint8 views (batch_size / world, 3, H_i, W_i).
 
@@ -63,7 +68,7 @@ def train_batches(
     readable one, and ``notes`` says so. ``targets``: class indices; or of a multi-label set, which classes each image
     has, and then a batch's are float32 (b, k). Raises UserError, among others when more than ``max_unreadable`` (a
     share; ten images always may, unless it is 0) cannot be read. ``seen``: the places of the views that a step sees
-    (None: all); the others stay black.
+    (None: all); the others stay black. ``reuse``: a batch's views may be overwritten once two more have been taken.
     """
     if len(images) == 0 or len(images) != len(targets):
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
@@ -72,8 +77,13 @@ def train_batches(
     if repeats < 1:
         raise UserError(f"repeats is {repeats}: each image comes once or more, as 3 times in repeated augmentation")
     sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world, repeats, seen)
-    dataset = TrainSamples(images, _each(targets), augment, views, seed, max_unreadable)
-    return _batches(_make_loader(dataset, sampler, workers, images.cached))
+    workers = choose_workers(images.cached) if workers is None else workers
+    ring = None
+    if reuse and workers and _can_fork() and not torch.cuda.is_available():  # there batches go on to pinned memory
+        room = sum(3 * size.height * size.width for size in views.parsed)
+        ring = Ring(workers, PREFETCHED + 2, batch_size // world * room)
+    dataset = TrainSamples(images, _each(targets), augment, views, seed, max_unreadable, ring)
+    return _batches(_make_loader(dataset, sampler, workers), ring)
 
 
 def eval_batches(
@@ -97,7 +107,8 @@ def eval_batches(
     mine = [(0, i) for i in range(rank, len(images), world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     dataset = EvalSamples(images, _each(targets), size, crop, warp)
-    batches = _batches(_make_loader(dataset, chunks, workers, images.cached))
+    workers = choose_workers(images.cached) if workers is None else workers
+    batches = _batches(_make_loader(dataset, chunks, workers))
     return _without_empty(batches, must_read=world == 1)
 
 
@@ -153,11 +164,7 @@ def _as_it_is(collated: Any) -> Any:
     return collated
 
 
-def _make_loader(
-    dataset: Dataset[Sample], sampler: _Steps | list[list[Key]], workers: int | None, cached: bool
-) -> DataLoader[Sample]:
-    if workers is None:
-        workers = choose_workers(cached)
+def _make_loader(dataset: Dataset[Sample], sampler: _Steps | list[list[Key]], workers: int) -> DataLoader[Sample]:
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -165,7 +172,7 @@ def _make_loader(
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if workers and _can_fork() else None,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         generator=torch.Generator(),  # so that the global one is left alone
     )
 
@@ -187,7 +194,7 @@ def _can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
-def _batches(loader: DataLoader[Sample]) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Sample], ring: Ring | None = None) -> Iterator[Batch]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12, fork
         collated = iter(loader)
@@ -196,7 +203,8 @@ def _batches(loader: DataLoader[Sample]) -> Iterator[Batch]:
             if isinstance(item, UserError):
                 raise item
             views, target, index, notes, draw = item
-            yield Batch(tuple(views), target, index, tuple((name, note) for name, note in notes), draw)
+            views = ring.get(views) if ring is not None and isinstance(views, Placed) else tuple(views)
+            yield Batch(views, target, index, tuple((name, note) for name, note in notes), draw)
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
 

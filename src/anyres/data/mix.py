@@ -48,13 +48,11 @@ class MixConfig:
 
 
 def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
-    """uint8 views -> float32 (value / 255 - mean) / std per channel, with views and target on ``device``."""
-
-    def channels(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
-
-    m, s = channels(mean), channels(std)
-    views = tuple(v.to(device, non_blocking=True).float().div_(255).sub_(m).div_(s) for v in batch.views)
+    """uint8 views -> float32 (value / 255 - mean) / std per channel (one product, one sum) and target on ``device``."""
+    s = torch.tensor(std, dtype=torch.float64)
+    scale = (1 / (255 * s)).float().view(3, 1, 1).to(device)
+    shift = (-torch.tensor(mean, dtype=torch.float64) / s).float().view(3, 1, 1).to(device)
+    views = tuple(v.to(device, non_blocking=True).float().mul_(scale).add_(shift) for v in batch.views)
     return replace(batch, views=views, target=batch.target.to(device, non_blocking=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,11 +10,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, as_before
 from anyres.data.decode import Decoded, Unreadable
+from anyres.data.ring import Placed, Ring
 from anyres.data.views import ViewsConfig, draw_views, eval_view
 from anyres.flow import Size
 
@@ -50,7 +51,8 @@ Targets = list[int] | Bool[Tensor, "n k"]
 """Of each image: its class index, or which classes it has."""
 Key = tuple[int, int]  # (epoch, index + n for each time that the image came before); evaluation uses epoch 0
 SeenKey = tuple[int, int, range]  # a Key, and the places of the views that are seen
-Collated = tuple[Sequence[Tensor], Tensor, Tensor, Sequence[tuple[str, str]], Tensor]  # lists, once pinned
+Views = Sequence[Tensor] | Placed  # lists, once pinned
+Collated = tuple[Views, Tensor, Tensor, Sequence[tuple[str, str]], Tensor]
 
 
 class TrainSamples(Dataset[Sample]):
@@ -64,17 +66,27 @@ class TrainSamples(Dataset[Sample]):
         views: ViewsConfig,
         seed: int,
         max_unreadable: float,
+        ring: Ring | None = None,
     ) -> None:
         self.images, self.targets, self.augment, self.views, self.seed = images, targets, augment, views, seed
         self.allowed = tolerated(len(images), max_unreadable)
         self.unreadable: set[int] = set()
+        self.ring, self.turn = ring, 0
 
     def __getitems__(self, keys: list[Key] | list[SeenKey]) -> Collated | UserError:
         with one_thread(), as_before():
             try:
-                return collate([self._sample(*key) for key in keys])
+                return collate([self._sample(*key) for key in keys], self._stack)
             except UserError as error:
                 return error
+
+    def _stack(self, views: list[list[Tensor]]) -> Views:
+        """In the ring, for a worker that has one."""
+        worker = get_worker_info()
+        if self.ring is None or worker is None:
+            return stacked(views)
+        self.turn += 1
+        return self.ring.put(worker.id, self.turn, views)
 
     def _sample(self, epoch: int, index: int, seen: range | None = None) -> Sample:
         draw, position = divmod(index, len(self.images))
@@ -148,18 +160,22 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def collate(samples: list[Sample]) -> Collated:
+def stacked(views: list[list[Tensor]]) -> Views:
+    """(b, 3, H_i, W_i) each; in a worker process default_collate writes into memory that the main process reads."""
+    return tuple(map(default_collate, views))
+
+
+def collate(samples: list[Sample], stack: Callable[[list[list[Tensor]]], Views] = stacked) -> Collated:
     """Samples -> batch; those that could not be read leave only their notes."""
     read = [s for s in samples if s.views]
-    # (b, 3, H_i, W_i) each; in a worker process default_collate writes into the memory that the main process reads
-    views = tuple(default_collate(list(same)) for same in zip(*(s.views for s in read), strict=True))
-    target = _stack([s.target for s in read])
+    views = stack([list(same) for same in zip(*(s.views for s in read), strict=True)])
+    target = _rows([s.target for s in read])
     index = torch.tensor([s.index for s in read], dtype=torch.int64)
     draw = torch.tensor([s.draw for s in read], dtype=torch.int64)
     return views, target, index, tuple(note for s in samples for note in s.notes), draw
 
 
-def _stack(targets: list[int | Tensor]) -> Int64[Tensor, " b"] | Float32[Tensor, "b k"]:
+def _rows(targets: list[int | Tensor]) -> Int64[Tensor, " b"] | Float32[Tensor, "b k"]:
     """Class indices, or rows of zeros and ones."""
     rows = [target for target in targets if isinstance(target, Tensor)]
     return torch.stack(rows).float() if rows else torch.tensor(targets, dtype=torch.int64)

@@ -247,8 +247,10 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
     with _quiet():
         converted = openvino.convert_model(program)
         if choice.precision == "int8":
-            converted = _in_int8(converted, calibration, settings)
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+            compiled = _in_int8(converted, calibration, settings)
+        else:
+            compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    request = compiled.create_infer_request()
 
     def run(x: Tensor) -> Tensor:
         answer = request.infer([x.numpy()], share_inputs=True)
@@ -257,8 +259,10 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
     return run
 
 
-def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor], settings: dict[str, Any]) -> openvino.Model:
-    """OpenVINO's graph with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
+def _in_int8(
+    converted: openvino.Model, calibration: Sequence[Tensor], settings: dict[str, Any]
+) -> openvino.CompiledModel:
+    """OpenVINO's graph, compiled, with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
@@ -273,8 +277,7 @@ def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor], settings:
             died = done.returncode < 0 or not done.stderr.strip()
             why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
             raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
-        small = openvino.Core().read_model(Path(folder) / "small.xml")
-        return small.clone()  # read into memory: the file goes
+        return openvino.Core().compile_model(str(Path(folder) / "small.xml"), "CPU", settings)
 
 
 def _need(*packages: str) -> None:

@@ -27,6 +27,8 @@ from anyres.config import UserError
 from anyres.deploy.predictor import Picture, Prediction, Predictor, likeliest, pixels_of
 from anyres.flow import Size
 
+TRUST = 0.75
+"""The weight of the largest look's probabilities beside the answering look's, in what an early answer loses."""
 STEPS = 32  # shares of the images, between which thresholds are sought
 LONGEST = 3  # sizes in a chain
 BLOCK = 16  # batches that are held at a time
@@ -114,9 +116,9 @@ def choose(
     temperatures = {size: temperature(logits[size], target) for size in sizes}
     sureness = {size: sure(logits[size], temperatures[size]) for size in sizes}
     says = {size: logits[size].argmax(1) for size in sizes}
-    truth = (logits[last].double() / temperatures[last]).softmax(1)
-    best = truth.gather(1, says[last][:, None])
-    harm = {size: (best - truth.gather(1, says[size][:, None]))[:, 0] for size in sizes}  # each (n,), never negative
+    shares = {size: (logits[size].double() / temperatures[size]).softmax(1) for size in sizes}
+    truth = {size: TRUST * shares[last] + (1 - TRUST) * shares[size] for size in sizes}
+    harm = {size: _harm(truth[size], says[last], says[size]) for size in sizes}  # each (n,)
     right = {size: says[size] == target for size in sizes}
     found: list[Cascade] = []
     for chain in _chains(sizes):
@@ -124,7 +126,7 @@ def choose(
         early = [(sureness[s] >= level[:, None]).double() for s, level in zip(chain, levels, strict=False)]  # (s, n)
         expected = 100 * _mean(early, [harm[size] for size in chain])
         spent = [sum(costs[size] for size in chain[: look + 1]) for look in range(len(chain))]
-        cost = _mean(early, [torch.full_like(best[:, 0], each) for each in spent])
+        cost = _mean(early, [torch.full_like(harm[last], each) for each in spent])
         cost[expected > max_loss] = math.inf
         place = torch.unravel_index(cost.argmin(), cost.shape)
         if cost[place].isinf():
@@ -148,6 +150,11 @@ def choose(
             )
         )
     return max(found, key=lambda cascade: (cascade.speedup, -cascade.expected_loss))
+
+
+def _harm(shares: Float[Tensor, "n k"], instead_of: Int64[Tensor, " n"], answer: Int64[Tensor, " n"]) -> Tensor:
+    """How much likelier the class ``instead_of`` is than ``answer``, (n,)."""
+    return (shares.gather(1, instead_of[:, None]) - shares.gather(1, answer[:, None]))[:, 0]
 
 
 def _chains(sizes: Sequence[Size]) -> Iterator[tuple[Size, ...]]:
