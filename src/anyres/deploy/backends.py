@@ -37,6 +37,8 @@ Run = Callable[[Tensor], Tensor]
 """Float32 pixels (b, 3, h, w) of the shape it was built for -> float32 logits (b, k)."""
 
 ENGINES, PRECISIONS = get_args(Engine), get_args(Precision)
+OWN_THREADS = ("onnxruntime", "openvino")
+"""Engines that do not use PyTorch's threads."""
 MOST_PROGRAMS = 1024
 """So many shapes of one model's class are compiled in a process."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

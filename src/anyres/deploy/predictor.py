@@ -110,7 +110,7 @@ class Predictor:
         if precision not in ("auto", *PRECISIONS):
             raise UserError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}")
         self.size = size if isinstance(size, Size) else Size.parse(size)
-        self.batch, self.names, self.threads = batch, tuple(names), threads
+        self.batch, self.names, self.threads = batch, tuple(names), threads or torch.get_num_threads()
         cfg = model.pretrained_cfg
         self.seen = seen or Seen(tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"])
         self.device = next(model.parameters()).device
@@ -227,6 +227,7 @@ class Predictor:
         times: dict[Choice, list[float]] = {choice: [] for choice in runs}
         for i in range(WARM_UP + ROUNDS):
             for choice, run in runs.items():
+                run(example).cpu()  # the threads of the one before may still be spinning
                 start = time.perf_counter()
                 run(example).cpu()
                 if i >= WARM_UP:
@@ -243,7 +244,7 @@ class Predictor:
             "size": str(self.size),
             "batch": self.batch,
             "tried": [str(choice) for choice in tried],
-            "machine": f"{machine(self.device)}, {self.threads or torch.get_num_threads()} threads",
+            "machine": f"{machine(self.device)}, {self.threads} threads",
             "versions": {name: version(name) for name in ("torch", "anyres")},
         }
 
