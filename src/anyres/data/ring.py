@@ -46,5 +46,5 @@ class Ring:
 
     def _rooms(self, worker: int, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
         sizes = [math.prod(shape) for shape in shapes]
-        rooms = self.memory[worker, slot, : sum(sizes)].split(sizes)
+        rooms = torch.split(self.memory[worker, slot, : sum(sizes)], sizes)
         return tuple(room.view(shape) for room, shape in zip(rooms, shapes, strict=True))

@@ -25,7 +25,6 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
-from anyres.deploy.quantise import SCHEMES
 from anyres.ops.kernels import check_triton, triton_here, use_triton
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ Run = Callable[[Tensor], Tensor]
 """Float32 pixels (b, 3, h, w) of the shape it was built for -> float32 logits (b, k)."""
 
 ENGINES, PRECISIONS = get_args(Engine), get_args(Precision)
+ENDS_OPENVINO = ("FoldedResTv2",)
+"""Folded models on whose int8 graphs OpenVINO 2026.4 now and then ends the process (a null pointer in its plugin)."""
 OWN_THREADS = ("onnxruntime", "openvino")
 """Engines that do not use PyTorch's threads."""
 MOST_PROGRAMS = 1024
@@ -236,6 +237,8 @@ def _quantized(proto: Any, calibration: Sequence[Tensor]) -> Any:
 
 
 def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Sequence[Tensor], threads: int) -> Run:
+    if choice.precision == "int8" and type(model).__name__ in ENDS_OPENVINO:
+        raise Unavailable(f"{choice}: OpenVINO now and then dies of this family's int8 graphs: use onnxruntime:int8")
     _need("openvino", *(["nncf"] if choice.precision == "int8" else []))
     import openvino
 
@@ -270,12 +273,9 @@ def _in_int8(
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(converted, Path(folder) / "whole.xml", compress_to_fp16=False)
         np.save(Path(folder) / "images.npy", torch.stack(list(calibration)).numpy())
-        for scheme in SCHEMES:
-            words = [sys.executable, "-m", "anyres.deploy.quantise", folder, scheme, json.dumps(settings)]
-            done = subprocess.run(words, check=False, capture_output=True, text=True)
-            if not done.returncode:
-                break
-        else:
+        words = [sys.executable, "-m", "anyres.deploy.quantise", folder, json.dumps(settings)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode:
             died = done.returncode < 0 or not done.stderr.strip()
             why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
             raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")

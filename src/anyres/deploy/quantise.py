@@ -1,9 +1,8 @@
-"""int8 by NNCF, in a process of its own: ``python -m anyres.deploy.quantise FOLDER SCHEME SETTINGS``.
+"""int8 by NNCF, in a process of its own: ``python -m anyres.deploy.quantise FOLDER SETTINGS``.
 
-OpenVINO 2026.4's CPU plugin ends the process (a segmentation fault) on some int8 graphs, such as ResT v2's at some
-sizes: while NNCF 3.4 runs them to read their ranges, or when they are compiled. So both happen here first.
-FOLDER holds ``whole.xml`` and ``images.npy`` (batches, b, 3, h, w); it is left with ``small.xml``, which was compiled
-and run with SETTINGS (JSON). SCHEME: ``transformer``, which treats attention with more care, or ``plain``.
+OpenVINO 2026.4's CPU plugin ends the process (a segmentation fault) on some int8 graphs: while NNCF 3.4 runs them to
+read their ranges, or when they are compiled. So both happen here first. FOLDER holds ``whole.xml`` and ``images.npy``
+(batches, b, 3, h, w); it is left with ``small.xml``, which was compiled and run with SETTINGS (JSON).
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-SCHEMES = ("transformer", "plain")
 
-
-def main(folder: Path, scheme: str, settings: dict[str, str | int]) -> None:
+def main(folder: Path, settings: dict[str, str | int]) -> None:
     """Read, quantise, write, run."""
     os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
     import nncf
@@ -30,7 +27,7 @@ def main(folder: Path, scheme: str, settings: dict[str, str | int]) -> None:
     made = nncf.quantize(
         openvino.Core().read_model(folder / "whole.xml"),
         nncf.Dataset(list(images)),
-        model_type=nncf.ModelType.TRANSFORMER if scheme == SCHEMES[0] else None,
+        model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),
     )
     openvino.save_model(made, folder / "small.xml", compress_to_fp16=False)
@@ -38,4 +35,4 @@ def main(folder: Path, scheme: str, settings: dict[str, str | int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
