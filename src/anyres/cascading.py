@@ -83,6 +83,7 @@ def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:
         precision=how.precision,
         seen=seen_by(trained),
         names=trained.classes,
+        multi_label=trained.multi_label,
         say=messages().print,
     )
 

@@ -245,29 +245,23 @@ class Answering(NamedTuple):
         labels, all that are likely enough."""
         size = self.size or trained.recipe.views.parsed[0]
         how = How(self.backend or "eager", batch=1)
-        if trained.multi_label:
-            engine = predictor_for(trained, size, how) if self.backend else None
-
-            def several(pictures: Sequence[Tensor], _top: int) -> list[list[Prediction]]:
-                if engine is not None:
-                    shares = engine.forward(engine.prepare(pictures)).sigmoid().cpu()
-                else:
-                    shares = torch.stack([probabilities(trained, picture, size) for picture in pictures])
-                least = 0.5 if self.threshold is None else self.threshold
-                every = likeliest(shares, trained.classes, len(trained.classes))
-                return [[one for one in row if one.probability > least] for row in every]
-
-            return several
         if self.cascade:
             return open_cascade(trained, folder, how).predict
-        if self.backend:
-            return predictor_for(trained, size, how).predict
 
         def plain(pictures: Sequence[Tensor], top: int) -> list[list[Prediction]]:
             shares = torch.stack([probabilities(trained, picture, size) for picture in pictures])
             return likeliest(shares, trained.classes, top)
 
-        return plain
+        answer = predictor_for(trained, size, how).predict if self.backend else plain
+        if not trained.multi_label:
+            return answer
+        least = 0.5 if self.threshold is None else self.threshold
+
+        def several(pictures: Sequence[Tensor], _top: int) -> list[list[Prediction]]:
+            every = answer(pictures, len(trained.classes))
+            return [[one for one in row if one.probability > least] for row in every]
+
+        return several
 
 
 def predict_images(subject: Subject, paths: Sequence[Path], how: Answering, top: int) -> None:

@@ -241,3 +241,12 @@ def test_kernels_want_a_cuda_device() -> None:
     if triton_here():
         found = {str(c) for c in candidates(torch.device("cuda"), ("fp32",))}
         assert found == {"eager:fp32", "inductor:fp32", "eager+triton:fp32", "inductor+triton:fp32"}
+
+
+def test_several_labels_are_decided_each_by_itself() -> None:
+    model = stirred(build_model("resmlp", classes=4))
+    made = Predictor(model, "eager", 64, multi_label=True)
+    picture = torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8)
+    shares = made(made.prepare([picture])).sigmoid()[0]
+    (found,) = made.predict([picture], top=4)
+    assert [one.probability for one in found] == pytest.approx(sorted(shares.tolist(), reverse=True))

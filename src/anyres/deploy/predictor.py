@@ -80,12 +80,13 @@ class Predictor:
     share one.
 
     ``backend``: ``auto`` measures what this machine has (eager, inductor, onnxruntime, OpenVINO; on a CUDA device eager
-    and inductor, each with Triton's kernels and without), checks every answer
-    against eager float32, keeps the fastest and remembers it for this model's shape, size, batch and machine; or one
-    of them, as ``openvino`` or ``openvino:bf16``. ``precision``: of ``auto`` (the fastest of fp32 and bf16, or one of
-    them) or of a backend named alone; int8 needs ``calibration``, some dozens of pictures. ``seen``: how pictures are
-    prepared (None: the family's own way). ``names`` of the classes. ``threads`` of the CPU (None: the cores that
-    PyTorch counts for this process, so `numactl` and containers are respected). ``say`` hears what was chosen.
+    and inductor, each with Triton's kernels and without), checks every answer against eager float32, keeps the fastest
+    and remembers it for this model's shape, size, batch and machine; or one of them, as ``openvino`` or
+    ``openvino:bf16``. ``precision``: of ``auto`` (the fastest of fp32 and bf16, or one of them) or of a backend named
+    alone; int8 needs ``calibration``, some dozens of pictures. ``seen``: how pictures are prepared (None: the family's
+    own way). ``names`` of the classes; ``multi_label``: each is decided by itself, by the logistic function instead of
+    the softmax. ``threads`` of the CPU (None: the cores that PyTorch counts for this process, so `numactl` and
+    containers are respected). ``say`` hears what was chosen.
 
     The model is copied; it stays as it is. Raises UserError for what cannot be.
     """
@@ -100,6 +101,7 @@ class Predictor:
         precision: str = "auto",
         seen: Seen | None = None,
         names: Sequence[str] = (),
+        multi_label: bool = False,
         calibration: Sequence[Picture] = (),
         threads: int | None = None,
         any_size: bool = False,
@@ -113,6 +115,7 @@ class Predictor:
         self.batch, self.names, self.threads = batch, tuple(names), threads or torch.get_num_threads()
         cfg = model.pretrained_cfg
         self.seen = seen or Seen(tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"])
+        self.multi_label = multi_label
         self.device = next(model.parameters()).device
         self.any_size = any_size
         self.model = fuse(model, None if any_size else (self.size.height, self.size.width))
@@ -147,8 +150,8 @@ class Predictor:
         """The ``top`` likeliest classes of each picture, likeliest first."""
         answers: list[list[Prediction]] = []
         for i in range(0, len(pictures), self.batch):
-            shares = self.forward(self.prepare(pictures[i : i + self.batch])).softmax(1)
-            answers += likeliest(shares, self.names, top)
+            logits = self.forward(self.prepare(pictures[i : i + self.batch]))
+            answers += likeliest(logits.sigmoid() if self.multi_label else logits.softmax(1), self.names, top)
         return answers
 
     def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b 3 h w"]:
