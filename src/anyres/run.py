@@ -302,6 +302,7 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
         workers=recipe.data.workers,
         max_unreadable=recipe.data.max_unreadable,
         seen=partial(seen_views, views=len(recipe.views.sizes), per_step=per_step) if per_step else None,
+        reuse=True,
     )
     for step, raw in enumerate(loaded, start):
         batch = normalise(raw, recipe.data.mean, recipe.data.std, accelerator.device)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import signal
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,20 @@ def test_each_engine_answers_as_the_plain_model(choice: str) -> None:
     pictures = [torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8) for _ in range(4)] if "int8" in choice else []
     made = Predictor(model, choice, "64x48", batch=2, calibration=pictures)
     assert distance(made(PIXELS), truth) <= LIMITS[Choice.parse(choice).precision]
+
+
+def test_signals_arrive_once_openvino_has_come_and_gone() -> None:
+    """Each OpenVINO core makes itself a stack for them: two that ended in the order they began ended the process."""
+    model = build_model("deit3", classes=3)
+    engines = deque(build(model, Choice("openvino", "fp32"), torch.randn(1, 3, 32, 32)) for _ in range(2))
+    engines.popleft()
+    engines.popleft()
+    gc.collect()
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: arrived.append(number))
+    signal.raise_signal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+    assert arrived == [signal.SIGUSR1]
 
 
 def test_int8_that_would_end_the_process_is_refused() -> None:

@@ -165,6 +165,7 @@ def _whole_loader(
         stop_step=10**9,
         workers=workers,
         max_unreadable=1.0,
+        reuse=True,
     )
     for _ in range(1 + workers):
         next(batches)

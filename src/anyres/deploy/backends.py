@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -254,7 +255,7 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
         if choice.precision == "int8":
             compiled = _in_int8(converted, calibration, settings)
         else:
-            compiled = openvino.Core().compile_model(converted, "CPU", settings)
+            compiled = _openvino_core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(x: Tensor) -> Tensor:
@@ -279,7 +280,17 @@ def _in_int8(
             died = done.returncode < 0 or not done.stderr.strip()
             why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
             raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
-        return openvino.Core().compile_model(str(Path(folder) / "small.xml"), "CPU", settings)
+        return _openvino_core().compile_model(str(Path(folder) / "small.xml"), "CPU", settings)
+
+
+@cache
+def _openvino_core() -> openvino.Core:
+    """One for the process, kept to its end. Each one's CPU plugin (2026.4) makes itself a stack for signals, and puts
+    the one before it back when it goes: of two that go in the order they came, the second puts back what the first has
+    freed, and the next signal (Ctrl-C, a loader's worker that is done) ends the process."""
+    import openvino
+
+    return openvino.Core()
 
 
 def _need(*packages: str) -> None:

@@ -24,14 +24,15 @@ def main(folder: Path, settings: dict[str, str | int]) -> None:
 
     nncf.set_log_level(logging.ERROR)
     images = np.load(folder / "images.npy")
+    core = openvino.Core()
     made = nncf.quantize(
-        openvino.Core().read_model(folder / "whole.xml"),
+        core.read_model(folder / "whole.xml"),
         nncf.Dataset(list(images)),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),
     )
     openvino.save_model(made, folder / "small.xml", compress_to_fp16=False)
-    openvino.Core().compile_model(str(folder / "small.xml"), "CPU", settings)(images[0])
+    core.compile_model(str(folder / "small.xml"), "CPU", settings)(images[0])
 
 
 if __name__ == "__main__":
