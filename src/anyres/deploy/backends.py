@@ -37,8 +37,8 @@ Run = Callable[[Tensor], Tensor]
 """Float32 pixels (b, 3, h, w) of the shape it was built for -> float32 logits (b, k)."""
 
 ENGINES, PRECISIONS = get_args(Engine), get_args(Precision)
-ENDS_OPENVINO = ("FoldedResTv2",)
-"""Folded models on whose int8 graphs OpenVINO 2026.4 now and then ends the process (a null pointer in its plugin)."""
+NO_SNIPPETS = {"SNIPPETS_MODE": "DISABLE"}
+"""OpenVINO without the fusions of its TokenizeMLPSeqSnippets pass and the like: a seventh slower, and without its end."""
 OWN_THREADS = ("onnxruntime", "openvino")
 """Engines that do not use PyTorch's threads."""
 MOST_PROGRAMS = 1024
@@ -238,8 +238,6 @@ def _quantized(proto: Any, calibration: Sequence[Tensor]) -> Any:
 
 
 def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Sequence[Tensor], threads: int) -> Run:
-    if choice.precision == "int8" and type(model).__name__ in ENDS_OPENVINO:
-        raise Unavailable(f"{choice}: OpenVINO now and then dies of this family's int8 graphs: use onnxruntime:int8")
     _need("openvino", *(["nncf"] if choice.precision == "int8" else []))
     import openvino
 
@@ -274,13 +272,16 @@ def _in_int8(
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(converted, Path(folder) / "whole.xml", compress_to_fp16=False)
         np.save(Path(folder) / "images.npy", torch.stack(list(calibration)).numpy())
-        words = [sys.executable, "-m", "anyres.deploy.quantise", folder, json.dumps(settings)]
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        if done.returncode:
+        for tried in (settings, settings | NO_SNIPPETS):
+            words = [sys.executable, "-m", "anyres.deploy.quantise", folder, json.dumps(tried)]
+            done = subprocess.run(words, check=False, capture_output=True, text=True)
+            if done.returncode == 0:
+                return _openvino_core().compile_model(str(Path(folder) / "small.xml"), "CPU", tried)
             died = done.returncode < 0 or not done.stderr.strip()
-            why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
-            raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
-        return _openvino_core().compile_model(str(Path(folder) / "small.xml"), "CPU", settings)
+            if not died:
+                break
+        why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
+        raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
 
 
 @cache
