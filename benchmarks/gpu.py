@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres import create_model
-from anyres.bench import twin
+from anyres.bench import COMPARED, twin
 from anyres.config import UserError
 from anyres.deploy.backends import Choice, Unavailable, build
 from anyres.deploy.fuse import fuse
@@ -37,16 +37,6 @@ from anyres.flow import Size
 from anyres.ops import attention, mixed_heads, residual
 from anyres.ops.kernels import use_triton
 
-MODELS = (
-    "restv2_tiny",
-    "rest_small",
-    "resformer_small",
-    "resmlp_24",
-    "deit_small",
-    "deit3_small",
-    "cait_xxs24_224",
-    "S60",
-)
 PARTS = ("kernels", "throughput", "step")
 BF16 = torch.bfloat16
 
@@ -57,7 +47,7 @@ Facts = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=list(COMPARED), choices=COMPARED)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384])
     parser.add_argument("--batch", type=int, default=256, help="halved until it fits; a training step takes half of it")
     parser.add_argument("--rounds", type=int, default=5)
@@ -205,14 +195,21 @@ def throughput(what: str, size: int, batch: int, clock: Clock, compiled: bool = 
             for kernels in (False, True)
         }
         others = {f"{name} {engine}": partial(running, theirs, engine, False) for engine in engines}
-        facts, times, rate = contest(ours, others, clock)
-        speed = {each: count / statistics.median(times[each]) for each in times}
-        return facts | {
-            "images/s": {each: round(value, 1) for each, value in speed.items()},
-            "share of the matrix rate": {each: round(value * flops / rate, 3) for each, value in speed.items()},
-        }
+        return images_per_second(ours, others, clock, count, flops)
 
     return fitting(batch, measure)
+
+
+def images_per_second(
+    ours: dict[str, Callable[[], Call]], others: dict[str, Callable[[], Call]], clock: Clock, count: int, flops: int
+) -> Facts:
+    """A contest whose calls take ``count`` images of ``flops`` each."""
+    facts, times, rate = contest(ours, others, clock)
+    speed = {each: count / statistics.median(times[each]) for each in times}
+    return facts | {
+        "images/s": {each: round(value, 1) for each, value in speed.items()},
+        "share of the matrix rate": {each: round(value * flops / rate, 3) for each, value in speed.items()},
+    }
 
 
 def training_step(what: str, size: int, batch: int, clock: Clock, compiled: bool = True) -> Facts:
@@ -254,12 +251,7 @@ def training_step(what: str, size: int, batch: int, clock: Clock, compiled: bool
             f"{name} {form}": partial(stepping, lambda: at_size(make_peer(), name, size), False, compile_it)
             for form, compile_it in forms
         }
-        facts, times, rate = contest(ours, others, clock)
-        speed = {each: count / statistics.median(times[each]) for each in times}
-        return facts | {
-            "images/s": {each: round(value, 1) for each, value in speed.items()},
-            "share of the matrix rate": {each: round(value * flops / rate, 3) for each, value in speed.items()},
-        }
+        return images_per_second(ours, others, clock, count, flops)
 
     return fitting(batch, measure)
 

@@ -14,26 +14,16 @@ import argparse
 import json
 from pathlib import Path
 
-from anyres.bench import Question, bench_models, twin
+from anyres.bench import COMPARED, Question, bench_models, twin
 from anyres.config import UserError
 from anyres.flow import Size
 
-MODELS = (
-    "restv2_tiny",
-    "rest_small",
-    "resformer_small",
-    "resmlp_24",
-    "deit_small",
-    "deit3_small",
-    "cait_xxs24_224",
-    "S60",
-)
 OURS = ["openvino:bf16", "openvino:fp32", "onnxruntime:fp32"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(COMPARED))
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7)

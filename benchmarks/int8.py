@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from anyres.bench import COMPARED
 from anyres.cascading import batches, seen_by
 from anyres.config import UserError
 from anyres.deploy.backends import Choice
@@ -32,16 +33,6 @@ from anyres.recipe import build_recipe
 from anyres.run import train_run
 from anyres.trained import open_images, open_run
 
-MODELS = (
-    "restv2_tiny",
-    "rest_small",
-    "resformer_small",
-    "resmlp_24",
-    "deit_small",
-    "deit3_small",
-    "cait_xxs24_224",
-    "S60",
-)
 SIZE, BATCH = Size(224, 224), 8
 SIDE, CALIBRATION = Size(96, 96), 128
 SMALL: dict[str, dict[str, Any]] = {
@@ -109,7 +100,7 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="*", default=list(COMPARED), choices=COMPARED)
     parser.add_argument("--small", nargs="*", default=list(SMALL), choices=list(SMALL))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5)

@@ -3,8 +3,8 @@
     python benchmarks/size_cost.py
 
 Each model, form and size is a process of its own: plain eager float32, and folded for OpenVINO in bf16. Time: the
-median of calls with one image, warm-up excluded. Memory: the peak of resident memory during the calls above what was
-held before them (the graph engine allocates while it builds, so its memory counts from before building).
+median of calls with one image, warm-up excluded. Memory: the peak of resident memory (Linux counts it anew from before
+the first call, or from before building, since the graph engine allocates there) above what was held then.
 An exponent is the slope of log(cost) over log(side) between 224 and 1024 px: 2 is linear in the pixels, 4 is quadratic.
 Writes benchmarks/results/size_cost.json and docs/size_cost.png.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -57,7 +56,8 @@ def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:
     x = torch.randn(1, 3, side, side)
     if form == "folded":
         model = fuse(model, (side, side))
-    held = peak()
+    held = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     run = build(model, FORMS[form], x)
     run(x)
     times: list[float] = []
@@ -66,12 +66,13 @@ def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:
         start = time.perf_counter()
         run(x)
         times.append(time.perf_counter() - start)
-    return {"ms": round(1000 * statistics.median(times), 3), "mib": round(peak() - held, 1)}
+    return {"ms": round(1000 * statistics.median(times), 3), "mib": round(resident("VmHWM") - held, 1)}
 
 
-def peak() -> float:
-    """Of this process's resident memory so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(what: str) -> float:
+    """This process's resident memory, now (VmRSS) or at its peak (VmHWM), MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 def exponent(costs: dict[str, dict[str, float]], what: str) -> float:

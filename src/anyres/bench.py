@@ -26,6 +26,17 @@ from anyres.models.zoo import ALIASES
 from anyres.publish import messages, screen
 from anyres.trained import UNTRAINED, open_trained
 
+COMPARED = (
+    "restv2_tiny",
+    "rest_small",
+    "resformer_small",
+    "resmlp_24",
+    "deit_small",
+    "deit3_small",
+    "cait_xxs24_224",
+    "S60",
+)
+"""One of each family: what the project's own benchmarks compare."""
 PEERS = ("plain", "timm", "onnxruntime", "openvino")
 OURS = "anyres"
 

@@ -28,6 +28,7 @@ from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
 from anyres.models.trainable import freeze
 from anyres.ops.kernels import check_triton, use_triton
+from anyres.ops.residual import skip_dropped
 from anyres.publish import messages, publish, report_on, said_of
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.teacher import Teacher, build_teacher, has_two_heads
@@ -183,6 +184,8 @@ def place(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
         model.to(memory_format=torch.channels_last)
     if recipe.train.grad_checkpointing:
         model.set_grad_checkpointing()
+    if recipe.train.skip_dropped and accelerator.device.type == "cpu" and not recipe.train.compile:
+        skip_dropped(model)
     if recipe.train.kernels == "triton" and not use_triton(model):
         name = recipe.model["name"]
         raise UserError(f"train.kernels=triton: no part of {name} has a kernel; set train.kernels=plain")

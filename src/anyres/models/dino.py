@@ -41,7 +41,7 @@ from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
-from anyres.ops.residual import add_norm
+from anyres.ops.residual import Branch, add_kept, add_norm
 
 
 @config
@@ -130,11 +130,17 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
         self.add_norm = add_norm
+        self.skips = False
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        if self.skips and self.training:
+            return add_kept(x, self.branches(), self.drop_path)
         x, normed = self.add_norm(x, self.attn(self.norm1(x)), None, self.drop_path, self.norm2)
         x = x + self.drop_path(self.mlp(normed))
         return x
+
+    def branches(self) -> tuple[Branch, ...]:
+        return lambda y: self.attn(self.norm1(y)), lambda y: self.mlp(self.norm2(y))
 
 
 class DINO(Backbone):

@@ -45,6 +45,7 @@ from anyres.models.contract import Backbone, Format, check_pool, take_indices, t
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
+from anyres.ops.residual import Branch, add_kept
 
 
 @config
@@ -150,10 +151,16 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Convolutions(dim)
         self.drop_path = DropPath(drop_path)
+        self.skips = False
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
+        if self.skips and self.training:
+            return add_kept(x, self.branches(grid), self.drop_path)
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), grid))
         return x
+
+    def branches(self, grid: Grid) -> tuple[Branch, ...]:
+        return (lambda y: self.gamma_1 * self.attn(self.norm1(y), grid),)
 
 
 class Pooling(nn.Module):

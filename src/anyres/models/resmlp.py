@@ -49,6 +49,7 @@ from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_bias, resample_mixing
+from anyres.ops.residual import Branch, add_kept
 
 
 @config
@@ -127,11 +128,20 @@ class Block(nn.Module):
         self.norm2 = Affine(dim)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
+        self.skips = False
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
+        if self.skips and self.training:
+            return add_kept(x, self.branches(grid), self.drop_path)
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), grid))
         x = x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
         return x
+
+    def branches(self, grid: Grid) -> tuple[Branch, ...]:
+        return (
+            lambda y: self.gamma_1 * self.attn(self.norm1(y), grid),
+            lambda y: self.gamma_2 * self.mlp(self.norm2(y)),
+        )
 
 
 class ResMLP(Backbone):

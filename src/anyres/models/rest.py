@@ -50,7 +50,7 @@ from anyres.ops.head import new_head
 from anyres.ops.mixed_heads import normed_heads
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
-from anyres.ops.residual import add_norm
+from anyres.ops.residual import Branch, add_kept, add_norm
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -189,11 +189,17 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
         self.add_norm = add_norm
+        self.skips = False
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
+        if self.skips and self.training:
+            return add_kept(x, self.branches(grid), self.drop_path)
         x, normed = self.add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
         x = x + self.drop_path(self.mlp(normed))
         return x
+
+    def branches(self, grid: Grid) -> tuple[Branch, ...]:
+        return lambda y: self.attn(self.norm1(y), grid), lambda y: self.mlp(self.norm2(y))
 
 
 class ResT(Backbone):

@@ -1,11 +1,14 @@
-"""A residual branch joined to its trunk, and the norm that the next branch begins with. The plain form."""
+"""A residual branch joined to its trunk, with the norm that the next branch begins with, or for some images alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
+from timm.layers import DropPath
 from torch import Tensor, nn
+
+Branch = Callable[[Tensor], Tensor]
 
 
 def add_norm(
@@ -22,3 +25,33 @@ def add_norm(
     y = y if gamma is None else gamma * y
     x = x + (y if drop is None else drop(y))
     return x, norm(x)
+
+
+def add_kept(x: Float[Tensor, "b n c"], branches: Sequence[Branch], drop: DropPath) -> Float[Tensor, "b n c"]:
+    """x + drop(branch(x)) for one branch after another, each computed for the images that ``drop`` keeps alone.
+
+    The same masks are drawn, so that values and gradients are those of ``drop`` (stochastic depth, Huang et al., ECCV
+    2016) to rounding. Where none is kept one image goes through the branch and counts nothing: every parameter has its
+    gradient. Which images are kept decides the shapes: on a CUDA device each branch would wait for the answer.
+    """
+    share = 1 - drop.drop_prob
+    for branch in branches:
+        mask = x.new_empty(len(x), 1, 1).bernoulli_(share)
+        kept = mask.flatten().nonzero()[:, 0]
+        places, factor = (kept, 1 / share) if len(kept) else (kept.new_zeros(1), 0.0)
+        x = x.index_add(0, places, branch(x[places]).to(x.dtype), alpha=factor)
+    return x
+
+
+def skip_dropped(model: nn.Module) -> int:
+    """Have the blocks of ``model`` compute their branches for kept images alone while they train; how many blocks.
+
+    A block that can do so holds ``skips``, False, and calls ``add_kept`` when it is True.
+    """
+    count = 0
+    for block in model.modules():
+        drop = getattr(block, "drop_path", None)
+        if hasattr(block, "skips") and isinstance(drop, DropPath) and drop.drop_prob:
+            vars(block)["skips"] = True
+            count += 1
+    return count

@@ -24,6 +24,8 @@ class TrainConfig:
     ``accumulate``: each step's images go through the model in so many parts, whose gradients are summed: the same
     step with less memory (but batch norm sees a part at a time). ``grad_checkpointing``: blocks are run again in the
     backward pass instead of storing what they computed: less memory, more time. ``compile``: torch.compile.
+    ``skip_dropped``: what stochastic depth drops is not computed, the same step in less time (on a CPU, uncompiled;
+    a GPU would have to wait for which images are kept).
     ``kernels``: triton has attention's mixed heads, ResTv2's attention, and residual branches with their norms computed
     by Triton's kernels, on a CUDA device alone (docs/kernels.md); checkpoints are the same.
     ``shard``: parameters, gradients, optimiser and moving average are split over the processes (FSDP2), where the model
@@ -41,6 +43,7 @@ class TrainConfig:
     accumulate: int = 1
     grad_checkpointing: bool = False
     compile: bool = False
+    skip_dropped: bool = True
     kernels: Kernels = "plain"
     shard: bool = False
     trainable: Literal["all", "attention", "head"] = "all"
