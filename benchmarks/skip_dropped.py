@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ def stepping(name: str, rate: float, side: int, skip: bool) -> Callable[[], None
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             loss = F.cross_entropy(model(x).float(), target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "skip_dropped.json")
     options = parser.parse_args()
-    facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "images": IMAGES, "models": {}}
+    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "images": IMAGES, "models": {}}
     for name in options.models:
         rate, side = CASES[name]
         ways = {"all": stepping(name, rate, side, False), "kept": stepping(name, rate, side, True)}
