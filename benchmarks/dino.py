@@ -56,7 +56,12 @@ def main() -> None:
     for seed in options.seeds:
         runs[str(seed)] = run(seed, options.epochs, options.work)
         leads = [each["trained"] - each["untrained"] for each in runs.values()]
-        facts: dict[str, Any] = {"torch": torch.__version__, "epochs": options.epochs, "runs": runs, "lead": statistics.mean(leads)}
+        facts: dict[str, Any] = {
+            "torch": torch.__version__,
+            "epochs": options.epochs,
+            "runs": runs,
+            "lead": statistics.mean(leads),
+        }
         if len(leads) > 1:
             facts["sd"] = statistics.stdev(leads)
         options.out.write_text(json.dumps(facts, indent=1) + "\n")

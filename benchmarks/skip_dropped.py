@@ -30,7 +30,8 @@ IMAGES = 16
 def stepping(name: str, rate: float, side: int, skip: bool) -> Callable[[], None]:
     """One update of the model, on the same images every time."""
     torch.manual_seed(0)
-    model = create_model(name, drop_path=rate, **({"img_size": side} if "deit3" in name else {})).train()
+    options: dict[str, Any] = {"img_size": side} if "deit3" in name else {}
+    model = create_model(name, drop_path=rate, **options).train()
     if skip:
         skip_dropped(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -53,7 +54,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "skip_dropped.json")
     options = parser.parse_args()
-    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "images": IMAGES, "models": {}}
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "images": IMAGES,
+        "models": {},
+    }
     for name in options.models:
         rate, side = CASES[name]
         ways = {"all": stepping(name, rate, side, False), "kept": stepping(name, rate, side, True)}
