@@ -44,6 +44,13 @@ def test_each_engine_answers_as_the_plain_model(choice: str) -> None:
     assert distance(made(PIXELS), truth) <= LIMITS[Choice.parse(choice).precision]
 
 
+def test_int8_without_attention_is_not_smoothed() -> None:
+    model = stirred(build_model("resmlp", classes=7))
+    pictures = [torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8) for _ in range(4)]
+    made = Predictor(model, "openvino:int8", "64x48", batch=2, calibration=pictures)
+    assert distance(made(PIXELS), model(PIXELS)) < 0.15  # 0.28 smoothed
+
+
 def test_signals_arrive_once_openvino_has_come_and_gone() -> None:
     """Each OpenVINO core makes itself a stack for them: two that ended in the order they began ended the process."""
     model = build_model("deit3", classes=3)
