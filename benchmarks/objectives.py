@@ -59,6 +59,14 @@ ARMS: dict[str, tuple[str | None, dict[str, dict[str, Any]]]] = {
     "plain": (None, {}),
     "hard distillation": ("plain", {"objective": {"distillation": TEACHER}}),
     "BCE and 3-Augment": ("plain", {"objective": {"loss": "bce"}, "augment": {"three_augment": True, **JITTERED}}),
+    "BCE and 3-Augment, rate 3e-4": (
+        "plain",
+        {
+            "objective": {"loss": "bce"},
+            "augment": {"three_augment": True, **JITTERED},
+            "optim": {"lr": 3e-4},
+        },
+    ),
     "BCE": ("plain", {"objective": {"loss": "bce"}}),
     "BCE, rate 3e-3": ("plain", {"objective": {"loss": "bce"}, "optim": {"lr": 3e-3}}),
     "3-Augment": ("plain", {"augment": {"three_augment": True, **JITTERED}}),
