@@ -15,7 +15,7 @@ STEPS = 20
 
 def losses(out: Path, *launcher: str) -> list[float]:
     train = ["-m", "anyres", "train", "demo/any_size", "--out", str(out)]
-    changes = ["views.sizes=[96,64,48,32]", "data.cache_side=128", "train.epochs=1", "train.precision=fp32"]
+    changes = ["views.sizes=[64,48,40,32]", "data.cache_side=96", "train.epochs=1", "train.precision=fp32"]
     changes += ["train.log_every=1", "data.workers=0", "evaluate.sizes=[64]"]
     done = subprocess.run(
         [*launcher, *train, *changes],

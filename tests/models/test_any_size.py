@@ -42,7 +42,7 @@ def smallest(family: str) -> Backbone:
 
 
 @pytest.mark.parametrize("family", SMALLEST)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.large_base_example])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.large_base_example])
 @given(height=st.integers(16, 1024), width=st.integers(16, 1024))
 @example(height=1, width=1)
 @example(height=225, width=200)
