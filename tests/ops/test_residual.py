@@ -36,6 +36,16 @@ def test_each_family_trains_alike(family: str) -> None:
         torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-4 * float(1 + gradient.abs().max()))
 
 
+def test_blocks_that_are_run_again_keep_the_same_images() -> None:
+    model = stirred(build("resformer", drop_path=0.5)).train()
+    skip_dropped(model)
+    logits, gradients = step(model)
+    model.set_grad_checkpointing()
+    again, others = step(model)
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(others, gradients)
+
+
 def test_nothing_is_computed_for_the_dropped() -> None:
     seen: list[int] = []
 
