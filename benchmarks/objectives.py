@@ -53,20 +53,14 @@ PLAIN: dict[str, Any] = {
     "evaluate": {"sizes": [48, 64, 96, 128, 160], "crop": 0.875},
 }
 TEACHER = {"kind": "hard", "teacher": "torchvision:mobilenet_v2"}
+DEIT3: dict[str, dict[str, Any]] = {"objective": {"loss": "bce"}, "augment": {"three_augment": True, **JITTERED}}
 SEVERAL = {"views": {"sizes": [128, 96, 64]}}
 # arm: (its baseline, what differs from PLAIN, group by group)
 ARMS: dict[str, tuple[str | None, dict[str, dict[str, Any]]]] = {
     "plain": (None, {}),
     "hard distillation": ("plain", {"objective": {"distillation": TEACHER}}),
-    "BCE and 3-Augment": ("plain", {"objective": {"loss": "bce"}, "augment": {"three_augment": True, **JITTERED}}),
-    "BCE and 3-Augment, rate 3e-4": (
-        "plain",
-        {
-            "objective": {"loss": "bce"},
-            "augment": {"three_augment": True, **JITTERED},
-            "optim": {"lr": 3e-4},
-        },
-    ),
+    "BCE and 3-Augment": ("plain", DEIT3),
+    "BCE and 3-Augment, rate 3e-4": ("plain", DEIT3 | {"optim": {"lr": 3e-4}}),
     "BCE": ("plain", {"objective": {"loss": "bce"}}),
     "BCE, rate 3e-3": ("plain", {"objective": {"loss": "bce"}, "optim": {"lr": 3e-3}}),
     "3-Augment": ("plain", {"augment": {"three_augment": True, **JITTERED}}),

@@ -37,8 +37,6 @@ Run = Callable[[Tensor], Tensor]
 """Float32 pixels (b, 3, h, w) of the shape it was built for -> float32 logits (b, k)."""
 
 ENGINES, PRECISIONS = get_args(Engine), get_args(Precision)
-NO_SNIPPETS = {"SNIPPETS_MODE": "DISABLE"}
-"""OpenVINO without the fusions that its tokenization of snippets finds: up to a fifth slower in int8."""
 OWN_THREADS = ("onnxruntime", "openvino")
 """Engines that do not use PyTorch's threads."""
 MOST_PROGRAMS = 1024
@@ -272,16 +270,13 @@ def _in_int8(
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(converted, Path(folder) / "whole.xml", compress_to_fp16=False)
         np.save(Path(folder) / "images.npy", torch.stack(list(calibration)).numpy())
-        for tried in (settings, settings | NO_SNIPPETS):
-            words = [sys.executable, "-m", "anyres.deploy.quantise", folder, json.dumps(tried)]
-            done = subprocess.run(words, check=False, capture_output=True, text=True)
-            if done.returncode == 0:
-                return _openvino_core().compile_model(str(Path(folder) / "small.xml"), "CPU", tried)
+        words = [sys.executable, "-m", "anyres.deploy.quantise", folder, json.dumps(settings)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode:
             died = done.returncode < 0 or not done.stderr.strip()
-            if not died:
-                break
-        why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
-        raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
+            why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
+            raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
+        return _openvino_core().compile_model(str(Path(folder) / "small.xml"), "CPU", settings)
 
 
 @cache

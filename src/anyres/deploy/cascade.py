@@ -1,10 +1,10 @@
 """A cascade: look at every image small, and again larger only where the small look is not sure enough.
 
 The confidence is the largest probability after temperature scaling (Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017, section 4.2), one temperature for each size. What a cascade loses is reckoned with the largest
-size's calibrated probabilities p as if they were the labels: an image answered early with class a where the largest
-size would say b costs p(b) - p(a). That needs far fewer images than counting the few answers that differ, and errs on
-the safe side: it is never negative.
+Networks, ICML 2017, section 4.2), one temperature for each size. What a cascade loses is reckoned with calibrated
+probabilities p as if they were the labels, the largest size's and the answering one's, TRUST to 1 - TRUST: an image
+answered early with class a where the largest size would say b costs p(b) - p(a). That needs far fewer images than
+counting the few answers that differ. Where the early look is much surer than the largest it is a gain.
 """
 
 from __future__ import annotations

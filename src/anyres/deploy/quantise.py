@@ -19,15 +19,13 @@ from typing import Any
 import numpy as np
 import openvino
 
-from anyres.deploy.backends import NO_SNIPPETS
-
 
 class Careful(openvino.Core):  # type: ignore[misc]
     """What NNCF compiles its models with."""
 
     def compile_model(self, model: openvino.Model, device_name: str, config: dict[str, Any]) -> openvino.CompiledModel:
         """Without snippets."""
-        return super().compile_model(model, device_name, config | NO_SNIPPETS)
+        return super().compile_model(model, device_name, config | {"SNIPPETS_MODE": "DISABLE"})
 
 
 def main(folder: Path, settings: dict[str, str | int]) -> None:

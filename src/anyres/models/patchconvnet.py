@@ -156,7 +156,8 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         if self.skips and self.training:
             return add_kept(x, self.branches(grid), self.drop_path)
-        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), grid))
+        for branch in self.branches(grid):
+            x = x + self.drop_path(branch(x))
         return x
 
     def branches(self, grid: Grid) -> tuple[Branch, ...]:
