@@ -3,7 +3,7 @@
 import copy
 import re
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from tests.test_docs import ROOT
 
 TOLERANCE = {"rest": 3e-5}
 """ResT v1's instance norm magnifies rounding: unfolded, its float32 is as far from float64."""
-TRACED = ("cait", "rest", "restv2", "resformer", "resmlp", "threethings")
+TRACED = ("cait", "patchconvnet", "rest", "restv2", "resformer", "resmlp", "threethings")
 """Families whose traced form differs, or whose tables do."""
 
 
@@ -122,6 +122,23 @@ def test_traced_at_one_size(family: str) -> None:
     if any(isinstance(module, PerGrid) for module in pinned.modules()):
         with pytest.raises(UserError, match=r"folded for \(5, 9\) tokens and got \(8, 8\)"):
             pinned(image(64, 64))
+
+
+@pytest.mark.parametrize("side", [64, 384])
+@torch.no_grad()
+def test_rest_attends_among_tokens_where_that_is_less_work(side: int) -> None:
+    """By both ways the same; the second stage, of two heads, goes the shorter one."""
+    model, folded = pair("rest")
+    attn = cast(Any, folded.stages)[1][0].attn
+    grid = (side // 8, side // 8)
+    x = torch.randn(2, grid[0] * grid[1], 32, generator=torch.Generator().manual_seed(0))
+    calls: list[int] = []
+    watch = attn.among.register_forward_hook(lambda *_: calls.append(1))
+    found = attn(x, grid)
+    watch.remove()
+    assert attn.saves(32, grid) == (side == 64) == bool(calls)
+    assert deviation(attn.among(x, grid), cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
+    assert deviation(found, cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
 
 
 def test_tables_are_remembered_for_a_few_grids_and_made_anew_for_other_weights() -> None:

@@ -248,6 +248,7 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
     }
     with _quiet():
         converted = openvino.convert_model(program)
+        converted.reshape(list(example.shape))  # it comes with free sides, for which plans are made with more copies
         if choice.precision == "int8":
             compiled = _in_int8(converted, calibration, settings)
         else:

@@ -15,18 +15,19 @@ def attend(
     key: Float[Tensor, "b g m d"],
     value: Float[Tensor, "b g m d"],
     scale: float | None = None,
+    offset: Float[Tensor, "b g 1 m"] | None = None,
 ) -> Float[Tensor, "b n c"]:
-    """softmax(scale Q Kᵀ) V for each of g heads, the heads concatenated: c = g * d, channel = head * d + j.
+    """softmax(scale Q Kᵀ + offset) V for each of g heads, the heads concatenated: c = g * d, channel = head * d + j.
 
-    n queries over m keys, any floating dtype (all three the same); ``scale``: d^-1/2, or what is given. PyTorch picks
+    n queries over m keys, any floating dtype (all the same); ``scale``: d^-1/2, or what is given. PyTorch picks
     the kernel, except for bf16 on a CPU, where the two matrix products written out take a fifth to a half of its fused
     kernel's time (benchmarks/cpu_kernels.py).
     """
     explicit = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= MOST_KEYS
     if explicit:
-        heads = explicit_attention(query, key, value, scale)
+        heads = explicit_attention(query, key, value, scale, offset)
     else:
-        heads = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=offset, scale=scale)
     return heads.transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
 
 
@@ -35,10 +36,13 @@ def explicit_attention(
     key: Float[Tensor, "b g m d"],
     value: Float[Tensor, "b g m d"],
     scale: float | None = None,
+    offset: Float[Tensor, "b g 1 m"] | None = None,
 ) -> Float[Tensor, "b g n d"]:
     """The same with the score matrix (b, g, n, m) stored; its softmax is taken in float32."""
     scaled = query if scale == 1 else query * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = scaled @ key.transpose(-2, -1)
+    if offset is not None:
+        scores = scores + offset
     mixed: Tensor = scores.float().softmax(-1).to(value.dtype) @ value
     return mixed
 

@@ -50,6 +50,12 @@ def before_scale(layer: nn.Linear, scale: Float[Tensor, " o"] | None) -> nn.Line
     return linear(weight, bias, layer.weight)
 
 
+def centred(layer: nn.Linear) -> nn.Linear:
+    """x -> layer(x) less its mean over the channels."""
+    weight, bias = wide(layer.weight), bias_of(layer)
+    return linear(weight - weight.mean(dim=0), bias - bias.mean(), layer.weight)
+
+
 def times(layer: nn.Linear, factor: float) -> nn.Linear:
     """x -> factor * layer(x)."""
     return linear(wide(layer.weight) * factor, bias_of(layer) * factor, layer.weight)
@@ -85,10 +91,13 @@ def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
     return made
 
 
-def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None) -> nn.Conv2d:
+def convolution(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None, *, less_mean: bool = False
+) -> nn.Conv2d:
     """x -> norm(conv(x)) by the norm's running statistics, as one convolution with bias; without norm a copy.
 
-    Its weights lie channels last, so its output does too, and is tokens in memory.
+    ``less_mean``: its output less the mean over the channels. Its weights lie channels last, so its output does too,
+    and is tokens in memory.
     """
     weight, bias = wide(conv.weight), bias_of(conv)
     if norm is not None:
@@ -96,6 +105,8 @@ def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None 
         assert norm.running_var is not None
         scale = wide(norm.weight) * (wide(norm.running_var) + norm.eps).rsqrt()
         weight, bias = weight * scale[:, None, None, None], (bias - wide(norm.running_mean)) * scale + wide(norm.bias)
+    if less_mean:
+        weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
     kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
     made = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, device="meta")
     made.weight, made.bias = constant(weight, conv.weight), constant(bias, conv.weight)

@@ -63,10 +63,13 @@ class Patches(nn.Module):
 
 
 def attend(
-    query: Float[Tensor, "b g n d"], key: Float[Tensor, "b g m d"], value: Float[Tensor, "b g m d"]
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    offset: Float[Tensor, "b g 1 m"] | None = None,
 ) -> Float[Tensor, "b n c"]:
-    """softmax(Q Kᵀ) V for each head, the heads concatenated; the scale is in the query already."""
-    return attention.attend(query, key, value, 1.0)
+    """softmax(Q Kᵀ + offset) V for each head, the heads concatenated; the scale is in the query already."""
+    return attention.attend(query, key, value, 1.0, offset)
 
 
 class Glance(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,20 +15,39 @@ from anyres.ops import fold
 from anyres.ops.patch import Grid
 
 
+class CentredNorm(nn.LayerNorm):
+    """The layer norm, without affine part, of tokens whose channels have mean zero.
+
+    In a traced program it is written as the root-mean-square norm that it is then, a pass fewer (OpenVINO bf16: 0.6 of
+    the time).
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__(norm.normalized_shape, norm.eps, elementwise_affine=False)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        if torch.compiler.is_compiling():
+            return F.rms_norm(x, self.normalized_shape, eps=self.eps)
+        return super().forward(x)
+
+
 class Block(nn.Module):
-    """x + the convolutions of norm x: the norm's affine part is in the first 1x1, γ in the last."""
+    """x + the convolutions of norm x: the norm's affine part is in the first 1x1, γ in the last.
+
+    Every reader of the trunk normalises it, so the mean over its channels is never seen: what is added to it has none.
+    """
 
     def __init__(self, own: patchconvnet.Block) -> None:
         super().__init__()
         layers: list[Any] = list(own.attn.qkv_pos)
         first, _, depthwise, _, excite, last = layers
-        self.norm = plain_norm(own.norm1)
+        self.norm = CentredNorm(own.norm1)
         self.first = after_norm(fold.pointwise(first), own.norm1)
         self.depthwise = fold.convolution(depthwise)
         self.gelu = nn.GELU()
         reduce, expand = fold.pointwise(excite.conv_reduce), fold.pointwise(excite.conv_expand)
         self.gate = nn.Sequential(reduce, nn.ReLU(), expand, nn.Sigmoid())
-        self.last = fold.before_scale(fold.pointwise(last), own.gamma_1)
+        self.last = fold.centred(fold.before_scale(fold.pointwise(last), own.gamma_1))
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         maps = self.depthwise(to_maps(self.gelu(self.first(self.norm(x))), grid))
@@ -53,7 +73,7 @@ class Pooling(nn.Module):
         query = asking @ fold.wide(ask.weight).T + fold.bias_of(ask)
         self.wanted = fold.constant(query @ fold.wide(key.weight) * query.shape[1] ** -0.5, like)  # (k, c)
         self.own: Tensor | None = None if pooling.multi else fold.constant(asking[None], like)
-        self.norm = plain_norm(own.norm1)
+        self.norm = CentredNorm(own.norm1)
         self.proj = fold.before_scale(fold.chained(value, pooling.proj), own.gamma_1)
 
     def forward(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b k c"]:
@@ -88,7 +108,7 @@ class FoldedPatchConvNet(Folded):
         stem: list[Any] = list(model.patch_embed.proj)
         self.stem = nn.Sequential(
             *(layer for i in (0, 2, 4) for layer in (fold.convolution(stem[i][0]), nn.GELU())),
-            fold.convolution(stem[6][0]),
+            fold.convolution(stem[6][0], less_mean=True),
         )
         self.blocks = nn.ModuleList(Block(block) for block in blocks)
         last = cast(patchconvnet.Aggregation, model.blocks_token_only[0])

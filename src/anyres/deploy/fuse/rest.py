@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import cast
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,20 +17,26 @@ from anyres.deploy.fuse.folded import Folded, attend, mean_classifier, to_maps, 
 from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
 from anyres.models import rest
 from anyres.ops import fold
-from anyres.ops.mixed_heads import normed_heads
+from anyres.ops.mixed_heads import EPS, normed_heads, softmax
 from anyres.ops.patch import Grid
+
+MOST_HEADS = 2
+"""With more heads attention is never computed among the tokens: it multiplies less for the smallest maps alone."""
 
 
 class Attention(nn.Module):
     """EMSA: softmax attention, or with several heads InstanceNorm(softmax(mix(Q Kᵀ))) V.
 
-    The bias of the mixing is the same for all keys, so the softmax does not see it.
+    The bias of the mixing is the same for all keys, so the softmax does not see it. Where few heads look at a small
+    map, on a CPU, ``AmongTokens`` computes it.
     """
 
     def __init__(self, own: rest.Attention, norm: nn.LayerNorm) -> None:
         super().__init__()
         self.heads = own.heads
+        self.reduction = own.reduction
         self.project = Packed(own, norm) if own.reduction == 1 else Shrunk(own)
+        self.among = AmongTokens(own) if own.reduction > 1 and own.heads <= MOST_HEADS else None
         if own.heads > 1:
             weight = own.transform_conv.weight
             self.mixing = fold.constant(weight.flatten(1), weight)  # (g, g, 1, 1) -> (g, g)
@@ -33,13 +44,69 @@ class Attention(nn.Module):
         self.proj = fold.before_scale(own.proj, None)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
+        if self.among is not None and x.device.type == "cpu" and self.saves(x.shape[2], grid):
+            x = self.among(x, grid)
+            return x
         query, key, value = (self.split(part) for part in self.project(x, grid)[:3])
         x = self.proj(attend(query, key, value) if self.heads == 1 else self.mix(query, key, value, self.mixing, None))
         return x
 
+    def saves(self, channels: int, grid: Grid) -> bool:
+        """Whether ``AmongTokens`` multiplies less at this grid; False where an exported size is free."""
+        if not all(isinstance(side, int) for side in grid):
+            return False
+        n, m = grid[0] * grid[1], math.prod(-(-side // self.reduction) for side in grid)
+        return (n + m) * channels + n * m > self.heads * m * (channels + n)
+
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:
         """Channels into heads."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (b, n, c) -> (b, n, g, d) -> (b, g, n, d)
+
+
+class AmongTokens(nn.Module):
+    """The same attention, in which nothing is computed for every token but its scores and its sum of values.
+
+    A query's product with a key, mixed over the heads, is that of the token itself with a vector which is linear in the
+    key's token; what the projection makes of a value is linear in the value's. Both are made for the few tokens of the
+    shrunken map, c channels for each head. Of the query's bias a number for each key is left.
+    """
+
+    def __init__(self, own: rest.Attention) -> None:
+        super().__init__()
+        g, like, narrow = own.heads, own.q.weight, Shrunk(own)
+        mixing = fold.wide(own.transform_conv.weight.flatten(1) if g > 1 else like.new_ones(1, 1))
+        query, query_bias = by_head(narrow.q, g)
+        both, both_bias = by_head(narrow.kv, 2 * g)
+        (key, value), (key_bias, value_bias) = both.chunk(2), both_bias.chunk(2)
+        out = fold.wide(own.proj.weight).view(like.shape[0], g, -1)  # (c, g, d)
+        wanted = (
+            torch.einsum("hj,jdi,jdo->hoi", mixing, key, query),
+            torch.einsum("hj,jd,jdo->ho", mixing, key_bias, query),
+        )
+        said = torch.einsum("ohd,hdi->hoi", out, value), torch.einsum("ohd,hd->ho", out, value_bias)
+        self.heads = g
+        self.sr, self.norm = narrow.sr, narrow.norm
+        self.made = fold.beside([fold.linear(w.flatten(0, 1), b.flatten(), like) for w, b in (wanted, said)])
+        self.offset = fold.linear(torch.einsum("hj,jdi,jd->hi", mixing, key, query_bias), mixing.new_zeros(g), like)
+        self.bias = fold.constant(fold.bias_of(own.proj), like)
+
+    def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
+        small = self.norm(to_tokens(self.sr(to_maps(x, grid))))
+        made = self.made(small).reshape(*small.shape[:2], 2, self.heads, -1)  # (b, m, 2gc) -> (b, m, 2, g, c)
+        key, value = made.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, m, c)
+        offset = self.offset(small).mT[:, :, None]  # (b, m, g) -> (b, g, 1, m)
+        if self.heads == 1:
+            return attend(x[:, None], key, value, offset) + self.bias
+        plane = softmax(x[:, None] @ key.mT + offset)
+        plane = F.layer_norm(plane, plane.shape[2:], eps=EPS)
+        heads = plane.to(value.dtype) @ (value - value.mean(dim=2, keepdim=True))  # (b, g, n, c)
+        x = reduce(add, heads.unbind(1)) + self.bias
+        return x
+
+
+def by_head(layer: nn.Linear, heads: int) -> tuple[Float[Tensor, "g d c"], Float[Tensor, "g d"]]:
+    """Weights and bias in float64, the outputs of each head apart."""
+    return fold.wide(layer.weight).view(heads, -1, layer.in_features), fold.bias_of(layer).view(heads, -1)
 
 
 class Stem(nn.Module):

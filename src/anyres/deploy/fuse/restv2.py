@@ -35,10 +35,11 @@ class Upsample(nn.Module):
         self.repeated = fold.depthwise(own.weight[order], fold.bias_of(own)[order], own.weight)
 
     def forward(self, values: Float[Tensor, "b m c"], small: Grid, grid: Grid) -> Float[Tensor, "b n c"]:
-        r, maps = self.reduction, to_maps(values, small)
+        r = self.reduction
         if r > 2 and not torch.compiler.is_compiling():
-            return to_tokens(cut(F.pixel_shuffle(self.grouped(maps), r), grid))
-        x = self.repeated(maps if r == 1 else maps.repeat(1, r * r, 1, 1)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
+            return to_tokens(cut(F.pixel_shuffle(self.grouped(to_maps(values, small)), r), grid))
+        repeated = values if r == 1 else values.repeat(1, 1, r * r)  # as tokens: along the axis that lies innermost
+        x = self.repeated(to_maps(repeated, small)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
         x = x.reshape(*x.shape[:3], r, r, -1).transpose(2, 3)  # (b, hs, ws, r, r, c) -> (b, hs, r, ws, r, c)
         x = x.reshape(x.shape[0], small[0] * r, small[1] * r, -1)
         return to_tokens(cut(x.permute(0, 3, 1, 2), grid))
