@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
     Block,
+    CentredNorm,
     Folded,
     Glance,
     Patches,
@@ -52,7 +53,7 @@ class TalkingHeads(nn.Module):
         self.before = fold.constant(own.proj_l.weight, own.proj_l.weight)
         self.after = fold.constant(own.proj_w.weight, own.proj_w.weight)
         self.bias = fold.constant(own.proj_w.bias, own.proj_w.bias)
-        self.proj = fold.before_scale(own.proj, gamma)
+        self.proj = fold.centred(fold.before_scale(own.proj, gamma))
         self.talk: Callable[..., Tensor] = talking_heads
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
@@ -94,12 +95,14 @@ class FoldedCaiT(Folded):
         super().__init__(model)
         trunk: list[Any] = list(model.blocks)
         last: list[Any] = list(model.blocks_token_only)
-        self.patches = Patches(model.patch_embed)
-        self.positions = Positions(model.pos_embed, model.config.grid, resample_table)
+        table = model.pos_embed
+        self.patches = Patches(model.patch_embed, less_mean=True)
+        self.positions = Positions(table - table.mean(dim=2, keepdim=True), model.config.grid, resample_table)
         self.blocks = nn.Sequential()
         for block in trunk:
             attn = TalkingHeads(block.attn, block.norm1, block.gamma_1)
-            self.blocks.append(Block(plain_norm(block.norm1), attn, mlp([(block.norm2, block.mlp, block.gamma_2)])))
+            think = mlp([(block.norm2, block.mlp, block.gamma_2)], less_mean=True)
+            self.blocks.append(Block(CentredNorm(block.norm1), attn, think))
         self.token = fold.constant(model.cls_token, model.cls_token)
         self.norm = plain_norm(model.norm)
         self.looks, self.mlps = nn.ModuleList(), nn.ModuleList()

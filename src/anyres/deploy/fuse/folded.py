@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -44,17 +46,21 @@ def to_maps(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c h 
 
 
 class Patches(nn.Module):
-    """Image -> patch tokens and their grid, the sides padded to the patch: convolutions, their norms inside them."""
+    """Image -> patch tokens and their grid, the sides padded to the patch: convolutions, their norms inside them.
 
-    def __init__(self, own: PatchEmbed | HMLPStem) -> None:
+    ``less_mean``: each token less the mean over its channels, for ``CentredNorm``.
+    """
+
+    def __init__(self, own: PatchEmbed | HMLPStem, *, less_mean: bool = False) -> None:
         super().__init__()
         if isinstance(own, PatchEmbed):
             self.patch_size = own.patch_size
-            self.proj = nn.Sequential(fold.convolution(own.proj))
+            self.proj = nn.Sequential(fold.convolution(own.proj, less_mean=less_mean))
         else:
             self.patch_size = 16
             layers: list[Any] = list(own.proj)
-            first, second, third = (fold.convolution(layers[i], layers[i + 1]) for i in (0, 3, 6))
+            first, second = (fold.convolution(layers[i], layers[i + 1]) for i in (0, 3))
+            third = fold.convolution(layers[6], layers[7], less_mean=less_mean)
             self.proj = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
@@ -99,6 +105,23 @@ class Glance(nn.Module):
         heard = heard.reshape(b * s, self.heads, c).transpose(0, 1) @ self.value  # -> (g, b*s, c) -> (g, b*s, d)
         answer: Tensor = self.proj(heard.transpose(0, 1).reshape(b, s, -1))
         return answer
+
+
+class CentredNorm(nn.LayerNorm):
+    """The layer norm, without affine part, of a trunk whose tokens have mean zero over their channels.
+
+    Where every reader of a trunk normalises it, that mean is never seen, and is taken out of all that is added to it.
+    In a traced program it is written as the root-mean-square norm that it is then, a pass fewer (OpenVINO bf16: 0.6 of
+    the time).
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__(norm.normalized_shape, norm.eps, elementwise_affine=False)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        if torch.compiler.is_compiling():
+            return F.rms_norm(x, self.normalized_shape, eps=self.eps)
+        return super().forward(x)
 
 
 class Block(nn.Module):
@@ -152,11 +175,14 @@ def query_key_value(qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> tuple[nn.
     return fold.times(query, (query.out_features // heads) ** -0.5), key, value
 
 
-def mlp(branches: Sequence[tuple[nn.LayerNorm, Mlp, Tensor | None]]) -> nn.Sequential:
-    """Normalised x -> the sum of gamma * Mlp(norm's affine part of x) over the branches (norm, Mlp, gamma)."""
+def mlp(branches: Sequence[tuple[nn.LayerNorm, Mlp, Tensor | None]], *, less_mean: bool = False) -> nn.Sequential:
+    """Normalised x -> the sum of gamma * Mlp(norm's affine part of x) over the branches (norm, Mlp, gamma).
+
+    ``less_mean``: less its mean over the channels, for ``CentredNorm``.
+    """
     first = fold.beside([after_norm(own.fc1, norm) for norm, own, _ in branches])
     second = fold.added([fold.before_scale(own.fc2, gamma) for _, own, gamma in branches])
-    return nn.Sequential(first, nn.GELU(), second)
+    return nn.Sequential(first, nn.GELU(), fold.centred(second) if less_mean else second)
 
 
 def classifier(norm: nn.LayerNorm, *heads: nn.Module) -> nn.Sequential:

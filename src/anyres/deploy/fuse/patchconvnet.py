@@ -5,36 +5,28 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, after_norm, classifier, mlp, plain_norm, to_maps, to_tokens
+from anyres.deploy.fuse.folded import (
+    CentredNorm,
+    Folded,
+    after_norm,
+    classifier,
+    mlp,
+    plain_norm,
+    to_maps,
+    to_tokens,
+)
 from anyres.models import patchconvnet
 from anyres.ops import fold
 from anyres.ops.patch import Grid
 
 
-class CentredNorm(nn.LayerNorm):
-    """The layer norm, without affine part, of tokens whose channels have mean zero.
-
-    In a traced program it is written as the root-mean-square norm that it is then, a pass fewer (OpenVINO bf16: 0.6 of
-    the time).
-    """
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__(norm.normalized_shape, norm.eps, elementwise_affine=False)
-
-    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        if torch.compiler.is_compiling():
-            return F.rms_norm(x, self.normalized_shape, eps=self.eps)
-        return super().forward(x)
-
-
 class Block(nn.Module):
     """x + the convolutions of norm x: the norm's affine part is in the first 1x1, γ in the last.
 
-    Every reader of the trunk normalises it, so the mean over its channels is never seen: what is added to it has none.
+    What is added to the trunk has no mean over the channels (``CentredNorm``).
     """
 
     def __init__(self, own: patchconvnet.Block) -> None:
