@@ -3,7 +3,8 @@
     python benchmarks/cascade.py --seeds 0 1 2
 
 The runs are those of benchmarks/demo_seeds.py (the demo's any-size model, Groceries). Of the 661 test images one half
-chooses the cascade's thresholds and gives int8 its ranges; the other half is scored by all ways in turn, several times
+chooses the cascades' thresholds, those of int8 by int8's own answers, whose ranges are read from training images; the
+other half is scored by all ways in turn, several times
 over, each in batches of 8 (a cascade gathers what a look leaves open into batches too); medians. top-1 in per cent;
 "times eager" is images/s over eager float32 at the largest size, "times alone" over the same engine and precision at
 the largest size.
@@ -15,17 +16,16 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anyres.cascading import FILE, How, batches, choose_cascade, predictors_for, seen_by
-from anyres.config import UserError
-from anyres.deploy.backends import Choice
-from anyres.deploy.cascade import CascadePredictor
+from anyres.cascading import FILE, How, batches, choose_cascade, look_at, predictors_for
+from anyres.deploy.cascade import Cascade, CascadePredictor, choose
 from anyres.deploy.predictor import Predictor
 from anyres.flow import Size
 from anyres.trained import Trained, open_run
@@ -44,41 +44,34 @@ def run(folder: Path, sizes: list[Size], batch: int, max_loss: float) -> dict[st
         "eager fp32": lambda views: torch.cat([trained.model(part) for part in torch.split(views[largest], batch)]),
         f"{fast[largest].choice}": lambda views: fast[largest].forward(views[largest]),
     }
-    small = quantised(trained, [*cascade.parsed], batch)
-    if small:
-        ways["openvino:int8"] = lambda views: small[largest].forward(views[largest])
-    runner = CascadePredictor([fast[size] for size in cascade.parsed], cascade)
-    name = "cascade " + "-".join(cascade.sizes)
-    ways[name] = lambda views: runner.forward([views[size] for size in cascade.parsed])
-    if small:
-        int8 = CascadePredictor([small[size] for size in cascade.parsed], cascade)
-        ways[f"int8 {name}"] = lambda views: int8.forward([views[size] for size in cascade.parsed])
+    small = predictors_for(trained, sizes, How("openvino:int8", batch=batch))
+    ways["openvino:int8"] = lambda views: small[largest].forward(views[largest])
+    fewer = chosen_for(trained, small, max_loss)
+    for kind, predictors, chosen in (("", fast, cascade), ("int8 ", small, fewer)):
+        runner = CascadePredictor([predictors[size] for size in chosen.parsed], chosen)
+        ways[f"{kind}cascade {'-'.join(chosen.sizes)}"] = partial(through, runner, chosen.parsed)
     figures = race(trained, sizes, ways)
-    eager, alone = figures["eager fp32"], figures[str(fast[largest].choice)]
-    for each in figures.values():
+    eager = figures["eager fp32"]
+    for name, each in figures.items():
         each["times eager"] = round(each["images/s"] / eager["images/s"], 2)
         each["lost points"] = round(eager["top1"] - each["top1"], 2)
-    figures[name]["times alone"] = round(figures[name]["images/s"] / alone["images/s"], 2)
+        if "cascade" in name:
+            alone = figures["openvino:int8" if name.startswith("int8") else str(fast[largest].choice)]
+            each["times alone"] = round(each["images/s"] / alone["images/s"], 2)
     return {"cascade": json.loads((folder / FILE).read_text()), "ways": figures}
 
 
-def quantised(trained: Trained, sizes: list[Size], batch: int) -> dict[Size, Predictor]:
-    """int8 by OpenVINO, its ranges from the first of the images that choose."""
-    images = trained.images()
-    pictures = [images[i].image.contiguous() for i in range(0, min(len(images), 256), 2)]
-    choice = Choice("openvino", "int8")
-    seen = seen_by(trained)
-    try:
-        made = {
-            size: Predictor(trained.model, str(choice), size, batch=batch, seen=seen, calibration=pictures)
-            for size in sizes
-        }
-        for size, predictor in made.items():  # engines are built at the first call
-            predictor.forward(torch.zeros(batch, 3, *size))
-        return made
-    except UserError as error:
-        print(f"left out: {error}")
-        return {}
+def chosen_for(trained: Trained, predictors: dict[Size, Predictor], max_loss: float) -> Cascade:
+    """As ``choose_cascade`` does, of these engines."""
+    looks, target = look_at(trained, trained.images(), predictors)
+    half = slice(0, None, 2)
+    seconds = {size: look.seconds for size, look in looks.items()}
+    return choose({size: look.logits[half] for size, look in looks.items()}, target[half], seconds, max_loss)
+
+
+def through(runner: CascadePredictor, sizes: Sequence[Size], views: dict[Size, Tensor]) -> Tensor:
+    """The cascade's answers."""
+    return runner.forward([views[size] for size in sizes])
 
 
 @torch.inference_mode()

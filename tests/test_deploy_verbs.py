@@ -55,6 +55,17 @@ def test_an_engine_names_the_classes_that_the_run_names(run: Path, tiny_run: Tin
     assert "backend 'tensorrt' is none of auto, eager" in refused("predict", run, photos[0], "--backend", "tensorrt")
 
 
+def test_int8_reads_its_ranges_from_training_images(run: Path, tiny_run: TinyRun) -> None:
+    photo = sorted(tiny_run.data.rglob("*.jpg"))[0]
+    words = ("predict", run, photo, "--size", "48", "--top", 1, "--backend")
+    full, small = (anyres(*words, choice) for choice in ("eager:fp32", "onnxruntime:int8"))
+    assert full.code == small.code == 0, small.err
+    shares = [float(answer.out.split()[-2]) for answer in (full, small)]
+    assert 0 < abs(shares[0] - shares[1]) < 10
+    named = ("predict", "restv2_nano", photo, "--weights", run / "model.safetensors", "--backend", "openvino:int8")
+    assert "reads its ranges from a run's training images" in refused(*named)
+
+
 def test_speeds_side_by_side(run: Path, tmp_path: Path) -> None:
     into, picture = tmp_path / "speed.json", tmp_path / "speed.png"
     answer = anyres(

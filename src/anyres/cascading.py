@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
+from anyres.data.decode import Unreadable
+from anyres.data.sources import open_source
+from anyres.deploy.backends import Choice
 from anyres.deploy.cascade import Cascade, CascadePredictor, choose
-from anyres.deploy.predictor import Predictor, Seen
+from anyres.deploy.predictor import Picture, Predictor, Seen
 from anyres.evaluate.curve import plot
 from anyres.evaluate.metrics import wilson
 from anyres.evaluate.speed import macs
@@ -26,6 +30,8 @@ from anyres.trained import Trained, crop_ratio, open_run, scored_batches
 
 FILE, PICTURE = "cascade.json", "cascade.png"
 WARM_UP = 2  # batches
+CALIBRATION = 128
+"""So many training images show int8 its ranges."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,39 @@ def choose_cascade(folder: Path, sizes: Sequence[Size], max_loss: float, how: Ho
 
 
 def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:
-    """The model at ``size``, seeing pictures as evaluation does."""
+    """The model at ``size``, seeing pictures as evaluation does. Raises UserError."""
     return Predictor(
         trained.model,
         how.backend,
         size,
         batch=how.batch,
         precision=how.precision,
+        calibration=calibration(trained, how.backend),
         seen=seen_by(trained),
         names=trained.classes,
         multi_label=trained.multi_label,
         say=messages().print,
     )
+
+
+def calibration(trained: Trained, backend: str) -> list[Picture]:
+    """Some of a run's training images, for int8; none for another precision. Raises UserError."""
+    if backend == "auto" or Choice.parse(backend).precision != "int8":
+        return []
+    data = trained.recipe.data
+    if trained.folder is None or data.source is None:
+        raise UserError(
+            f"{backend} reads its ranges from a run's training images, and {trained.name} is no run: use :bf16"
+        )
+    source = open_source(data.source, data.train_split, val_share=data.val_share, unlabelled=True)
+    images = DecodedImages(source, data.cache_side, budget_gib=0.0)
+    found: list[Picture] = []
+    for i in torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist():
+        with suppress(Unreadable):
+            found.append(images[i].image.contiguous())
+        if len(found) == CALIBRATION:
+            break
+    return found
 
 
 def predictors_for(trained: Trained, sizes: Sequence[Size], how: How) -> dict[Size, Predictor]:

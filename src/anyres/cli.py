@@ -50,7 +50,10 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val, trainval or test; the recipe's own if not given.")]
-BACKEND = "auto (measures once and remembers), eager, inductor, onnxruntime or openvino; with :bf16 for bf16."
+BACKEND = (
+    "auto (measures once and remembers), eager, inductor, onnxruntime or openvino; with :bf16 for bf16; the last two "
+    "also with :int8, whose ranges are read from a run's training images at every start."
+)
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--sizes", help="Sizes such as 224, 320x192 (height x width) or 64:320:32; may be repeated."),

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float32
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
@@ -222,7 +223,7 @@ def _quantized(proto: Any, calibration: Sequence[Tensor]) -> Any:
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(calibration)
 
-        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             batch = next(self.batches, None)
             return None if batch is None else {name: batch.numpy()}
 
