@@ -24,7 +24,7 @@ demo: $(READY)                           ## train on real photographs and compar
 	$(BIN)/anyres demo --out runs/demo
 
 test: $(READY)                           ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)                          ## style, types, import contracts
 	$(BIN)/ruff check .
@@ -39,11 +39,15 @@ bench: $(READY)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/inference.py --compiled
+	$(BIN)/python benchmarks/folding.py
+	$(BIN)/python benchmarks/int8.py
+	$(BIN)/python benchmarks/skip_dropped.py
 	$(BIN)/python benchmarks/size_cost.py
 	-$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/cascade.py
 	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/dino.py
 	$(BIN)/python benchmarks/any_size.py cifar10 --epochs 2
 	$(BIN)/python benchmarks/any_size.py groceries --epochs 20
 
