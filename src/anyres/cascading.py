@@ -36,10 +36,9 @@ CALIBRATION = 128
 
 @dataclass(frozen=True)
 class How:
-    """Engine, precision and batch of every look: see Predictor."""
+    """Engine with its precision, and batch, of every look: see Predictor."""
 
     backend: str = "auto"
-    precision: str = "auto"
     batch: int = 8
 
 
@@ -86,7 +85,6 @@ def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:
         how.backend,
         size,
         batch=how.batch,
-        precision=how.precision,
         calibration=calibration(trained, how.backend),
         seen=seen_by(trained),
         names=trained.classes,
