@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyres.cascading import FILE, How, batches, choose_cascade, look_at, predictors_for
-from anyres.deploy.cascade import Cascade, CascadePredictor, choose
-from anyres.deploy.predictor import Predictor
+from anyres.cascading import FILE, How, batches, choose_cascade, chosen, look_at, predictors_for
+from anyres.deploy.cascade import CascadePredictor
 from anyres.flow import Size
 from anyres.trained import Trained, open_run
 
@@ -46,27 +45,19 @@ def run(folder: Path, sizes: list[Size], batch: int, max_loss: float) -> dict[st
     }
     small = predictors_for(trained, sizes, How("openvino:int8", batch=batch))
     ways["openvino:int8"] = lambda views: small[largest].forward(views[largest])
-    fewer = chosen_for(trained, small, max_loss)
-    for kind, predictors, chosen in (("", fast, cascade), ("int8 ", small, fewer)):
-        runner = CascadePredictor([predictors[size] for size in chosen.parsed], chosen)
-        ways[f"{kind}cascade {'-'.join(chosen.sizes)}"] = partial(through, runner, chosen.parsed)
+    fewer = chosen(*look_at(trained, trained.images(), small), max_loss)
+    for kind, predictors, each in (("", fast, cascade), ("int8 ", small, fewer)):
+        runner = CascadePredictor([predictors[size] for size in each.parsed], each)
+        ways[f"{kind}cascade {'-'.join(each.sizes)}"] = partial(through, runner, each.parsed)
     figures = race(trained, sizes, ways)
     eager = figures["eager fp32"]
-    for name, each in figures.items():
-        each["times eager"] = round(each["images/s"] / eager["images/s"], 2)
-        each["lost points"] = round(eager["top1"] - each["top1"], 2)
+    for name, figure in figures.items():
+        figure["times eager"] = round(figure["images/s"] / eager["images/s"], 2)
+        figure["lost points"] = round(eager["top1"] - figure["top1"], 2)
         if "cascade" in name:
             alone = figures["openvino:int8" if name.startswith("int8") else str(fast[largest].choice)]
-            each["times alone"] = round(each["images/s"] / alone["images/s"], 2)
+            figure["times alone"] = round(figure["images/s"] / alone["images/s"], 2)
     return {"cascade": json.loads((folder / FILE).read_text()), "ways": figures}
-
-
-def chosen_for(trained: Trained, predictors: dict[Size, Predictor], max_loss: float) -> Cascade:
-    """As ``choose_cascade`` does, of these engines."""
-    looks, target = look_at(trained, trained.images(), predictors)
-    half = slice(0, None, 2)
-    seconds = {size: look.seconds for size, look in looks.items()}
-    return choose({size: look.logits[half] for size, look in looks.items()}, target[half], seconds, max_loss)
 
 
 def through(runner: CascadePredictor, sizes: Sequence[Size], views: dict[Size, Tensor]) -> Tensor:

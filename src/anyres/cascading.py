@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,6 @@ from anyres.publish import messages, screen
 from anyres.trained import Trained, crop_ratio, open_run, scored_batches
 
 FILE, PICTURE = "cascade.json", "cascade.png"
-WARM_UP = 2  # batches
 CALIBRATION = 128
 """So many training images show int8 its ranges."""
 
@@ -62,20 +61,20 @@ def choose_cascade(folder: Path, sizes: Sequence[Size], max_loss: float, how: Ho
         raise UserError(f"{len(images)} held-out images are too few to choose with and to measure on: give --data more")
     predictors = predictors_for(trained, list(dict.fromkeys(sizes)), how)
     looks, target = look_at(trained, images, predictors)
-    chosen_on = torch.arange(len(target)) % 2 == 0
-    cascade = choose(
-        {size: look.logits[chosen_on] for size, look in looks.items()},
-        target[chosen_on],
-        {size: look.seconds for size, look in looks.items()},
-        max_loss,
-    )
+    cascade = chosen(looks, target, max_loss)
     cascade.write(folder / FILE)
     measured = measure(trained, images, predictors, cascade)
     tell(cascade, measured, looks, target)
-    points = [_point(trained, size, look, target[~chosen_on], look.logits[~chosen_on]) for size, look in looks.items()]
+    points = [_point(trained, size, look, target[1::2], look.logits[1::2]) for size, look in looks.items()]
     plot([*points, measured.point(trained, cascade)], folder / PICTURE, f"{trained.name}: sizes and their cascade")
     messages().print(f"kept in {folder / FILE}; {folder / PICTURE} shows it; `anyres predict {folder} IMAGE --cascade`")
     return cascade
+
+
+def chosen(looks: Mapping[Size, Look], target: Tensor, max_loss: float) -> Cascade:
+    """By every second image: the others are left to measure on."""
+    logits = {size: look.logits[::2] for size, look in looks.items()}
+    return choose(logits, target[::2], {size: look.seconds for size, look in looks.items()}, max_loss)
 
 
 def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:

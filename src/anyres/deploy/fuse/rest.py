@@ -68,7 +68,8 @@ class AmongTokens(nn.Module):
 
     A query's product with a key, mixed over the heads, is that of the token itself with a vector which is linear in the
     key's token; what the projection makes of a value is linear in the value's. Both are made for the few tokens of the
-    shrunken map, c channels for each head. Of the query's bias a number for each key is left.
+    shrunken map, c channels for each head. Of the query's bias a number for each key is left; what the key's bias gives
+    is the same for all keys, so the softmax does not see it.
     """
 
     def __init__(self, own: rest.Attention) -> None:
@@ -77,16 +78,14 @@ class AmongTokens(nn.Module):
         mixing = fold.wide(own.transform_conv.weight.flatten(1) if g > 1 else like.new_ones(1, 1))
         query, query_bias = by_head(narrow.q, g)
         both, both_bias = by_head(narrow.kv, 2 * g)
-        (key, value), (key_bias, value_bias) = both.chunk(2), both_bias.chunk(2)
+        (key, value), value_bias = both.chunk(2), both_bias[g:]
         out = fold.wide(own.proj.weight).view(like.shape[0], g, -1)  # (c, g, d)
-        wanted = (
-            torch.einsum("hj,jdi,jdo->hoi", mixing, key, query),
-            torch.einsum("hj,jd,jdo->ho", mixing, key_bias, query),
-        )
-        said = torch.einsum("ohd,hdi->hoi", out, value), torch.einsum("ohd,hd->ho", out, value_bias)
+        wanted = torch.einsum("hj,jdi,jdo->hoi", mixing, key, query).flatten(0, 1)
+        said = torch.einsum("ohd,hdi->hoi", out, value).flatten(0, 1)
+        said_bias = torch.einsum("ohd,hd->ho", out, value_bias).flatten()
         self.heads = g
         self.sr, self.norm = narrow.sr, narrow.norm
-        self.made = fold.beside([fold.linear(w.flatten(0, 1), b.flatten(), like) for w, b in (wanted, said)])
+        self.made = fold.linear(torch.cat((wanted, said)), torch.cat((torch.zeros_like(said_bias), said_bias)), like)
         self.offset = fold.linear(torch.einsum("hj,jdi,jd->hi", mixing, key, query_bias), mixing.new_zeros(g), like)
         self.bias = fold.constant(fold.bias_of(own.proj), like)
 
