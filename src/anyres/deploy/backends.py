@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
+from anyres.deploy.fuse.folded import Folded
 from anyres.ops.kernels import check_triton, triton_here, use_triton
 
 if TYPE_CHECKING:
@@ -251,9 +252,10 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
         converted = openvino.convert_model(program)
         converted.reshape(list(example.shape))  # it comes with free sides, for which plans are made with more copies
         if choice.precision == "int8":
-            compiled = _in_int8(converted, calibration, settings)
-        else:
-            compiled = _openvino_core().compile_model(converted, "CPU", settings)
+            converted = _in_int8(converted, calibration, settings)
+        if settings["INFERENCE_PRECISION_HINT"] == "bf16" and isinstance(model, Folded):  # peers: as OpenVINO does it
+            _keep_narrow(converted)
+        compiled = _openvino_core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(x: Tensor) -> Tensor:
@@ -263,10 +265,28 @@ def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Se
     return run
 
 
-def _in_int8(
-    converted: openvino.Model, calibration: Sequence[Tensor], settings: dict[str, Any]
-) -> openvino.CompiledModel:
-    """OpenVINO's graph, compiled, with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
+def _keep_narrow(graph: openvino.Model) -> None:
+    """Matrices that are multiplied with what is computed become bf16, for plans in bf16.
+
+    A layer's weights do so by themselves. A matrix on the left, as that which mixes tokens or heads, stays float32
+    (2026.4), and with it the whole product; narrowed, and marked as widened for storage only, it stays bf16.
+    """
+    import openvino
+    from openvino import opset13
+
+    for product in graph.get_ops():
+        if product.get_type_name() != "MatMul":
+            continue
+        matrix = product.input_value(0).get_node()
+        if matrix.get_type_name() == "Constant" and matrix.get_element_type() == openvino.Type.f32:
+            narrow = opset13.constant(matrix.data, dtype=openvino.Type.bf16)
+            widened = opset13.convert(narrow, "f32")
+            widened.get_rt_info()["decompression_0"] = ""
+            product.input(0).replace_source_output(widened.output(0))
+
+
+def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor], settings: dict[str, Any]) -> openvino.Model:
+    """OpenVINO's graph with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +298,7 @@ def _in_int8(
             died = done.returncode < 0 or not done.stderr.strip()
             why = f"it ended with {done.returncode}" if died else done.stderr.strip().splitlines()[-1]
             raise Unavailable(f"openvino:int8: NNCF and OpenVINO cannot do this model here: {why}")
-        return _openvino_core().compile_model(str(Path(folder) / "small.xml"), "CPU", settings)
+        return _openvino_core().read_model(Path(folder) / "small.xml")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -27,15 +27,11 @@ from anyres.deploy.fuse.folded import (
 from anyres.deploy.fuse.tables import Positions
 from anyres.models import cait
 from anyres.ops import fold
-from anyres.ops.mixed_heads import softmax, talking_heads
+from anyres.ops.mixed_heads import NEVER, in_lanes, softmax, talking_heads
 from anyres.ops.resample import resample_table
 
 MOST_HEADS = 8
 """A traced program mixes up to so many heads by sums; its size grows with their square."""
-LANES = 16
-"""A traced program has a multiple of so many keys (OpenVINO bf16: 208 instead of 196, 0.7 of a softmax's time)."""
-NEVER = -1e4
-"""Added to a score, it leaves nothing of it."""
 
 
 class TalkingHeads(nn.Module):
@@ -67,22 +63,27 @@ class TalkingHeads(nn.Module):
         return self.talk(query, key, value, self.before, None, self.after, self.bias)
 
     def by_sums(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """As ``by_products``; some zeros are normalised tokens too, whose keys nobody sees."""
+        """As ``by_products``; some zeros are normalised tokens too, whose keys nobody sees.
+
+        The heads are the outermost axis: one head's plane lies in one piece, so that taking the heads apart and putting
+        them together moves nothing.
+        """
         n, channels = x.shape[1:]
-        more, width = -n % LANES, channels // self.heads
         weight, bias = self.qkv.weight, self.qkv.bias
-        query = torch.split(F.linear(x, weight[:channels], bias[:channels]), width, dim=2)  # g parts (b, n, d)
-        others = F.linear(F.pad(x, (0, 0, 0, more)), weight[channels:], bias[channels:])
-        parts = torch.split(others, width, dim=2)
-        key, value = parts[: self.heads], parts[self.heads :]  # g parts (b, m, d) each
-        seen = F.pad(x.new_ones(n), (0, more))
-        scores = mixed([q @ k.mT for q, k in zip(query, key, strict=True)], self.before)
-        scores = [softmax(plane + NEVER * (1 - seen)).to(plane.dtype) for plane in scores]
-        after = zip(mixed(scores, self.after), self.bias.unbind(), value, strict=True)
-        return torch.cat([(plane + b * seen) @ v for plane, b, v in after], dim=2)
+        query = F.linear(x, weight[:channels], bias[:channels]).reshape(-1, n, self.heads, channels // self.heads)
+        others = F.linear(in_lanes(x), weight[channels:], bias[channels:])
+        others = others.reshape(-1, others.shape[1], 2, self.heads, channels // self.heads)
+        key, value = others.permute(2, 3, 0, 1, 4).unbind(0)  # each (g, b, m, d)
+        seen = F.pad(x.new_ones(n), (0, key.shape[2] - n))
+        planes = (query.permute(2, 0, 1, 3) @ key.mT).unbind(0)  # (g, b, n, d) x (g, b, d, m) -> g of (b, n, m)
+        scores = torch.stack([plane + NEVER * (1 - seen) for plane in mixed(planes, self.before)])
+        planes = softmax(scores).to(value.dtype).unbind(0)
+        after = zip(mixed(planes, self.after), self.bias.unbind(), strict=True)
+        heads = torch.stack([plane + b * seen for plane, b in after]) @ value
+        return heads.permute(1, 2, 0, 3).flatten(2)  # (g, b, n, d) -> (b, n, g, d) -> (b, n, c)
 
 
-def mixed(planes: list[Float[Tensor, "b n m"]], weight: Float[Tensor, "g g"]) -> list[Float[Tensor, "b n m"]]:
+def mixed(planes: Sequence[Float[Tensor, "b n m"]], weight: Float[Tensor, "g g"]) -> list[Float[Tensor, "b n m"]]:
     """Head h of the result is the sum of weight[h, j] * planes[j]."""
     rows = [row.unbind() for row in weight.unbind()]
     return [reduce(add, (w * plane for w, plane in zip(row, planes, strict=True))) for row in rows]

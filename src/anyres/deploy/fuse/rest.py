@@ -9,7 +9,6 @@ from operator import add
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from anyres.deploy.fuse.folded import Folded, attend, mean_classifier, to_maps, 
 from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
 from anyres.models import rest
 from anyres.ops import fold
-from anyres.ops.mixed_heads import EPS, normed_heads, softmax
+from anyres.ops.mixed_heads import in_lanes, mix, normed_heads, normed_lanes, normed_plane
 from anyres.ops.patch import Grid
 
 MOST_HEADS = 2
@@ -28,7 +27,7 @@ class Attention(nn.Module):
     """EMSA: softmax attention, or with several heads InstanceNorm(softmax(mix(Q Kᵀ))) V.
 
     The bias of the mixing is the same for all keys, so the softmax does not see it. Where few heads look at a small
-    map, on a CPU, ``AmongTokens`` computes it.
+    map, on a CPU, ``AmongTokens`` computes it. A traced program has its keys in lanes.
     """
 
     def __init__(self, own: rest.Attention, norm: nn.LayerNorm) -> None:
@@ -48,7 +47,14 @@ class Attention(nn.Module):
             x = self.among(x, grid)
             return x
         query, key, value = (self.split(part) for part in self.project(x, grid)[:3])
-        x = self.proj(attend(query, key, value) if self.heads == 1 else self.mix(query, key, value, self.mixing, None))
+        if self.heads == 1:
+            heads = attend(query, key, value)
+        elif torch.compiler.is_compiling() and self.mix is normed_heads:
+            scores = mix(query @ in_lanes(key).mT, self.mixing, None)
+            heads = normed_lanes(scores, value).transpose(1, 2).flatten(2)  # -> (b, n, g, d) -> (b, n, c)
+        else:
+            heads = self.mix(query, key, value, self.mixing, None)
+        x = self.proj(heads)
         return x
 
     def saves(self, channels: int, grid: Grid) -> bool:
@@ -96,9 +102,10 @@ class AmongTokens(nn.Module):
         offset = self.offset(small).mT[:, :, None]  # (b, m, g) -> (b, g, 1, m)
         if self.heads == 1:
             return attend(x[:, None], key, value, offset) + self.bias
-        plane = softmax(x[:, None] @ key.mT + offset)
-        plane = F.layer_norm(plane, plane.shape[2:], eps=EPS)
-        heads = plane.to(value.dtype) @ (value - value.mean(dim=2, keepdim=True))  # (b, g, n, c)
+        if torch.compiler.is_compiling():
+            heads = normed_lanes(x[:, None] @ in_lanes(key).mT, value, offset)  # (b, g, n, c)
+        else:
+            heads = normed_plane(x[:, None] @ key.mT + offset, value)
         x = reduce(add, heads.unbind(1)) + self.bias
         return x
 
