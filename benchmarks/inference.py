@@ -1,6 +1,7 @@
 """Inference on a CPU at 224 px: our fastest (folded, any engine) against the best anyone gets out of the plain model.
 
     python benchmarks/inference.py --batches 8 1 --rounds 5
+    python benchmarks/inference.py --batches 1 --bf16  # less time: ours in bf16, OpenVINO, eager PyTorch
 
 Peers: timm's model where it has one, else our own unfolded, by PyTorch (eager; compiled with --compiled) in float32 and
 bf16; OpenVINO and onnxruntime fed the plain unfolded model. Every configuration is a process of its own, timed in turn
@@ -27,9 +28,11 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--bf16", action="store_true", help="ours in bf16 alone, without onnxruntime")
     parser.add_argument("--compiled", action="store_true", help="also torch.compile, of ours and of the peers")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "inference.json")
     options = parser.parse_args()
+    ours = OURS[:1] if options.bf16 else OURS
     facts = json.loads(options.out.read_text()) if options.out.exists() else {}
     for batch in options.batches:
         for model in options.models:
@@ -38,8 +41,8 @@ def main() -> None:
                 weights=None,
                 sizes=[Size(224, 224)],
                 batches=[batch],
-                backends=[*OURS, *(["inductor:bf16", "inductor:fp32"] if options.compiled else [])],
-                against=[peer_of(model), "openvino", "onnxruntime"],
+                backends=[*ours, *(["inductor:bf16", "inductor:fp32"] if options.compiled else [])],
+                against=[peer_of(model), "openvino", *([] if options.bf16 else ["onnxruntime"])],
                 rounds=options.rounds,
                 seconds=options.seconds,
                 threads=None,

@@ -6,7 +6,7 @@ Each model, form and size is a process of its own: plain eager float32, and fold
 median of calls with one image, warm-up excluded. Memory: the peak of resident memory (Linux counts it anew from before
 the first call, or from before building, since the graph engine allocates there) above what was held then.
 An exponent is the slope of log(cost) over log(side) between 224 and 1024 px: 2 is linear in the pixels, 4 is quadratic.
-Writes benchmarks/results/size_cost.json and docs/size_cost.png.
+Writes benchmarks/results/size_cost.json and docs/size_cost.png, or JSON and picture of another name (--out).
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def main() -> None:
         print(name, found["exponents"])
         facts["models"][name] = found
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
-    draw({name: facts["models"][name] for name in OPTIONS if name in facts["models"]}, ROOT / "docs" / "size_cost.png")
+    picture = ROOT / "docs" / f"{options.out.stem}.png"
+    draw({name: facts["models"][name] for name in OPTIONS if name in facts["models"]}, picture)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import nn
 
 from anyres.config import UserError
 from anyres.deploy.backends import Choice, candidates
+from anyres.deploy.predictor import machine
 from anyres.deploy.timing import Failed, Job, Row, measure
 from anyres.evaluate.race import bars
 from anyres.evaluate.speed import macs
@@ -61,7 +62,8 @@ class Question:
 
 def bench_models(question: Question, into: Path | None, picture: Path | None) -> dict[str, Any]:
     """Measure, print a table and each ratio, write the JSON and the picture; the facts. Raises UserError."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "threads": question.threads or torch.get_num_threads()}
+    facts: dict[str, Any] = {"torch": torch.__version__, "machine": machine(torch.device("cpu"))}
+    facts |= {"threads": question.threads or torch.get_num_threads()}
     facts |= {"matrix GFLOP/s": [], "rows": [], "ratios": [], "failed": []}
     console = messages()
     for what, size, batch in product(question.models, question.sizes, question.batches):

@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from anyres.config import UserError
 from anyres.deploy import backends, programs
 from anyres.deploy import predictor as module
 from anyres.deploy.backends import Choice, Run, Unavailable, build, candidates, has_bf16
+from anyres.deploy.fuse import fuse
 from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
 from anyres.ops.kernels import triton_here
 from tests.models.zoo import build as build_model
@@ -49,6 +51,25 @@ def test_int8_without_attention_is_not_smoothed() -> None:
     pictures = [torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8) for _ in range(4)]
     made = Predictor(model, "openvino:int8", "64x48", batch=2, calibration=pictures)
     assert distance(made(PIXELS), model(PIXELS)) < 0.15  # 0.28 smoothed
+
+
+@torch.no_grad()
+def test_matrices_on_the_left_stay_narrow_in_openvino() -> None:
+    """It would keep them float32, and multiply in float32 (2026.4)."""
+    if not has_bf16(CPU):
+        pytest.skip("this processor has no bf16")
+    folded = fuse(stirred(build_model("resmlp", classes=7)), (64, 48))
+    products: dict[bool, set[str]] = {}
+    for narrow in (False, True):
+        graph = openvino.convert_model(backends.exported(folded, PIXELS))
+        graph.reshape(list(PIXELS.shape))
+        if narrow:
+            backends._keep_narrow(graph)
+        core, settings = backends._openvino_core(), {"INFERENCE_PRECISION_HINT": "bf16"}
+        made = core.compile_model(graph, "CPU", settings).get_runtime_model().get_ops()
+        facts = [op.get_rt_info() for op in made]
+        products[narrow] = {f["runtimePrecision"].astype(str) for f in facts if f["layerType"].astype(str) == "MatMul"}
+    assert products == {False: {"f32"}, True: {"bf16"}}
 
 
 def test_signals_arrive_once_openvino_has_come_and_gone() -> None:

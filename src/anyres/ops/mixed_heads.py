@@ -97,7 +97,7 @@ def normed_lanes(
     m, (n, lanes) = value.shape[2], scores.shape[2:]
     known = value.new_zeros(m) if offset is None else offset
     plane = softmax(scores + F.pad(known, (0, lanes - m), value=NEVER))
-    plane = plane - F.pad(value.new_full((m,), 1 / m), (0, lanes - m))
+    plane = plane - F.pad(value.new_ones(m), (0, lanes - m)) / m
     square = plane.square().sum(dim=(2, 3), keepdim=True) / (n * m)
     value = (value - value.mean(dim=2, keepdim=True)) * torch.rsqrt(square + EPS).to(value.dtype)
     return plane.to(value.dtype) @ in_lanes(value)
