@@ -44,18 +44,26 @@ def test_depthwise_is_a_grouped_convolution_in_float32_under_autocast() -> None:
     assert torch.equal(inside, plain(x.bfloat16().float()))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 1), (4, 4)])
-def test_strided_is_a_convolution_with_finite_gradients_on_a_single_column(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kernel", [{}, {"kernel_size": 4, "stride": 4, "padding": 0}], ids=["3x3", "patches"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 1), (33, 1), (33, 2), (4, 4), (33, 5), (8, 8)])
+def test_strided_is_a_convolution_on_a_single_column_too(size: tuple[int, int], kernel: dict[str, int]) -> None:
+    """In bf16, by autocast or throughout, and its gradients are finite."""
     torch.manual_seed(0)
+    if min(size) < kernel.get("kernel_size", 0):
+        size = (size[0] + 4, size[1] + 4)
     for _ in range(8):
-        ours = StridedConv2d(64, 128)
-        plain = torch.nn.Conv2d(64, 128, 3, 2, 1)
+        ours = StridedConv2d(64, 128, **kernel)
+        plain = torch.nn.Conv2d(64, 128, *kernel.values()) if kernel else torch.nn.Conv2d(64, 128, 3, 2, 1)
         plain.load_state_dict(ours.state_dict())
         x = torch.randn(8, 64, *size)
-        assert torch.equal(ours(x), plain(x))
+        truth = plain(x)
+        assert torch.equal(ours(x), truth)
         with torch.autocast("cpu", torch.bfloat16):
             out = ours(x)
         out.float().sum().backward()
         assert ours.weight.grad is not None
         assert ours.weight.grad.isfinite().all()
-        torch.testing.assert_close(out.float(), plain(x), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(out.float(), truth, rtol=0.05, atol=0.05)
+        narrow = ours.bfloat16()(x.bfloat16())
+        assert narrow.dtype == torch.bfloat16
+        torch.testing.assert_close(narrow.float(), truth, rtol=0.05, atol=0.05)

@@ -101,7 +101,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, dim // 2, kernel_size=3, stride=2, padding=1, bias=False)
+        self.conv1 = StridedConv2d(in_chans, dim // 2, bias=False)
         self.norm1 = nn.BatchNorm2d(dim // 2)
         self.conv2 = nn.Conv2d(dim // 2, dim // 2, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(dim // 2)

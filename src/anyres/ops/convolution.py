@@ -26,18 +26,36 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class StridedConv2d(nn.Conv2d):
-    """nn.Conv2d(kernel 3, stride 2, padding 1), with bias or without; keys and initialisation unchanged.
+    """nn.Conv2d, of kernel 3, stride 2, padding 1 unless others are given; keys and initialisation unchanged.
 
-    Under bf16 autocast on a CPU a map one column wide is computed in float32, as oneDNN's bf16 weight gradient there
-    is now and then not finite (torch 2.15: 4 to 8 of 12 tries at 64 channels). Elsewhere nothing differs.
+    In bf16 on a CPU an output of one column is computed in float32. oneDNN's bf16 (torch 2.15) is wrong there: on
+    processors with AMX the answer itself, every time (kernels 3 and 4, several rows), elsewhere the weight gradient is
+    now and then not finite (4 to 8 of 12 tries at 64 channels). Elsewhere nothing differs.
     """
 
-    def __init__(self, channels: int, channels_out: int, *, bias: bool = True) -> None:
-        super().__init__(channels, channels_out, kernel_size=3, stride=2, padding=1, bias=bias)
+    def __init__(
+        self,
+        channels: int,
+        channels_out: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 2,
+        padding: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(channels, channels_out, kernel_size, stride, padding, bias=bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Map -> map of ceil(h / 2) x ceil(w / 2)."""
-        return _in_float32(self, x) if _autocast_on_cpu(x) and x.shape[-1] == 1 else super().forward(x)
+        """Map -> map of the convolution's own size, ceil(h / 2) x ceil(w / 2) with the default kernel."""
+        if _autocast_on_cpu(x) and self.has_one_column(x):
+            return _in_float32(self, x)
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and self.has_one_column(x):
+            return _in_float32(self, x).to(x.dtype)
+        return super().forward(x)
+
+    def has_one_column(self, x: Float[Tensor, "b c h w"]) -> bool:
+        """Whether the output of ``x`` is one column wide."""
+        return x.shape[-1] + 2 * int(self.padding[1]) < self.kernel_size[1] + self.stride[1]
 
 
 def _autocast_on_cpu(x: Tensor) -> bool:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anyres.ops.convolution import StridedConv2d
+
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
 
@@ -60,7 +62,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = StridedConv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size, padding=0)
 
     def forward(self, image: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
         """Returns tokens (b, n, c), n = rows * columns, and the grid (rows, columns)."""
