@@ -44,18 +44,23 @@ def test_depthwise_is_a_grouped_convolution_in_float32_under_autocast() -> None:
     assert torch.equal(inside, plain(x.bfloat16().float()))
 
 
-@pytest.mark.parametrize("kernel", [{}, {"kernel_size": 4, "stride": 4, "padding": 0}], ids=["3x3", "patches"])
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 1), (33, 1), (33, 2), (4, 4), (33, 5), (8, 8)])
-def test_strided_is_a_convolution_on_a_single_column_too(size: tuple[int, int], kernel: dict[str, int]) -> None:
+KERNELS = {3: (3, 2, 1), 4: (4, 4, 0)}
+"""Kernel, stride, padding: of stems, of patches."""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "height", "width"),
+    [(3, 1, 1), (3, 2, 1), (3, 3, 1), (3, 33, 1), (3, 33, 2), (3, 4, 4), (4, 4, 4), (4, 33, 4), (4, 33, 5), (4, 8, 8)],
+)
+def test_strided_is_a_convolution_on_a_single_column_too(kernel: int, height: int, width: int) -> None:
     """In bf16, by autocast or throughout, and its gradients are finite."""
     torch.manual_seed(0)
-    if min(size) < kernel.get("kernel_size", 0):
-        size = (size[0] + 4, size[1] + 4)
+    _, stride, padding = KERNELS[kernel]
     for _ in range(8):
-        ours = StridedConv2d(64, 128, **kernel)
-        plain = torch.nn.Conv2d(64, 128, *kernel.values()) if kernel else torch.nn.Conv2d(64, 128, 3, 2, 1)
+        ours = StridedConv2d(64, 128, kernel_size=kernel, stride=stride, padding=padding)
+        plain = torch.nn.Conv2d(64, 128, *KERNELS[kernel])
         plain.load_state_dict(ours.state_dict())
-        x = torch.randn(8, 64, *size)
+        x = torch.randn(8, 64, height, width)
         truth = plain(x)
         assert torch.equal(ours(x), truth)
         with torch.autocast("cpu", torch.bfloat16):

@@ -47,11 +47,12 @@ class StridedConv2d(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Map -> map of the convolution's own size, ceil(h / 2) x ceil(w / 2) with the default kernel."""
-        if _autocast_on_cpu(x) and self.has_one_column(x):
-            return _in_float32(self, x)
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and self.has_one_column(x):
-            return _in_float32(self, x).to(x.dtype)
-        return super().forward(x)
+        autocast = _autocast_on_cpu(x)
+        narrow = autocast or (x.dtype == torch.bfloat16 and x.device.type == "cpu")
+        if not (narrow and self.has_one_column(x)):
+            return super().forward(x)
+        out = _in_float32(self, x)
+        return out if autocast else out.to(x.dtype)
 
     def has_one_column(self, x: Float[Tensor, "b c h w"]) -> bool:
         """Whether the output of ``x`` is one column wide."""
