@@ -70,8 +70,9 @@ class TalkingHeads(nn.Module):
         """
         n, channels = x.shape[1:]
         weight, bias = self.qkv.weight, self.qkv.bias
-        query = F.linear(x, weight[:channels], bias[:channels]).unflatten(2, (self.heads, -1))
-        others = F.linear(in_lanes(x), weight[channels:], bias[channels:]).unflatten(2, (2, self.heads, -1))
+        query = F.linear(x, weight[:channels], bias[:channels]).reshape(-1, n, self.heads, channels // self.heads)
+        others = F.linear(in_lanes(x), weight[channels:], bias[channels:])
+        others = others.reshape(-1, others.shape[1], 2, self.heads, channels // self.heads)
         key, value = others.permute(2, 3, 0, 1, 4).unbind(0)  # each (g, b, m, d)
         seen = F.pad(x.new_ones(n), (0, key.shape[2] - n))
         planes = (query.permute(2, 0, 1, 3) @ key.mT).unbind(0)  # (g, b, n, d) x (g, b, d, m) -> g of (b, n, m)
