@@ -33,7 +33,8 @@ class Shrunk(nn.Module):
     """Tokens -> their queries, and keys and values of the map shrunk r times, with its grid.
 
     The scale is in the query, the affine part of the small map's norm in keys and values. That of the tokens' norm is
-    not folded: the shrinking convolution pads with zeros, so at the border its bias would be another.
+    not folded: the shrinking convolution pads with zeros, so at the border its bias would be another. Keys and values
+    have a layer each, as OpenVINO would copy the halves of one's answer.
     """
 
     def __init__(self, own: rest.Attention | restv2.Attention) -> None:
@@ -41,12 +42,14 @@ class Shrunk(nn.Module):
         self.q = fold.times(own.q, (own.q.out_features // own.heads) ** -0.5)
         self.sr = fold.convolution(own.sr)
         self.norm = plain_norm(own.sr_norm)
-        self.kv = after_norm(own.kv, own.sr_norm)
+        both = after_norm(own.kv, own.sr_norm)
+        halves = zip(both.weight.chunk(2), both.bias.chunk(2), strict=True)
+        self.key, self.value = (fold.linear(weight, bias, both.weight) for weight, bias in halves)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> tuple[Tokens, Tokens, Tokens, Grid]:
         maps = self.sr(to_maps(x, grid))
-        keys, values = self.kv(self.norm(to_tokens(maps))).chunk(2, dim=2)  # (b, m, 2c), channel = head * d + j
-        return self.q(x), keys, values, (maps.shape[2], maps.shape[3])
+        small = self.norm(to_tokens(maps))
+        return self.q(x), self.key(small), self.value(small), (maps.shape[2], maps.shape[3])
 
 
 class Packed(nn.Module):
