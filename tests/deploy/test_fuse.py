@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.config import UserError
-from anyres.deploy.fuse import fuse
+from anyres.deploy.fuse import fuse, shrunk
 from anyres.deploy.fuse.folded import Folded
 from anyres.deploy.fuse.tables import KEPT_GRIDS, PerGrid
 from anyres.evaluate.speed import macs
@@ -122,6 +122,17 @@ def test_traced_at_one_size(family: str) -> None:
     if any(isinstance(module, PerGrid) for module in pinned.modules()):
         with pytest.raises(UserError, match=r"folded for \(5, 9\) tokens and got \(8, 8\)"):
             pinned(image(64, 64))
+
+
+@pytest.mark.parametrize("family", ["rest", "restv2"])
+def test_a_traced_program_takes_many_tokens_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrunk, "ROWS", 30)
+    _, folded = pair(family)
+    x = image(40, 52, 2)
+    program = torch.export.export(folded, (x,))
+    splits = [node for node in program.graph.nodes if node.target == torch.ops.aten.split.Tensor]
+    assert {node.args[1] % 16 for node in splits} == {0}
+    assert deviation(program.module()(x), folded(x)) < TOLERANCE.get(family, 1e-5)
 
 
 @pytest.mark.parametrize("side", [64, 384])

@@ -83,7 +83,8 @@ class AmongTokens(nn.Module):
         g, like, narrow = own.heads, own.q.weight, Shrunk(own)
         mixing = fold.wide(own.transform_conv.weight.flatten(1) if g > 1 else like.new_ones(1, 1))
         query, query_bias = by_head(narrow.q, g)
-        (key, _), (value, value_bias) = by_head(narrow.key, g), by_head(narrow.value, g)
+        both, both_bias = by_head(narrow.kv, 2 * g)
+        (key, value), value_bias = both.chunk(2), both_bias[g:]
         out = fold.wide(own.proj.weight).view(like.shape[0], g, -1)  # (c, g, d)
         wanted = torch.einsum("hj,jdi,jdo->hoi", mixing, key, query).flatten(0, 1)
         said = torch.einsum("ohd,hdi->hoi", out, value).flatten(0, 1)
