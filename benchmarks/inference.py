@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--processes", type=int, default=1, help="of each configuration, one after another")
     parser.add_argument("--bf16", action="store_true", help="ours in bf16 alone, without onnxruntime")
     parser.add_argument("--compiled", action="store_true", help="also torch.compile, of ours and of the peers")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "inference.json")
@@ -47,6 +48,7 @@ def main() -> None:
                 seconds=options.seconds,
                 threads=None,
                 compiled=options.compiled,
+                processes=options.processes,
             )
             facts[f"{model} x {batch}{', compiled' if options.compiled else ''}"] = bench_models(question, None, None)
             options.out.write_text(json.dumps(facts, indent=1) + "\n")

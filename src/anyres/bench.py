@@ -45,8 +45,8 @@ OURS = "anyres"
 @dataclass(frozen=True)
 class Question:
     """What is asked: models or runs by ``sizes`` by ``batches``; ``backends`` such as openvino:bf16 (empty: all that
-    this machine has), ``against`` peers; ``rounds`` of ``seconds`` each, all in turn. ``compiled``: PyTorch
-    peers also through its compiler, which takes a minute each."""
+    this machine has), ``against`` peers; ``rounds`` of ``seconds`` each, all in turn, with so many
+    ``processes`` one after another. ``compiled``: PyTorch peers also by its compiler, which takes a minute each."""
 
     models: Sequence[str]
     weights: str | None
@@ -58,6 +58,7 @@ class Question:
     seconds: float
     threads: int | None
     compiled: bool = True
+    processes: int = 1
 
 
 def bench_models(question: Question, into: Path | None, picture: Path | None) -> dict[str, Any]:
@@ -70,7 +71,9 @@ def bench_models(question: Question, into: Path | None, picture: Path | None) ->
         jobs = list(jobs_for(question, what, size, batch))
         with console.status(what) as status:
             told = partial(_tell, status, f"{what} at {size} px, {batch} at a time")
-            rows, failed, matrix = measure(jobs, rounds=question.rounds, seconds=question.seconds, say=told)
+            rows, failed, matrix = measure(
+                jobs, rounds=question.rounds, seconds=question.seconds, processes=question.processes, say=told
+            )
         for each in failed:
             console.print(f"{each.job.name}, {each.job.choice}, is left out: {each.reason}")
         rows.sort(key=lambda row: -row.images_per_s)

@@ -402,6 +402,9 @@ def bench_model(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of every configuration, in turn.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.05, help="For each round of each configuration.")] = 1.0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Of each configuration, one after another: two alike differ by some percent.")
+    ] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the processor; its cores if not given.")] = None,
     into: Annotated[Path | None, typer.Option("--json", help="A file for all numbers as JSON.")] = None,
     picture: Annotated[Path | None, typer.Option("--plot", help="A PNG file for the bars.")] = None,
@@ -429,5 +432,6 @@ def bench_model(
         rounds=rounds,
         seconds=seconds,
         threads=threads,
+        processes=processes,
     )
     bench_models(question, into, picture)

@@ -13,7 +13,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -92,49 +93,62 @@ def measure(
     *,
     rounds: int = 5,
     seconds: float = 1.0,
+    processes: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Row], list[Failed], dict[str, float]]:
     """Every job timed for ``rounds`` x ``seconds``, the jobs in turn; the rows, the failures and the matrix rates.
 
-    The rates are GFLOP/s by precision, medians over the rounds. Processes wait while another is timed.
+    The rates are GFLOP/s by precision, medians over the rounds. Processes wait while another is timed. ``processes``:
+    all are started anew so many times, each time for so many rounds, as two of one program differ by some percent.
     """
-    threads = jobs[0].threads
-    crew: list[tuple[Job, Worker]] = []
+    found = [Timed(job) for job in jobs]
     failed: list[Failed] = []
-    with Worker(_product, threads) as floor:
-        floor.hear()
-        try:
-            for job in jobs:
+    rates: list[dict[str, float]] = []
+    for _ in range(processes):
+        with ExitStack() as workers:
+            floor = workers.enter_context(Worker(_product, jobs[0].threads))
+            floor.hear()
+            crew: list[tuple[Timed, Worker]] = []
+            for timed in found:
+                job = timed.job
                 say(f"{job.name}, {job.choice}{', folded' if job.folded else ''}: building")
-                worker = Worker(_job, job)
-                crew.append((job, worker))
+                worker = workers.enter_context(Worker(_job, job))
                 answer = worker.hear()
                 if isinstance(answer, str):
                     failed.append(Failed(job, answer))
-                    crew.pop()[1].close()
-            times: dict[int, list[list[float]]] = {i: [] for i in range(len(crew))}
-            rates: list[dict[str, float]] = []
+                else:
+                    crew.append((timed, worker))
             for turn in range(rounds):
                 say(f"round {turn + 1} of {rounds}")
                 rates.append(floor.ask(0.2))
-                for i, (_, worker) in enumerate(crew):
-                    times[i].append(worker.ask(seconds))
-            peaks = [worker.ask(None) for _, worker in crew]
-        finally:
-            for _, worker in crew:
-                worker.close()
+                for i in range(len(crew)):
+                    timed, worker = crew[(turn + i) % len(crew)]  # another one each time follows the matrix product
+                    timed.rounds.append(worker.ask(seconds))
+            for timed, worker in crew:
+                timed.peak = max(timed.peak, worker.ask(None))
+            found = [timed for timed, _ in crew]
     matrix = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
-    return [_row(job, times[i], peaks[i], matrix) for i, (job, _) in enumerate(crew)], failed, matrix
+    return [_row(timed, matrix) for timed in found], failed, matrix
 
 
-def _row(job: Job, times: list[list[float]], peak: float, matrix: dict[str, float]) -> Row:
-    calls = np.array([value for turn in times for value in turn])
-    per_round = tuple(job.batch / statistics.median(turn) for turn in times)
+@dataclass
+class Timed:
+    """A job, the seconds of its calls in each round, and its peak memory in MiB."""
+
+    job: Job
+    rounds: list[list[float]] = field(default_factory=list)
+    peak: float = 0.0
+
+
+def _row(timed: Timed, matrix: dict[str, float]) -> Row:
+    job = timed.job
+    calls = np.array([value for turn in timed.rounds for value in turn])
+    per_round = tuple(job.batch / statistics.median(turn) for turn in timed.rounds)
     speed = statistics.median(per_round)
     done = speed * job.flops / 1e9
     reference = matrix["fp32" if job.choice.precision == "fp32" else "bf16"]
     p50, p99 = (1000 * float(q) for q in np.percentile(calls, (50, 99)))
-    return Row(job, speed, per_round, p50, p99, peak, done, done / reference)
+    return Row(job, speed, per_round, p50, p99, timed.peak, done, done / reference)
 
 
 class Worker:
