@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,12 +32,23 @@ MESSY = shlex.split(  # everything that draws numbers or keeps state; epochs of 
 
 
 class Run:
-    """``anyres`` with MESSY and ``values``, on ``processes`` processes that speak gloo, in the folder ``out``."""
+    """``anyres`` with ``words`` and ``values``, on ``processes`` processes that speak gloo, in the folder ``out``.
 
-    def __init__(self, data: Path, out: Path, *values: str, processes: int = 1) -> None:
-        self.out, self.words = out, [*MESSY, "--data", str(data), "--out", str(out), *values]
+    ``before``: a function of a module, called in each process first.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        *values: str,
+        processes: int = 1,
+        words: Sequence[str] = MESSY,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self.out, self.words = out, [*words, "--data", str(data), "--out", str(out), *values]
         self.processes: list[BaseProcess] = []
-        self._count = processes
+        self._count, self._before = processes, before
 
     def start(self) -> Run:
         world = {"WORLD_SIZE": str(self._count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -45,7 +56,7 @@ class Run:
         for rank in range(self._count):
             self._said(rank).unlink(missing_ok=True)
             place = world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self._count > 1 else {}
-            process = SERVER.Process(target=_anyres, args=(self.words, self._said(rank), place))
+            process = SERVER.Process(target=_anyres, args=(self.words, self._said(rank), place, self._before))
             process.start()
             self.processes.append(process)
         return self
@@ -78,9 +89,11 @@ class Run:
         return self.out.with_name(f"{self.out.name}.{rank}.txt")
 
 
-def _anyres(words: list[str], said: Path, world: dict[str, str]) -> None:
+def _anyres(words: list[str], said: Path, world: dict[str, str], before: Callable[[], None] | None) -> None:
     os.environ.update(world)
     say_to(said)
+    if before:
+        before()
     anyres(words)
 
 

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from tests.conftest import TinyRun
+from tests.runs import Run
 
-SCRIPT = """
-import anyres.run as wiring
-from anyres.cli import main
-
-feed = wiring.feed
-
-def harmed(recipe, images, plan, start, accelerator):
-    for step, batch in enumerate(feed(recipe, images, plan, start, accelerator), start):
-        if step == 2 and accelerator.process_index == accelerator.num_processes - 1:
-            batch.views[0][-1, 0, 0, 0] = float("nan")
-        yield batch
-
-wiring.feed = harmed
-main()
-"""
 MODEL = "deit_tiny_distilled model.dim=48 model.depth=2 model.heads=2 model.patch_size=8 model.img_size=32"
 VALUES = (
     "views.sizes=[48,32] data.batch_size=8 evaluate.sizes=[32] train.precision=fp32 data.workers=0 train.epochs=2 "
@@ -36,19 +21,25 @@ VALUES = (
 )
 
 
-def losses(out: Path, script: Path, tiny: TinyRun, launcher: list[str], parts: int) -> list[tuple[int, float]]:
-    words = ["train", *MODEL.split(), "--data", str(tiny.data), "--out", str(out), *VALUES.split()]
-    words += [f"objective.distillation.teacher={tiny.folder}", f"train.accumulate={parts}"]
-    done = subprocess.run(
-        [*launcher, str(script), *words],
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("not finite at step 2: skipped") == 1
+def harm() -> None:
+    """The last process is given a pixel that is no number at step 2."""
+    import anyres.run as wiring
+
+    feed = wiring.feed
+
+    def harmed(recipe: Any, images: Any, plan: Any, start: int, accelerator: Any) -> Iterator[Any]:
+        for step, batch in enumerate(feed(recipe, images, plan, start, accelerator), start):
+            if step == 2 and accelerator.process_index == accelerator.num_processes - 1:
+                batch.views[0][-1, 0, 0, 0] = float("nan")
+            yield batch
+
+    wiring.feed = harmed  # type: ignore[assignment]
+
+
+def losses(out: Path, tiny: TinyRun, processes: int) -> list[tuple[int, float]]:
+    values = (*VALUES.split(), f"objective.distillation.teacher={tiny.folder}", f"train.accumulate={processes}")
+    run = Run(tiny.data, out, *values, processes=processes, words=("train", *MODEL.split()), before=harm)
+    assert run.start().wait().count("not finite at step 2: skipped") == 1
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     made = [line for line in lines if "loss" in line or "skipped" in line]
     return [(line["step"], line["loss"] if "loss" in line else -line["skipped"]) for line in made]
@@ -56,13 +47,9 @@ def losses(out: Path, script: Path, tiny: TinyRun, launcher: list[str], parts: i
 
 @pytest.mark.timeout(420)
 def test_two_processes_match_one(tiny_run: TinyRun, tmp_path: Path) -> None:
-    script = tmp_path / "harmed.py"
-    script.write_text(SCRIPT)
-    one = losses(tmp_path / "one", script, tiny_run, [sys.executable], 1)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    two = losses(tmp_path / "two", script, tiny_run, torchrun, 2)
+    one, two = (losses(tmp_path / str(count), tiny_run, count) for count in (1, 2))
     assert [step for step, _ in one] == [step for step, _ in two] == list(range(8))
     assert one[2] == two[2] == (2, -1.0)
     assert [loss for _, loss in one] == pytest.approx([loss for _, loss in two], rel=1e-5)
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
     assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 2e-5
