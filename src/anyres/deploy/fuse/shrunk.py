@@ -105,7 +105,7 @@ def in_parts(mlp: nn.Module, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"
         whole: Tensor = mlp(x)
         return whole
     part = -(-rows // parts // 16) * 16  # products of a multiple of 16 rows have no remainder
-    return torch.cat([mlp(few) for few in x.flatten(0, 1).split(part)]).view(x.shape)
+    return torch.cat([mlp(few) for few in torch.split(x.flatten(0, 1), part)]).view(x.shape)
 
 
 def blocks_of(stage: Iterable[Any], attention: Callable[[Any, nn.LayerNorm], nn.Module]) -> nn.ModuleList:
