@@ -71,7 +71,7 @@ def test_speeds_side_by_side(run: Path, tmp_path: Path) -> None:
     answer = anyres(
         *("bench", "model", run, "--sizes", "32", "--batches", "2", "--backend", "eager:fp32"),
         *("--against", "onnxruntime"),
-        *("--rounds", 1, "--processes", 2, "--seconds", 0.05, "--threads", 1, "--json", into, "--plot", picture),
+        *("--rounds", 2, "--seconds", 0.05, "--threads", 1, "--json", into, "--plot", picture),
     )
     assert answer.code == 0, answer.err
     facts = json.loads(into.read_text())
