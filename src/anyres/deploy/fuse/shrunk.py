@@ -20,7 +20,7 @@ Tokens = Float[Tensor, "b _ c"]
 
 ROWS = 1600
 """So many tokens' hidden layer stays in the cores' caches between an MLP's two products (OpenVINO bf16, AMX, all of
-restv2_tiny: 1.03 times as fast; rest_small 1.01)."""
+restv2_tiny: 1.03 times as fast by runs in turn, not confirmed by the benchmark: docs/lab.md)."""
 MOST_PARTS = 16
 """A program for large pictures is not cut into more."""
 
