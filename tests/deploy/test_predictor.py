@@ -9,7 +9,6 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from anyres.deploy import backends, programs
 from anyres.deploy import predictor as module
 from anyres.deploy.backends import Choice, Run, Unavailable, build, candidates, has_bf16
 from anyres.deploy.fuse import fuse
+from anyres.deploy.own_openvino import openvino
 from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
 from anyres.ops.kernels import triton_here
 from tests.models.zoo import build as build_model

@@ -31,7 +31,7 @@ from anyres.deploy.fuse.folded import Folded
 from anyres.ops.kernels import check_triton, triton_here, use_triton
 
 if TYPE_CHECKING:
-    import openvino
+    from anyres.deploy.own_openvino import openvino
 
 Engine = Literal["eager", "inductor", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -239,7 +239,7 @@ def _quantized(proto: Any, calibration: Sequence[Tensor]) -> Any:
 
 def _openvino(model: nn.Module, choice: Choice, example: Tensor, calibration: Sequence[Tensor], threads: int) -> Run:
     _need("openvino", *(["nncf"] if choice.precision == "int8" else []))
-    import openvino
+    from anyres.deploy.own_openvino import openvino
 
     program = exported(model, example)  # OpenVINO reads its tensors where they lie, until it has compiled them
     settings: dict[str, Any] = {
@@ -271,23 +271,22 @@ def _keep_narrow(graph: openvino.Model) -> None:
     A layer's weights do so by themselves. A matrix on the left, as that which mixes tokens or heads, stays float32
     (2026.4), and with it the whole product; narrowed, and marked as widened for storage only, it stays bf16.
     """
-    import openvino
-    from openvino import opset13
+    from anyres.deploy.own_openvino import openvino
 
     for product in graph.get_ops():
         if product.get_type_name() != "MatMul":
             continue
         matrix = product.input_value(0).get_node()
         if matrix.get_type_name() == "Constant" and matrix.get_element_type() == openvino.Type.f32:
-            narrow = opset13.constant(matrix.data, dtype=openvino.Type.bf16)
-            widened = opset13.convert(narrow, "f32")
+            narrow = openvino.opset13.constant(matrix.data, dtype=openvino.Type.bf16)
+            widened = openvino.opset13.convert(narrow, "f32")
             widened.get_rt_info()["decompression_0"] = ""
             product.input(0).replace_source_output(widened.output(0))
 
 
 def _in_int8(converted: openvino.Model, calibration: Sequence[Tensor], settings: dict[str, Any]) -> openvino.Model:
     """OpenVINO's graph with int8 products (NNCF, post-training), its ranges read from ``calibration``."""
-    import openvino
+    from anyres.deploy.own_openvino import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(converted, Path(folder) / "whole.xml", compress_to_fp16=False)
@@ -306,7 +305,7 @@ def _openvino_core() -> openvino.Core:
     """One for the process, kept to its end. Each one's CPU plugin (2026.4) makes itself a stack for signals, and puts
     the one before it back when it goes: of two that go in the order they came, the second puts back what the first has
     freed, and the next signal (Ctrl-C, a loader's worker that is done) ends the process."""
-    import openvino
+    from anyres.deploy.own_openvino import openvino
 
     return openvino.Core()
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
+
+from anyres.deploy.own_openvino import openvino
 
 
 class Careful(openvino.Core):  # type: ignore[misc]
