@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from anyres.bench import Question, jobs_for
+from anyres.flow import Size
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import make_folder
@@ -88,6 +90,13 @@ def test_speeds_side_by_side(run: Path, tmp_path: Path) -> None:
     assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
     assert "of the matrix rate" in answer.out
     assert width(picture) > 1000
+
+
+def test_openvino_is_raced_as_it_takes_a_batch_and_in_parts() -> None:
+    question = Question(["restv2_nano"], None, [], [], ["openvino:fp32"], ["openvino"], 1, 0.1, 2)
+    for batch, forms in ((8, {"anyres": True, "openvino": False, "openvino, split": True}), (1, {"openvino": False})):
+        jobs = jobs_for(question, "restv2_nano", Size(32, 32), batch)
+        assert {job.name: job.split for job in jobs} == {"anyres": True} | forms
 
 
 MISTAKES = {

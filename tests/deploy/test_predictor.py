@@ -54,6 +54,19 @@ def test_int8_without_attention_is_not_smoothed() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("batch", "threads"), [(6, 3), (6, 4), (5, 2), (1, 2)])
+def test_parts_of_a_batch_answer_as_the_whole(batch: int, threads: int) -> None:
+    """By 3, 2, 1 and 1 streams."""
+    model, x = stirred(build_model("rest", classes=5)), torch.randn(batch, 3, 32, 32)
+    whole, parts = (
+        build(model, Choice("openvino", "fp32"), x, threads=threads, split=split) for split in (False, True)
+    )
+    for pixels in (x, x.flip(0)):
+        torch.testing.assert_close(parts(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(whole(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_matrices_on_the_left_stay_narrow_in_openvino() -> None:
     """It would keep them float32, and multiply in float32 (2026.4)."""
     if not has_bf16(CPU):

@@ -34,7 +34,8 @@ PATIENCE_S = 10  # for a process to end by itself
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: ``make`` gives the plain module, in its process; ``folded`` first; ``flops`` of one image."""
+    """What is measured: ``make`` gives the plain module, in its process; ``folded`` first; ``flops`` of one image.
+    ``split``: OpenVINO gets its batches in parts, as ours does."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -45,6 +46,7 @@ class Job:
     flops: int
     threads: int | None = None
     calibration: tuple[torch.Tensor, ...] = ()
+    split: bool = True
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def _job(pipe: Connection, job: Job) -> None:
         model = job.make().eval()
         model = fuse(model, (job.size.height, job.size.width)) if job.folded else model
         x = torch.randn(job.batch, 3, *job.size, generator=torch.Generator().manual_seed(0))
-        run = build(model, job.choice, x, job.calibration, job.threads)
+        run = build(model, job.choice, x, job.calibration, job.threads, job.split)
         for _ in range(WARM_UP):
             run(x)
     except Unavailable as error:
