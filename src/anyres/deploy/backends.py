@@ -243,7 +243,7 @@ def _quantized(proto: Any, calibration: Sequence[Tensor]) -> Any:
 def _openvino(
     model: nn.Module, choice: Choice, example: Tensor, calibration: Sequence[Tensor], threads: int, split: bool
 ) -> Run:
-    """Cores that work on one batch together wait for each other after every layer; on parts of it they do not."""
+    """By as many streams as divide both batch and threads: presumably cores on one batch wait for each other often."""
     _need("openvino", *(["nncf"] if choice.precision == "int8" else []))
     from anyres.deploy.own_openvino import openvino
 
