@@ -56,6 +56,11 @@ def centred(layer: nn.Linear) -> nn.Linear:
     return linear(weight - weight.mean(dim=0), bias - bias.mean(), layer.weight)
 
 
+def less_mean(tokens: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+    """The tokens less the mean over their channels, in their own dtype."""
+    return tokens - tokens.mean(dim=-1, keepdim=True)
+
+
 def times(layer: nn.Linear, factor: float) -> nn.Linear:
     """x -> factor * layer(x)."""
     return linear(wide(layer.weight) * factor, bias_of(layer) * factor, layer.weight)

@@ -96,9 +96,8 @@ class FoldedCaiT(Folded):
         super().__init__(model)
         trunk: list[Any] = list(model.blocks)
         last: list[Any] = list(model.blocks_token_only)
-        table = model.pos_embed
         self.patches = Patches(model.patch_embed, less_mean=True)
-        self.positions = Positions(table - table.mean(dim=2, keepdim=True), model.config.grid, resample_table)
+        self.positions = Positions(fold.less_mean(model.pos_embed), model.config.grid, resample_table)
         self.blocks = nn.Sequential()
         for block in trunk:
             attn = TalkingHeads(block.attn, block.norm1, block.gamma_1)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
+    CentredNorm,
     Folded,
     Glance,
     LastBlock,
@@ -17,7 +18,6 @@ from anyres.deploy.fuse.folded import (
     attend,
     classifier,
     mlp,
-    plain_norm,
     query_key_value,
     to_maps,
     to_tokens,
@@ -41,7 +41,7 @@ class GlobalPosition(PerGrid):
     def make(self, grid: Grid) -> Float[Tensor, "1 n c"]:
         weight = self.table
         sine = resformer.sine_table(grid, weight.shape[0], weight.device).to(weight.dtype)
-        return to_tokens(F.conv2d(sine, weight, self.bias, padding=1, groups=weight.shape[0]))
+        return fold.less_mean(to_tokens(F.conv2d(sine, weight, self.bias, padding=1, groups=weight.shape[0])))
 
 
 class Attention(nn.Module):
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         self.qkv = fold.beside(query_key_value(own.qkv, norm, own.heads))
         weight, bias = own.get_v.weight, fold.bias_of(own.get_v)
         self.local = fold.depthwise(weight.repeat(own.heads, 1, 1, 1), bias.repeat(own.heads), weight)
-        self.proj = fold.before_scale(own.proj, None)
+        self.proj = fold.centred(own.proj)
 
     def forward(self, x: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
         packed = self.qkv(x)
@@ -73,9 +73,9 @@ class Block(nn.Module):
 
     def __init__(self, own: resformer.Block) -> None:
         super().__init__()
-        self.norm = plain_norm(own.norm1)
+        self.norm = CentredNorm(own.norm1)
         self.attn = Attention(own.attn, own.norm1)
-        self.mlp = mlp([(own.norm2, own.mlp, None)])
+        self.mlp = mlp([(own.norm2, own.mlp, None)], less_mean=True)
         self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
@@ -87,19 +87,20 @@ class Block(nn.Module):
 class FoldedResFormer(Folded):
     """Patches with positions, the class token before them, blocks; the class token's logits.
 
-    The local term gives the class token nothing, so the last block has none.
+    The local term gives the class token nothing, so the last block has none. No token has a mean over its channels
+    (``CentredNorm``).
     """
 
     def __init__(self, model: resformer.ResFormer) -> None:
         super().__init__(model)
         *blocks, last = list[Any](model.blocks)
-        self.patches = Patches(model.patch_embed)
-        self.token = fold.constant(model.cls_token, model.cls_token)
+        self.patches = Patches(model.patch_embed, less_mean=True)
+        self.token = fold.constant(fold.less_mean(model.cls_token), model.cls_token)
         self.positions = GlobalPosition(model.pos_embed)
         self.blocks = nn.ModuleList(Block(block) for block in blocks)
         query, key, value = query_key_value(last.attn.qkv, last.norm1, last.attn.heads)
-        attn = Glance(last.attn.heads, query, key, value, last.attn.proj)
-        self.last = LastBlock(plain_norm(last.norm1), attn, mlp([(last.norm2, last.mlp, None)]), 1)
+        attn = Glance(last.attn.heads, query, key, value, fold.centred(last.attn.proj))
+        self.last = LastBlock(CentredNorm(last.norm1), attn, mlp([(last.norm2, last.mlp, None)]), 1)
         self.head = classifier(model.norm, model.head)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
     Block,
+    CentredNorm,
     Folded,
     Glance,
     LastBlock,
@@ -18,7 +19,6 @@ from anyres.deploy.fuse.folded import (
     attend,
     classifier,
     mlp,
-    plain_norm,
     query_key_value,
 )
 from anyres.deploy.fuse.tables import Positions
@@ -48,25 +48,28 @@ class Attention(nn.Module):
 
 
 class FoldedViT(Folded):
-    """Patches with positions, special tokens before them, blocks, the special tokens' logits."""
+    """Patches with positions, special tokens before them, blocks, the special tokens' logits.
+
+    No token has a mean over its channels (``CentredNorm``).
+    """
 
     def __init__(self, model: deit.DeiT | deit3.DeiT3 | dino.DINO) -> None:
         super().__init__(model)
         special, table, heads = ends(model)
         count, embed = special.shape[1], cast(Any, model.patch_embed)
         blocks: list[Any] = list(model.blocks)
-        self.patches = Patches(embed)
-        self.special = fold.constant(special, table)
+        self.patches = Patches(embed, less_mean=True)
+        self.special = fold.constant(fold.less_mean(special), table)
         carry = resample_positions if isinstance(model, dino.DINO) else resample_table
-        self.positions = Positions(table, model.config.grid, carry)
+        self.positions = Positions(fold.less_mean(table), model.config.grid, carry)
         self.blocks = nn.Sequential()
         for number, block in enumerate(blocks, start=1):
             attentions, mlps = branches(block)
             query, key, value, proj, g = packed(attentions)
-            norm = plain_norm(block.norm1)
+            norm = CentredNorm(block.norm1)
             if number < len(blocks):
                 attn = Attention(g, fold.beside([query, key, value]), proj)
-                self.blocks.append(Block(norm, attn, mlp(mlps)))
+                self.blocks.append(Block(norm, attn, mlp(mlps, less_mean=True)))
             else:
                 self.blocks.append(LastBlock(norm, Glance(g, query, key, value, proj), mlp(mlps), count))
         self.head = classifier(model.norm, *heads)
@@ -104,5 +107,5 @@ def packed(attentions: Branches) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Li
     """Queries, keys, values and projection of attentions side by side, as one of all their heads; and how many."""
     parts = [query_key_value(attn.qkv, norm, attn.heads) for norm, attn, _ in attentions]
     query, key, value = (fold.beside(part) for part in zip(*parts, strict=True))
-    proj = fold.added([fold.before_scale(attn.proj, gamma) for _, attn, gamma in attentions])
+    proj = fold.centred(fold.added([fold.before_scale(attn.proj, gamma) for _, attn, gamma in attentions]))
     return query, key, value, proj, sum(attn.heads for _, attn, _ in attentions)
