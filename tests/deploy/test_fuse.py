@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.config import UserError
+from anyres.deploy.fuse import folded as forms
 from anyres.deploy.fuse import fuse, shrunk
 from anyres.deploy.fuse.folded import Folded
 from anyres.deploy.fuse.tables import KEPT_GRIDS, PerGrid
@@ -133,6 +134,21 @@ def test_a_traced_program_takes_many_tokens_in_parts(family: str, monkeypatch: p
     splits = [node for node in program.graph.nodes if node.target == torch.ops.aten.split.Tensor]
     assert {node.args[1] % 16 for node in splits} == {0}
     assert deviation(program.module()(x), folded(x)) < TOLERANCE.get(family, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["deit", "resmlp", "restv2"])
+@torch.no_grad()
+def test_a_traced_program_takes_wide_hidden_layers_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many tokens; the same answer."""
+    monkeypatch.setattr(forms, "HIDDEN", 24)  # the last part is smaller
+    _, folded = pair(family)
+    x, products = image(40, 52, 2), []
+    for fewest in (10**6, 1):
+        monkeypatch.setattr(forms, "FEWEST_ROWS", fewest)
+        program = torch.export.export(folded, (x,))
+        products.append(sum(node.target == torch.ops.aten.linear.default for node in program.graph.nodes))
+        assert deviation(program.module()(x), folded(x)) < 1e-5
+    assert products[1] > products[0]
 
 
 @pytest.mark.parametrize("side", [64, 384])

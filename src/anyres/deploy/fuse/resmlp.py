@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import Folded, MeanOfTokens, Patches
+from anyres.deploy.fuse.folded import MLP, Folded, MeanOfTokens, Patches
 from anyres.deploy.fuse.tables import PerGrid
 from anyres.models import resmlp
 from anyres.ops import fold
@@ -54,7 +54,7 @@ class Block(nn.Module):
         self.scale = fold.constant(fold.wide(own.gamma_1) * fold.wide(own.norm1.alpha), own.gamma_1)
         self.offset = Offset(own.attn, own.norm1.beta, own.gamma_1)
         first = fold.after_affine(own.mlp.fc1, own.norm2.alpha, own.norm2.beta)
-        self.mlp = nn.Sequential(first, nn.GELU(), fold.before_scale(own.mlp.fc2, own.gamma_2))
+        self.mlp = MLP(first, fold.before_scale(own.mlp.fc2, own.gamma_2))
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         x = torch.addcmul(x + self.offset(grid), self.scale, self.mixing(grid) @ x)  # (n, n) x (b, n, c)
