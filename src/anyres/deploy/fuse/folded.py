@@ -129,7 +129,7 @@ class CentredNorm(nn.LayerNorm):
 
 HIDDEN, FEWEST_ROWS = 512, 512
 """Of so many tokens and more, so many channels of an MLP's hidden layer are computed at a time (OpenVINO bf16, AMX, 8
-images: DeiT, ResFormer and ResMLP 1.03 to 1.05 times as fast; 197 tokens 0.95: docs/lab.md)."""
+images: DeiT, ResFormer and ResMLP 1.02 to 1.06 times as fast; 197 tokens 0.95: docs/lab.md)."""
 
 
 class MLP(nn.Module):
