@@ -104,7 +104,10 @@ def branches(block: Any) -> tuple[Branches, Branches]:
 
 
 def packed(attentions: Branches) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, int]:
-    """Queries, keys, values and projection of attentions side by side, as one of all their heads; and how many."""
+    """Queries, keys, values and projection of attentions side by side, as one of all their heads; and how many.
+
+    The projection gives no mean over the channels (``CentredNorm``).
+    """
     parts = [query_key_value(attn.qkv, norm, attn.heads) for norm, attn, _ in attentions]
     query, key, value = (fold.beside(part) for part in zip(*parts, strict=True))
     proj = fold.centred(fold.added([fold.before_scale(attn.proj, gamma) for _, attn, gamma in attentions]))
