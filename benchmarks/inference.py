@@ -4,10 +4,10 @@
     python benchmarks/inference.py --batches 1 --bf16  # less time: ours in bf16, OpenVINO, eager PyTorch
 
 Peers: timm's model where it has one, else our own unfolded, by PyTorch (eager; compiled with --compiled) in float32 and
-bf16; OpenVINO and onnxruntime fed the plain unfolded model; OpenVINO also in parts of a batch side by side, as ours
-gives it ("openvino, split"; part of "all peers"). Every configuration is a process of its own, timed in turn
-(A B C A B C); ratios are of the medians of a round. The JSON is rewritten after every model. Weights are random: speed
-does not depend on them.
+bf16; OpenVINO and onnxruntime fed the plain unfolded model, as they are, and run as ours: in huge pages, and OpenVINO
+with parts of a batch side by side ("openvino, tuned"; part of "all peers"). Every configuration is a process of its
+own, timed in turn (A B C A B C); ratios are of the medians of a round. The JSON is rewritten after every model. Weights
+are random: speed does not depend on them.
 """
 
 from __future__ import annotations

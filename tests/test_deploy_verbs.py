@@ -92,11 +92,11 @@ def test_speeds_side_by_side(run: Path, tmp_path: Path) -> None:
     assert width(picture) > 1000
 
 
-def test_openvino_is_raced_as_it_takes_a_batch_and_in_parts() -> None:
-    question = Question(["restv2_nano"], None, [], [], ["openvino:fp32"], ["openvino"], 1, 0.1, 2)
-    for batch, forms in ((8, {"anyres": True, "openvino": False, "openvino, split": True}), (1, {"openvino": False})):
-        jobs = jobs_for(question, "restv2_nano", Size(32, 32), batch)
-        assert {job.name: job.split for job in jobs} == {"anyres": True} | forms
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_an_engine_is_raced_as_it_is_and_run_as_ours(engine: str) -> None:
+    question = Question(["restv2_nano"], None, [], [], [f"{engine}:fp32"], [engine], 1, 0.1, 2)
+    jobs = jobs_for(question, "restv2_nano", Size(32, 32), 8)
+    assert {job.name: job.tuned for job in jobs} == {"anyres": True, engine: False, f"{engine}, tuned": True}
 
 
 MISTAKES = {

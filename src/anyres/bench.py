@@ -112,8 +112,8 @@ def jobs_for(question: Question, what: str, size: Size, batch: int) -> Iterator[
     plain = partial(_plain, what, question.weights)
     flops = 2 * macs(plain(), size)
 
-    def job(name: str, make: partial[nn.Module], choice: Choice, split: bool = True) -> Job:
-        return Job(name, make, name == OURS, choice, size, batch, flops, question.threads, split=split)
+    def job(name: str, make: partial[nn.Module], choice: Choice, tuned: bool = True) -> Job:
+        return Job(name, make, name == OURS, choice, size, batch, flops, question.threads, tuned=tuned)
 
     yield from (job(OURS, plain, choice) for choice in ours)
     every = [choice for choice in known if choice.engine != "inductor" or question.compiled]
@@ -124,9 +124,8 @@ def jobs_for(question: Question, what: str, size: Size, batch: int) -> Iterator[
             yield from (job("plain", plain, choice) for choice in every if choice.engine in ("eager", "inductor"))
         else:
             own = [choice for choice in known if choice.engine == peer]
-            yield from (job(peer, plain, choice, split=False) for choice in own)
-            if peer == "openvino" and batch > 1:
-                yield from (job("openvino, split", plain, choice) for choice in own)
+            yield from (job(peer, plain, choice, tuned=False) for choice in own)
+            yield from (job(f"{peer}, tuned", plain, choice) for choice in own)
 
 
 def ratios(model: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

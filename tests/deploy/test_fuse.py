@@ -143,12 +143,28 @@ def test_a_traced_program_takes_wide_hidden_layers_in_parts(family: str, monkeyp
     monkeypatch.setattr(forms, "HIDDEN", 24)  # the last part is smaller
     _, folded = pair(family)
     x, products = image(40, 52, 2), []
-    for fewest in (10**6, 1):
-        monkeypatch.setattr(forms, "FEWEST_ROWS", fewest)
+    for fewest in (10**12, 1):
+        monkeypatch.setattr(forms, "FEWEST_PRODUCTS", fewest)
         program = torch.export.export(folded, (x,))
         products.append(sum(node.target == torch.ops.aten.linear.default for node in program.graph.nodes))
         assert deviation(program.module()(x), folded(x)) < 1e-5
     assert products[1] > products[0]
+
+
+@pytest.mark.parametrize("family", ["deit", "rest", "restv2"])
+@torch.no_grad()
+def test_a_traced_program_pads_tokens_for_wide_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a multiple of 16; the same answer."""
+    _, folded = pair(family)
+    x, rows = image(40, 52, 2), []
+    for wide in (10**12, 1):
+        monkeypatch.setattr(forms, "WIDE", wide)
+        program = torch.export.export(folded, (x,))
+        layers = [node for node in program.graph.nodes if node.target == torch.ops.aten.linear.default]
+        given = [node.args[0].meta["val"].shape for node in layers]
+        rows.append(sum(shape[:-1].numel() % 16 for shape in given))
+        assert deviation(program.module()(x), folded(x)) < TOLERANCE.get(family, 1e-5)
+    assert rows[1] < rows[0]
 
 
 @pytest.mark.parametrize("side", [64, 384])

@@ -59,7 +59,7 @@ def test_parts_of_a_batch_answer_as_the_whole(batch: int, threads: int) -> None:
     """By 3, 2, 1 and 1 streams."""
     model, x = stirred(build_model("rest", classes=5)), torch.randn(batch, 3, 32, 32)
     whole, parts = (
-        build(model, Choice("openvino", "fp32"), x, threads=threads, split=split) for split in (False, True)
+        build(model, Choice("openvino", "fp32"), x, threads=threads, tuned=tuned) for tuned in (False, True)
     )
     for pixels in (x, x.flip(0)):
         torch.testing.assert_close(parts(pixels), model(pixels), rtol=1e-4, atol=1e-4)

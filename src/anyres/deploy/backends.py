@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
 from anyres.deploy.fuse.folded import Folded
+from anyres.deploy.pages import use_huge_pages
 from anyres.ops.kernels import check_triton, triton_here, use_triton
 
 if TYPE_CHECKING:
@@ -99,13 +100,14 @@ def build(
     example: Float32[Tensor, "b 3 h w"],
     calibration: Sequence[Float32[Tensor, "_ 3 h w"]] = (),
     threads: int | None = None,
-    split: bool = True,
+    tuned: bool = True,
 ) -> Run:
     """``model`` (in evaluation mode, float32) made ready for inputs of the shape of ``example``, on its device.
 
     ``calibration``: normalised real images of the example's height and width, from which int8's ranges are read.
-    ``threads``: of the CPU (None: as many as PyTorch uses). ``split``: OpenVINO gets a batch in equal parts (except in
-    int8), which run beside each other on cores of their own, not as one whole on all of them. Raises Unavailable.
+    ``threads``: of the CPU (None: as many as PyTorch uses). ``tuned``: OpenVINO gets a batch in equal parts (except in
+    int8), which run beside each other on cores of their own, not as one whole on all of them; and with it, or with
+    onnxruntime, what this process has in memory is moved into huge pages. Raises Unavailable.
     """
     if choice.precision == "int8" and not calibration:
         raise Unavailable(f"{choice} needs some real images to read its ranges from: give calibration images")
@@ -121,9 +123,13 @@ def build(
         case "inductor":
             return _inductor(model, choice, example)
         case "onnxruntime":
-            return _onnxruntime(model, choice, example, batches, threads)
+            run = _onnxruntime(model, choice, example, batches, threads)
         case "openvino":
-            return _openvino(model, choice, example, batches, threads, split)
+            run = _openvino(model, choice, example, batches, threads, tuned)
+    run(example)  # takes the memory that a batch needs
+    if tuned:
+        use_huge_pages()
+    return run
 
 
 def _with_kernels(model: nn.Module, choice: Choice, device: torch.device) -> nn.Module:

@@ -35,7 +35,7 @@ PATIENCE_S = 10  # for a process to end by itself
 @dataclass(frozen=True)
 class Job:
     """What is measured: ``make`` gives the plain module, in its process; ``folded`` first; ``flops`` of one image.
-    ``split``: OpenVINO gets its batches in parts, as ours does."""
+    ``tuned``: as for ``build``."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -46,7 +46,7 @@ class Job:
     flops: int
     threads: int | None = None
     calibration: tuple[torch.Tensor, ...] = ()
-    split: bool = True
+    tuned: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _job(pipe: Connection, job: Job) -> None:
         model = job.make().eval()
         model = fuse(model, (job.size.height, job.size.width)) if job.folded else model
         x = torch.randn(job.batch, 3, *job.size, generator=torch.Generator().manual_seed(0))
-        run = build(model, job.choice, x, job.calibration, job.threads, job.split)
+        run = build(model, job.choice, x, job.calibration, job.threads, job.tuned)
         for _ in range(WARM_UP):
             run(x)
     except Unavailable as error:

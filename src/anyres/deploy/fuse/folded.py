@@ -127,9 +127,14 @@ class CentredNorm(nn.LayerNorm):
         return super().forward(x)
 
 
-HIDDEN, FEWEST_ROWS = 512, 512
-"""Of so many tokens and more, so many channels of an MLP's hidden layer are computed at a time (OpenVINO bf16, AMX, 8
-images: DeiT, ResFormer and ResMLP 1.02 to 1.06 times as fast; 197 tokens 0.95: docs/lab.md)."""
+HIDDEN = 512
+"""So many channels of an MLP's hidden layer are computed at a time"""
+FEWEST_PRODUCTS = 2 * 10**8
+"""where a layer has so many products of numbers (OpenVINO bf16, AMX, 8 images: DeiT, ResFormer and ResMLP 1.02 to 1.06
+times as fast; 197 tokens of deit_small, 116 million, 0.95: docs/lab.md);"""
+WIDE = 2**20
+"""tokens are padded to a multiple of 16 where a layer has so many weights that for a remainder they would come from
+beyond a core's cache once more (with the parts: rest_small 1.05, restv2_tiny 1.01 to 1.03 times as fast)."""
 
 
 class MLP(nn.Module):
@@ -144,12 +149,27 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         rows = x.shape[:-1].numel()
-        many = isinstance(rows, int) and rows >= FEWEST_ROWS and x.device.type == "cpu"  # a free side has no number
-        size = HIDDEN if many and torch.compiler.is_compiling() else self.first.out_features
+        if not in_program(x, rows):
+            plain: Tensor = self.second(F.gelu(self.first(x)))
+            return plain
+        even = in_sixteens(x.flatten(0, -2), self.first)
+        products = rows * self.first.weight.numel()
+        size = HIDDEN if products >= FEWEST_PRODUCTS else self.first.out_features
         firsts = zip(torch.split(self.first.weight, size), torch.split(self.first.bias, size), strict=True)
         seconds = zip_longest(torch.split(self.second.weight, size, dim=1), [self.second.bias])  # by the first alone
         parts = zip(firsts, seconds, strict=True)
-        return reduce(add, (F.linear(F.gelu(F.linear(x, *first)), *second) for first, second in parts))
+        out = reduce(add, (F.linear(F.gelu(F.linear(even, *first)), *second) for first, second in parts))
+        return out[:rows].view(x.shape)
+
+
+def in_program(x: Tensor, rows: int) -> bool:
+    """Whether a program for a CPU is traced that has so many rows, not a free number (which is no int)."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and isinstance(rows, int)
+
+
+def in_sixteens(rows: Float[Tensor, "n c"], layer: nn.Linear) -> Float[Tensor, "m c"]:
+    """Rows for a layer, of which ``WIDE`` ones get zero rows up to a multiple of 16."""
+    return F.pad(rows, (0, 0, 0, -rows.shape[0] % 16)) if layer.weight.numel() >= WIDE else rows
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.deploy.fuse.folded import after_norm, mlp, plain_norm, to_maps, to_tokens
+from anyres.deploy.fuse.folded import after_norm, in_program, in_sixteens, mlp, plain_norm, to_maps, to_tokens
 from anyres.models import rest, restv2
 from anyres.ops import fold
 from anyres.ops.patch import Grid
@@ -68,7 +68,10 @@ class Shrunk(nn.Module):
 
 
 class Packed(nn.Module):
-    """Normalised tokens -> queries, keys and values by one layer, where the map is not shrunk."""
+    """Normalised tokens -> queries, keys and values by one layer, where the map is not shrunk.
+
+    In a program for a CPU by a layer each, of tokens in sixteens: OpenVINO would copy the thirds of one answer.
+    """
 
     def __init__(self, own: rest.Attention | restv2.Attention, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -76,7 +79,13 @@ class Packed(nn.Module):
         self.qkv = after_norm(fold.beside([query, own.kv]), norm)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> tuple[Tokens, Tokens, Tokens, Grid]:
-        query, keys, values = self.qkv(x).chunk(3, dim=2)
+        rows = x.shape[0] * x.shape[1]
+        if in_program(x, rows):
+            even = in_sixteens(x.flatten(0, 1), self.qkv)
+            layers = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+            query, keys, values = (F.linear(even, *layer)[:rows].view(x.shape) for layer in layers)
+        else:
+            query, keys, values = self.qkv(x).chunk(3, dim=2)
         return query, keys, values, grid
 
 
@@ -100,8 +109,8 @@ class Block(nn.Module):
 def in_parts(mlp: nn.Module, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
     """``mlp`` of tokens: in a program for a CPU, of fixed sides, about ``ROWS`` at a time."""
     rows = x.shape[0] * x.shape[1]
-    parts = min(-(-rows // ROWS), MOST_PARTS) if isinstance(rows, int) else 1  # a free side has no number
-    if parts == 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
+    parts = min(-(-rows // ROWS), MOST_PARTS) if in_program(x, rows) else 1
+    if parts == 1:
         whole: Tensor = mlp(x)
         return whole
     part = -(-rows // parts // 16) * 16  # products of a multiple of 16 rows have no remainder
