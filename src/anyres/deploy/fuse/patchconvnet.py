@@ -53,7 +53,7 @@ class Gate(nn.Module):
     """sigmoid(linear, ReLU, linear) of each image's mean.
 
     In a program for one image the layers are 1x1 convolutions, quicker than products with a single row (OpenVINO bf16:
-    all of S60 1.06 times as fast; of four images they take as long).
+    all of S60 1.00 to 1.06 times as fast; of four images they take as long).
     """
 
     def __init__(self, reduce: nn.Linear, expand: nn.Linear) -> None:
