@@ -1,7 +1,8 @@
-"""Huge pages: memory is moved, and what it holds is not changed."""
+"""Huge pages: memory in use is moved, and what it holds is not changed."""
 
 from __future__ import annotations
 
+import mmap
 import re
 import sys
 from pathlib import Path
@@ -12,57 +13,55 @@ import pytest
 from anyres.deploy import pages
 from anyres.deploy.pages import HUGE, use_huge_pages, writable
 
-MEMORY = 16 * HUGE
-
-
-def huge_kib(array: np.ndarray) -> int:
-    """How much of the mappings that the array lies in is in huge pages."""
-    start = array.__array_interface__["data"][0]
-    total = 0
-    for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)[1:]:
-        first, end = (int(address, 16) for address in block.split(maxsplit=1)[0].split("-"))
-        if first < start + array.nbytes and start < end:
-            total += int(re.findall(r"AnonHugePages: +(\d+)", block)[0])
-    return total
+PLACES = 8
 
 
 def linux() -> tuple[int, ...]:
-    found = (
-        re.match(r"(\d+)\.(\d+)", Path("/proc/sys/kernel/osrelease").read_text()) if sys.platform == "linux" else None
-    )
-    return tuple(map(int, found.groups())) if found else (0,)
+    if sys.platform != "linux":
+        return (0,)
+    return tuple(int(part) for part in re.findall(r"\d+", Path("/proc/sys/kernel/osrelease").read_text())[:2])
 
 
-@pytest.mark.skipif(linux() < (6, 1), reason="MADV_COLLAPSE came with Linux 6.1")
-def test_memory_in_use_is_moved_and_keeps_what_it_holds() -> None:
-    array = np.random.default_rng(0).integers(256, size=MEMORY, dtype=np.uint8)
-    copy = array.copy()
-    before = huge_kib(array)
-    use_huge_pages()
-    assert huge_kib(array) >= max(before, MEMORY // 2 // 1024)  # the system may lack some
-    assert (array == copy).all()
+pytestmark = pytest.mark.skipif(linux() < (6, 1), reason="MADV_COLLAPSE came with Linux 6.1")
 
 
-@pytest.mark.skipif(linux() < (6, 1), reason="MADV_COLLAPSE came with Linux 6.1")
-def test_memory_that_was_never_touched_takes_no_room() -> None:
-    array = np.empty(MEMORY, dtype=np.uint8)
-    use_huge_pages()
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Untouched memory of at least ``PLACES`` huge pages, the only one that is looked at."""
+    memory = mmap.mmap(-1, (PLACES + 1) * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(memory, dtype=np.uint8)
     start = array.__array_interface__["data"][0]
-    whole = [address for address in writable() if start <= address and address + HUGE <= start + MEMORY]
-    assert len(whole) >= MEMORY // HUGE - 1
-    assert huge_kib(array) < MEMORY // 2 // 1024
+    places = [place for place in writable() if start <= place <= start + array.nbytes - HUGE]
+    assert len(places) >= PLACES
+    monkeypatch.setattr(pages, "writable", lambda: iter(places))
+    return array
 
 
-def test_no_more_is_asked_for_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "MOST", 1)
-    first = np.ones(MEMORY, dtype=np.uint8)
-    held = Path("/proc/self/smaps_rollup").read_text() if linux() > (4, 14) else ""
+def huge_kib() -> int:
+    """Of this process."""
+    return int(re.findall(r"AnonHugePages: +(\d+)", Path("/proc/self/smaps_rollup").read_text())[0])
+
+
+def test_memory_in_use_is_moved_and_keeps_what_it_holds(own: np.ndarray) -> None:
+    held = np.random.default_rng(0).integers(256, size=own.size, dtype=np.uint8)
+    before = huge_kib()
+    own[:] = held  # where the system gives huge pages unasked, it does here
     use_huge_pages()
-    if held:
-        kib = [int(re.findall(r"AnonHugePages: +(\d+)", text)[0]) for text in (held, rollup())]
-        assert kib[1] - kib[0] <= HUGE // 1024
-    assert first.all()
+    assert huge_kib() - before >= PLACES // 2 * HUGE // 1024  # the system may lack some
+    assert (own == held).all()
 
 
-def rollup() -> str:
-    return Path("/proc/self/smaps_rollup").read_text()
+def test_memory_that_was_never_touched_takes_no_room(own: np.ndarray) -> None:
+    before = huge_kib()
+    use_huge_pages()
+    assert huge_kib() == before
+    assert not own.any()
+
+
+def test_no_more_is_asked_for_than_allowed(own: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MOST", 1)
+    own[:] = 1
+    before = huge_kib()
+    use_huge_pages()
+    assert huge_kib() - before <= HUGE // 1024
+    assert own.all()
