@@ -151,19 +151,6 @@ def test_a_traced_program_takes_wide_hidden_layers_in_parts(family: str, monkeyp
     assert products[1] > products[0]
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@torch.no_grad()
-def test_gates_of_one_image_are_convolutions_in_a_program(images: int) -> None:
-    """The same answer either way."""
-    _, folded = pair("patchconvnet")
-    x = image(40, 52, images)
-    program = torch.export.export(folded, (x,))
-    convolutions = [node for node in program.graph.nodes if node.target == torch.ops.aten.conv2d.default]
-    pointwise = [node for node in convolutions if node.args[1].meta["val"].shape[2:] == (1, 1)]
-    assert len(pointwise) == (2 * len(cast(Any, folded.blocks)) if images == 1 else 0)
-    assert deviation(program.module()(x), folded(x)) < 1e-5
-
-
 @pytest.mark.parametrize("family", ["deit", "rest", "restv2"])
 @torch.no_grad()
 def test_a_traced_program_pads_tokens_for_wide_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,8 +126,8 @@ def build(
             run = _onnxruntime(model, choice, example, batches, threads)
         case "openvino":
             run = _openvino(model, choice, example, batches, threads, tuned)
-    run(example)  # takes the memory that a batch needs
     if tuned:
+        run(example)  # takes the memory that a batch needs
         use_huge_pages()
     return run
 

@@ -128,13 +128,13 @@ class CentredNorm(nn.LayerNorm):
 
 
 HIDDEN = 512
-"""So many channels of an MLP's hidden layer are computed at a time"""
+"""So many channels of an MLP's hidden layer are computed at a time where a layer has ``FEWEST_PRODUCTS``."""
 FEWEST_PRODUCTS = 2 * 10**8
-"""where a layer has so many products of numbers (OpenVINO bf16, AMX, 8 images: DeiT, ResFormer and ResMLP 1.02 to 1.06
-times as fast; 197 tokens of deit_small, 116 million, 0.95: docs/lab.md);"""
+"""Products of numbers in a layer (OpenVINO bf16, AMX, 8 images: DeiT, ResFormer and ResMLP 1.02 to 1.06 times as fast;
+197 tokens of deit_small, 116 million, 0.95: docs/lab.md)."""
 WIDE = 2**20
-"""tokens are padded to a multiple of 16 where a layer has so many weights that for a remainder they would come from
-beyond a core's cache once more (with the parts: rest_small 1.05, restv2_tiny 1.01 to 1.03 times as fast)."""
+"""Weights of a layer that is given a multiple of 16 tokens: so many no longer fit a core's cache, and are presumably
+read once more for a remainder (with the parts: rest_small 1.05, restv2_tiny 1.01 to 1.03 times as fast)."""
 
 
 class MLP(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +13,6 @@ from anyres.deploy.fuse.folded import (
     Folded,
     after_norm,
     classifier,
-    in_program,
     mlp,
     plain_norm,
     to_maps,
@@ -39,7 +37,8 @@ class Block(nn.Module):
         self.first = after_norm(fold.pointwise(first), own.norm1)
         self.depthwise = fold.convolution(depthwise)
         self.gelu = nn.GELU()
-        self.gate = Gate(fold.pointwise(excite.conv_reduce), fold.pointwise(excite.conv_expand))
+        reduce, expand = fold.pointwise(excite.conv_reduce), fold.pointwise(excite.conv_expand)
+        self.gate = nn.Sequential(reduce, nn.ReLU(), expand, nn.Sigmoid())
         self.last = fold.centred(fold.before_scale(fold.pointwise(last), own.gamma_1))
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
@@ -47,27 +46,6 @@ class Block(nn.Module):
         inner = to_tokens(self.gelu(maps))
         x = x + self.last(inner * self.gate(inner.mean(dim=1, keepdim=True)))
         return x
-
-
-class Gate(nn.Module):
-    """sigmoid(linear, ReLU, linear) of each image's mean.
-
-    In a program for one image the layers are 1x1 convolutions, quicker than products with a single row (OpenVINO bf16:
-    all of S60 1.00 to 1.06 times as fast; of four images they take as long).
-    """
-
-    def __init__(self, reduce: nn.Linear, expand: nn.Linear) -> None:
-        super().__init__()
-        self.reduce = reduce
-        self.expand = expand
-
-    def forward(self, mean: Float[Tensor, "b 1 c"]) -> Float[Tensor, "b 1 c"]:
-        images = mean.shape[0]
-        if not (in_program(mean, images) and images == 1):
-            gate: Tensor = self.expand(self.reduce(mean).relu()).sigmoid()
-            return gate
-        hidden = F.conv2d(to_maps(mean, (1, 1)), self.reduce.weight[..., None, None], self.reduce.bias).relu()
-        return to_tokens(F.conv2d(hidden, self.expand.weight[..., None, None], self.expand.bias).sigmoid())
 
 
 class Pooling(nn.Module):
@@ -82,7 +60,7 @@ class Pooling(nn.Module):
         super().__init__()
         pooling, like = own.attn, classes
         key, value = after_norm(pooling.k, own.norm1), after_norm(pooling.v, own.norm1)
-        asking = F.layer_norm(fold.wide(classes[0]), classes.shape[-1:], eps=own.norm1.eps)  # (k, c)
+        asking = nn.functional.layer_norm(fold.wide(classes[0]), classes.shape[-1:], eps=own.norm1.eps)  # (k, c)
         ask = after_norm(pooling.q, own.norm1)
         query = asking @ fold.wide(ask.weight).T + fold.bias_of(ask)
         self.wanted = fold.constant(query @ fold.wide(key.weight) * query.shape[1] ** -0.5, like)  # (k, c)
