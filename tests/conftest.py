@@ -12,6 +12,21 @@ from jaxtyping import install_import_hook
 install_import_hook("anyres", "beartype.beartype")
 
 
+LONGEST = ("test_demo.py", "test_toolchain.py", "test_elastic.py", "test_timing.py", "test_deploy_verbs.py")
+"""Files with tests of half a minute and more: begun first, so that no worker waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_timings() -> Iterator[None]:
+    """A report's timings, of which no test asks how exact they are, take a tenth of their half a second."""
+    with mock.patch("anyres.trained.TIMED_S", 0.05):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
     """What a test sets, as ``anyres --offline`` does, is unset after it."""

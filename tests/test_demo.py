@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.command import anyres
+
 
 @pytest.mark.builtin
-def test_the_demo_compares_both_models_at_every_size(tmp_path: Path) -> None:
+def test_the_demo_compares_both_models_at_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
-    command = [sys.executable, "-m", "anyres", "demo", "--out", str(out), "--epochs", "1", "--seed", "3"]
-    environment = {**os.environ, "COLUMNS": "140"}
-    done = subprocess.run(command, text=True, capture_output=True, timeout=280, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setenv("COLUMNS", "140")
+    done = anyres("demo", "--out", out, "--epochs", 1, "--seed", 3)
+    assert done.code == 0, done.err[-3000:]
     with (out / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:7] == ["model", "height", "width", "top1", "n", "latency_ms", "macs"]
@@ -37,5 +35,5 @@ def test_the_demo_compares_both_models_at_every_size(tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert "any-size" in page
     assert "On the same images" in page
-    assert "G pixels" in done.stdout
-    assert "any-size minus single-size" in done.stdout.replace("\n", " ")
+    assert "G pixels" in done.out
+    assert "any-size minus single-size" in done.out.replace("\n", " ")

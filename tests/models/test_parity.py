@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,18 @@ WITH_KEYS = sorted(name for name, about in golden.facts().items() if about.get("
 GOLDEN_FAMILIES = sorted(golden.meta()["features"])
 
 
+def synthetic(name: str, **options: Any) -> Backbone:
+    """Under the synthetic weights; built without others, as drawing those takes as long as the test itself."""
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    fill.fill(model.to_empty(device="cpu"))
+    return model
+
+
 @lru_cache(maxsize=1)  # one large model at a time
 def filled(golden_name: str) -> Backbone:
     name, options = golden.built(golden_name)
-    model = create_model(name, **options).eval()
-    fill.fill(model)
-    return model
+    return synthetic(name, **options).eval()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,8 +65,7 @@ def test_logits(name: str) -> None:
 @torch.no_grad()
 def test_logits_of_resmlp_with_small_gammas(variant: str) -> None:
     """Of a size at which the last affine and the head's bias show."""
-    model = create_model(variant).eval()
-    fill.fill(model)
+    model = synthetic(variant).eval()
     for name, parameter in model.named_parameters():
         if "gamma" in name:
             parameter.mul_(0.1)
@@ -135,8 +141,7 @@ def test_features(family: str) -> None:
 def test_train_logits_and_gradient_norms(family: str) -> None:
     about = golden.grad_norms(family)
     name, options = golden.built(about["variant"])
-    model = create_model(name, **options).train()
-    fill.fill(model)
+    model = synthetic(name, **options).train()
     references = [array for key, array in golden.arrays("train_logits").items() if key.startswith(f"{family}/")]
     if len(references) == 2:
         outputs = model.heads(model.forward_head(model.forward_features(fill.images(2, 224, 224)), pre_logits=True))

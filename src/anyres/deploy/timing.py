@@ -7,12 +7,9 @@ from the floor.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -22,14 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from anyres.config import UserError
-from anyres.deploy.backends import Choice, Precision, Unavailable, build
+from anyres.deploy.backends import Choice, Unavailable, build
 from anyres.deploy.fuse import fuse
+from anyres.deploy.worker import Worker, asked, matrix_product, wait
 from anyres.flow import Size
 
-SIDE = 2048  # of the square matrices whose product is the machine's rate
 WARM_UP = 2
-PATIENCE_S = 10  # for a process to end by itself
 
 
 @dataclass(frozen=True)
@@ -108,14 +103,17 @@ def measure(
     rates: list[dict[str, float]] = []
     for _ in range(processes):
         with ExitStack() as workers:
-            floor = workers.enter_context(Worker(_product, jobs[0].threads))
-            floor.hear()
+            say(f"starting {len(found) + 1} processes")
+            floor = workers.enter_context(Worker(matrix_product, jobs[0].threads))
+            started = [(timed, workers.enter_context(Worker(_job, timed.job))) for timed in found]
+            for worker in (floor, *(worker for _, worker in started)):
+                worker.hear()  # nothing is built, as that is timed too, while others are still importing
+            floor.build()
             crew: list[tuple[Timed, Worker]] = []
-            for timed in found:
+            for timed, worker in started:
                 job = timed.job
                 say(f"{job.name}, {job.choice}{', folded' if job.folded else ''}: building")
-                worker = workers.enter_context(Worker(_job, job))
-                answer = worker.hear()
+                answer = worker.build()
                 if isinstance(answer, str):
                     failed.append(Failed(job, answer))
                 else:
@@ -127,7 +125,7 @@ def measure(
                     timed, worker = crew[(turn + i) % len(crew)]  # another one each time follows the matrix product
                     timed.rounds.append(worker.ask(seconds))
             for timed, worker in crew:
-                timed.peak = max(timed.peak, worker.ask(None))
+                timed.peak = max(timed.peak, worker.peak())
             found = [timed for timed, _ in crew]
     matrix = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
     return [_row(timed, matrix) for timed in found], failed, matrix
@@ -153,61 +151,9 @@ def _row(timed: Timed, matrix: dict[str, float]) -> Row:
     return Row(job, speed, per_round, p50, p99, timed.peak, done, done / reference)
 
 
-class Worker:
-    """A process that builds something and then times it when asked."""
-
-    def __init__(self, work: Callable[..., None], what: object) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, what), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def hear(self) -> Any:
-        """What it says next. Raises UserError when it died."""
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            raise UserError(
-                f"a measuring process died (exit code {self.process.exitcode}): too little memory?"
-            ) from None
-
-    def ask(self, seconds: float | None) -> Any:
-        """Time it for so long; None: its peak memory in MiB."""
-        self.pipe.send(seconds)
-        return self.hear()
-
-    def close(self) -> None:
-        """End it: by itself, as the pipe is closed; if it will not, by force."""
-        self.pipe.close()
-        self.process.join(PATIENCE_S)
-        self.process.kill()
-        self.process.join()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _asked(pipe: Connection) -> Iterator[float]:
-    """The seconds asked for, one after another; answers for the peak memory itself."""
-    while True:
-        try:
-            seconds = pipe.recv()
-        except EOFError:
-            return
-        if seconds is None:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            pipe.send(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
-        else:
-            yield seconds
-
-
 def _job(pipe: Connection, job: Job) -> None:
     """A worker: build, say how it went, then time calls."""
+    wait(pipe)
     if job.threads:
         torch.set_num_threads(job.threads)
     try:
@@ -224,7 +170,7 @@ def _job(pipe: Connection, job: Job) -> None:
         pipe.send(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
         return
     pipe.send(None)
-    for seconds in _asked(pipe):
+    for seconds in asked(pipe):
         run(x)  # wakes its threads
         times: list[float] = []
         end = time.perf_counter() + seconds
@@ -233,24 +179,3 @@ def _job(pipe: Connection, job: Job) -> None:
             run(x)
             times.append(time.perf_counter() - start)
         pipe.send(times)
-
-
-def _product(pipe: Connection, threads: int | None) -> None:
-    """A worker: the machine's matrix product, GFLOP/s in float32 and bf16."""
-    if threads:
-        torch.set_num_threads(threads)
-    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    pairs = {name: torch.randn(2, SIDE, SIDE).to(dtype) for name, dtype in precisions.items()}
-    pipe.send(None)
-    for seconds in _asked(pipe):
-        rates: dict[str, float] = {}
-        for name, (a, b) in pairs.items():
-            a @ b
-            times: list[float] = []
-            end = time.perf_counter() + seconds
-            while len(times) < 3 or time.perf_counter() < end:
-                start = time.perf_counter()
-                a @ b
-                times.append(time.perf_counter() - start)
-            rates[name] = 2 * SIDE**3 / statistics.median(times) / 1e9
-        pipe.send(rates)
