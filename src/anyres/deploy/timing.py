@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import nn
 
 from anyres.deploy.backends import Choice, Unavailable, build
 from anyres.deploy.fuse import fuse
-from anyres.deploy.worker import Worker, asked, matrix_product, wait
+from anyres.deploy.worker import Timer, Worker, matrix_product
 from anyres.flow import Size
 
 WARM_UP = 2
@@ -125,7 +124,7 @@ def measure(
                     timed, worker = crew[(turn + i) % len(crew)]  # another one each time follows the matrix product
                     timed.rounds.append(worker.ask(seconds))
             for timed, worker in crew:
-                timed.peak = max(timed.peak, worker.peak())
+                timed.peak = max(timed.peak, worker.ask(None))
             found = [timed for timed, _ in crew]
     matrix = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
     return [_row(timed, matrix) for timed in found], failed, matrix
@@ -151,9 +150,8 @@ def _row(timed: Timed, matrix: dict[str, float]) -> Row:
     return Row(job, speed, per_round, p50, p99, timed.peak, done, done / reference)
 
 
-def _job(pipe: Connection, job: Job) -> None:
-    """A worker: build, say how it went, then time calls."""
-    wait(pipe)
+def _job(job: Job) -> Timer | str:
+    """For a worker: build it; the seconds of its calls."""
     if job.threads:
         torch.set_num_threads(job.threads)
     try:
@@ -164,13 +162,11 @@ def _job(pipe: Connection, job: Job) -> None:
         for _ in range(WARM_UP):
             run(x)
     except Unavailable as error:
-        pipe.send(str(error))
-        return
+        return str(error)
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
-        return
-    pipe.send(None)
-    for seconds in asked(pipe):
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+    def calls(seconds: float) -> list[float]:
         run(x)  # wakes its threads
         times: list[float] = []
         end = time.perf_counter() + seconds
@@ -178,4 +174,6 @@ def _job(pipe: Connection, job: Job) -> None:
             start = time.perf_counter()
             run(x)
             times.append(time.perf_counter() - start)
-        pipe.send(times)
+        return times
+
+    return calls

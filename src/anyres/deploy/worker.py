@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,15 +17,19 @@ from anyres.config import UserError
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
 PATIENCE_S = 10  # for a process to end by itself
+Timer = Callable[[float], Any]
 
 
 class Worker:
-    """A process that imports what its work needs and says so; builds something when asked; then times it when asked."""
+    """A process that imports what ``work`` needs and says so, builds ``work(what)`` when asked, and then times it.
 
-    def __init__(self, work: Callable[..., None], what: object) -> None:
+    ``work`` gives what times for so many seconds, or why it cannot.
+    """
+
+    def __init__(self, work: Callable[[Any], Timer | str], what: object) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, what), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, what), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -41,14 +45,11 @@ class Worker:
 
     def build(self) -> Any:
         """None once it is built, or why it cannot be."""
-        return self.ask(None)
-
-    def peak(self) -> Any:
-        """Its peak memory in MiB, once it is built."""
-        return self.ask(None)
+        self.pipe.send(None)
+        return self.hear()
 
     def ask(self, seconds: float | None) -> Any:
-        """What timing for so long gave."""
+        """What timing for so long gave; None: its peak memory in MiB."""
         self.pipe.send(seconds)
         return self.hear()
 
@@ -66,39 +67,37 @@ class Worker:
         self.close()
 
 
-def wait(pipe: Connection) -> None:
-    """A worker's first line: say that all is imported, and wait to be asked to build; without that it ends."""
-    pipe.send(None)
+def _serve(pipe: Connection, work: Callable[[Any], Timer | str], what: object) -> None:
+    """The process, until its pipe is closed."""
     try:
+        pipe.send(None)  # all is imported
         pipe.recv()
-    except EOFError:
-        raise SystemExit from None
-
-
-def asked(pipe: Connection) -> Iterator[float]:
-    """The seconds asked for, one after another; answers for the peak memory itself."""
-    while True:
-        try:
-            seconds = pipe.recv()
-        except EOFError:
+        timer = work(what)
+        if isinstance(timer, str):
+            pipe.send(timer)
             return
-        if seconds is None:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            pipe.send(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
-        else:
-            yield seconds
+        pipe.send(None)
+        while True:
+            seconds = pipe.recv()
+            pipe.send(_peak_mib() if seconds is None else timer(seconds))
+    except EOFError:
+        return
 
 
-def matrix_product(pipe: Connection, threads: int | None) -> None:
-    """A worker: the machine's matrix product, GFLOP/s in float32 and bf16."""
-    wait(pipe)
+def _peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def matrix_product(threads: int | None) -> Timer:
+    """For a worker: the machine's matrix product, GFLOP/s in float32 and bf16."""
     if threads:
         torch.set_num_threads(threads)
     precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
     pairs = {name: torch.randn(2, SIDE, SIDE).to(dtype) for name, dtype in precisions.items()}
-    pipe.send(None)
-    for seconds in asked(pipe):
-        rates: dict[str, float] = {}
+
+    def rates(seconds: float) -> dict[str, float]:
+        found: dict[str, float] = {}
         for name, (a, b) in pairs.items():
             a @ b
             times: list[float] = []
@@ -107,5 +106,7 @@ def matrix_product(pipe: Connection, threads: int | None) -> None:
                 start = time.perf_counter()
                 a @ b
                 times.append(time.perf_counter() - start)
-            rates[name] = 2 * SIDE**3 / statistics.median(times) / 1e9
-        pipe.send(rates)
+            found[name] = 2 * SIDE**3 / statistics.median(times) / 1e9
+        return found
+
+    return rates
