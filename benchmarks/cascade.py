@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyres.cascading import FILE, How, batches, choose_cascade, chosen, look_at, predictors_for
 from anyres.deploy.cascade import CascadePredictor
 from anyres.flow import Size
-from anyres.trained import Trained, open_run
+from anyres.runs.cascade import FILE, How, batches, choose_cascade, chosen, look_at, predictors_for
+from anyres.runs.opened import Trained, open_run
 
 ROUNDS = 5
 Way = Callable[[dict[Size, Tensor]], Tensor]

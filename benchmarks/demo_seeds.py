@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from anyres.demo import ANY, SINGLE, run_demo
-from anyres.evaluate.curve import read_csv
+from anyres.evaluation.curve import read_csv
 from anyres.flow import Size
-from anyres.trained import open_run
+from anyres.runs.demo import ANY, SINGLE, run_demo
+from anyres.runs.opened import open_run
 
 OWN = "96"  # the single-size model's own size
 SMALLEST, LARGEST = 64, 224  # between these any-size is to stay within 4 points of its best

@@ -12,8 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from anyres.bench import COMPARED, Question, bench_models
 from anyres.flow import Size
+from anyres.runs.bench import COMPARED, Question, bench_models
 
 
 def main() -> None:

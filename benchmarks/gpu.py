@@ -28,14 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyres import create_model
-from anyres.bench import COMPARED, twin
 from anyres.config import UserError
-from anyres.deploy.backends import Choice, Unavailable, build
+from anyres.deploy.engines.backend import Choice, Unavailable, build
 from anyres.deploy.fuse import fuse
-from anyres.evaluate.speed import macs
+from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.ops import attention, mixed_heads, residual
 from anyres.ops.kernels import use_triton
+from anyres.runs.bench import COMPARED, twin
 
 PARTS = ("kernels", "throughput", "step")
 BF16 = torch.bfloat16

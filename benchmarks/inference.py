@@ -16,9 +16,9 @@ import argparse
 import json
 from pathlib import Path
 
-from anyres.bench import COMPARED, Question, bench_models, twin
 from anyres.config import UserError
 from anyres.flow import Size
+from anyres.runs.bench import COMPARED, Question, bench_models, twin
 
 OURS = ["openvino:bf16", "openvino:fp32", "onnxruntime:fp32"]
 

@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 
-from anyres.bench import COMPARED
-from anyres.cascading import batches, seen_by
 from anyres.config import UserError
-from anyres.deploy.backends import Choice
+from anyres.deploy.engines.backend import Choice
 from anyres.deploy.predictor import Predictor
 from anyres.deploy.timing import Job, measure
-from anyres.evaluate.speed import macs
+from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models import create_model
 from anyres.recipe import build_recipe
-from anyres.run import train_run
-from anyres.trained import open_images, open_run
+from anyres.runs.bench import COMPARED
+from anyres.runs.cascade import batches, seen_by
+from anyres.runs.opened import open_images, open_run
+from anyres.runs.train import train_run
 
 SIZE, BATCH = Size(224, 224), 8
 SIDE, CALIBRATION = Size(96, 96), 128

@@ -41,9 +41,9 @@ from anyres.data.augment import AugmentConfig
 from anyres.data.builtin import load
 from anyres.data.cache import DecodedImages
 from anyres.data.loader import train_batches
+from anyres.data.loader_profile import measure_loading
 from anyres.data.mix import erase, normalise
 from anyres.data.sources import open_source
-from anyres.data.stages import measure_loading
 from anyres.data.views import ViewsConfig
 
 SIZES = (224, 160, 128)

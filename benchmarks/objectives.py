@@ -28,11 +28,11 @@ from torchvision import models
 from anyres.config import UserError
 from anyres.data.loader import train_batches
 from anyres.data.mix import normalise
-from anyres.evaluate.curve import read_csv
+from anyres.evaluation.curve import read_csv
 from anyres.flow import Size
 from anyres.recipe import Recipe, build_recipe
-from anyres.run import train_run
-from anyres.trained import open_images, scored_batches
+from anyres.runs.opened import open_images, scored_batches
+from anyres.runs.train import train_run
 
 DATA = "groceries:fine"
 SIDE = 96

@@ -26,9 +26,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from anyres.deploy.backends import Choice, build
+from anyres.deploy.engines.backend import Choice, build
 from anyres.deploy.fuse import fuse
-from anyres.evaluate.speed import macs
+from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models import create_model
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from anyres.models import create_model
 from anyres.ops.residual import skip_dropped
-from anyres.train.parallel import autocast_dtype
+from anyres.training.parallel import autocast_dtype
 
 CASES = {"restv2_base": (0.3, 224), "S60": (0.05, 224), "deit3_base": (0.2, 192), "deit3_large": (0.45, 192)}
 IMAGES = 16

@@ -32,9 +32,9 @@ from anyres.data.views import ViewsConfig
 from anyres.flow import Batch
 from anyres.models import create_model
 from anyres.recipe import build_recipe
-from anyres.train.objective import ObjectiveConfig, Student, terms
-from anyres.train.parallel import autocast_dtype
-from anyres.trained import open_images
+from anyres.runs.opened import open_images
+from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
+from anyres.training.parallel import autocast_dtype
 
 OBJECTIVE = ObjectiveConfig(consistency="smooth_l1")
 CPU = torch.device("cpu")

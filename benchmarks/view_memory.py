@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from anyres.flow import Batch
 from anyres.models import create_model
-from anyres.train.objective import ObjectiveConfig, Student, terms
+from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
 
 STUDIES = {
     "resformer_small": (8, (224, 160, 128)),

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _short_timings() -> Iterator[None]:
     """A report's timings, of which no test asks how exact they are, take a tenth of their half a second."""
-    with mock.patch("anyres.trained.TIMED_S", 0.05):
+    with mock.patch("anyres.runs.opened.TIMED_S", 0.05):
         yield
 
 

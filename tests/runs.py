@@ -20,7 +20,7 @@ import torch
 
 # Each run is forked from a server that has imported everything once: that takes ten times as long as a small run.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["anyres.run", "tests.runs"])
+SERVER.set_forkserver_preload(["anyres.runs.train", "tests.runs"])
 
 STEPS = 60
 MESSY = shlex.split(  # everything that draws numbers or keeps state; epochs of 5 steps, checkpoints off their beat
@@ -106,8 +106,8 @@ def say_to(said: Path) -> None:
 
 def anyres(words: list[str]) -> None:
     """``anyres WORDS`` in this process, without the report, which is another test's matter."""
-    from anyres import run
     from anyres.cli import main
+    from anyres.runs import train as run
 
     sys.argv = ["anyres", *words]
     run.train_run = partial(run.train_run, report=False)
@@ -137,7 +137,7 @@ def reach(out: Path, step: int, alive: Callable[[], bool]) -> None:
 
 def differences(a: Path, b: Path) -> list[str]:
     """In what two finished runs differ, bit for bit: records, weights, moving average, optimiser, progress."""
-    from anyres.train.checkpoint import found
+    from anyres.training.checkpoint import found
 
     pairs = [(a, b), (found(a)[0], found(b)[0])]  # the folders of the runs, and their last checkpoints
     files = [(one / name, two / name) for one, two in pairs for name in FILES if (one / name).exists()]

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from anyres import show
+from anyres.cli import show
 from anyres.models.index import known_weights
 from anyres.models.registry import list_models
 from tests.command import COMMANDS, VERBS, anyres, parse, refused
@@ -364,7 +364,7 @@ def test_ctrl_c_outside_the_loop_is_quiet(tmp_path: Path, monkeypatch: pytest.Mo
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anyres.run.train_run", interrupted)
+    monkeypatch.setattr("anyres.runs.train.train_run", interrupted)
     answer = anyres("train", "restv2_nano", "--out", tmp_path / "run")
     assert answer == (130, "", "stopped\n")
 
@@ -373,7 +373,7 @@ def test_a_full_disk_is_one_line(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "runs/first/curve.csv")
 
-    monkeypatch.setattr("anyres.verbs.report_on", full)
+    monkeypatch.setattr("anyres.runs.verbs.report_on", full)
     line = refused("curve", tiny_run.folder, "--sizes", "32")
     assert line == "error: runs/first/curve.csv: No space left on device"
 
@@ -384,7 +384,7 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.\nMore lines.")
 
-    monkeypatch.setattr("anyres.run.train", full)
+    monkeypatch.setattr("anyres.runs.train.train", full)
     data = make_folder(tmp_path / "shapes", per_class=3)
     answer = anyres("train", "restv2_nano", "--data", data, "--out", tmp_path / "run", "views.sizes=[48, 32]")
     assert answer.code == 2
@@ -398,7 +398,7 @@ def test_warnings_are_notes_without_file_and_line(monkeypatch: pytest.MonkeyPatc
         print(warnings.formatwarning(UserWarning("this is new"), UserWarning, "file.py", 1), end="")
 
     monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
-    monkeypatch.setattr("anyres.show.show_models", warned)
+    monkeypatch.setattr("anyres.cli.show.show_models", warned)
     assert anyres("models").out == "note: this is new\n"
 
 

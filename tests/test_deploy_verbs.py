@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anyres.bench import Question, jobs_for
 from anyres.flow import Size
+from anyres.runs.bench import Question, jobs_for
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import make_folder

@@ -18,9 +18,9 @@ from anyres.models import create_model
 from anyres.models.index import known_weights
 from anyres.models.weights import save_weights
 from anyres.models.zoo import FAMILIES
-from anyres.publish import compared
 from anyres.recipe import Claim
-from anyres.trained import _native_side, crop_ratio, open_images, open_trained, scored_batches, seen_as
+from anyres.runs.opened import _native_side, crop_ratio, open_images, open_trained, scored_batches, seen_as
+from anyres.runs.report import compared
 from tests.command import COMMANDS, anyres, parse, refused
 from tests.conftest import TinyRun
 from tests.pictures import draw
@@ -340,7 +340,7 @@ def test_kept_features_save_the_model_its_work(
     def never(*_: object) -> None:
         raise AssertionError("the features were computed again")
 
-    monkeypatch.setattr("anyres.trained.pool", never)
+    monkeypatch.setattr("anyres.runs.opened.pool", never)
     again = anyres(*words)
     assert again.out == first.out
     assert [one["name"] for one in json.loads(again.out)["probes"]] == ["linear"]

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from anyres.deploy.backends import has_bf16
+from anyres.deploy.engines.backend import has_bf16
 from anyres.ops.kernels import PLAIN
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "gpu.py"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from anyres.train import checkpoint
+from anyres.training import checkpoint
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import draw

@@ -11,8 +11,8 @@ import yaml
 from anyres.config import UserError
 from anyres.models import list_models, variant
 from anyres.recipe import differences, dump_recipe, list_recipes, load_recipe, read_recipe
-from anyres.train.optim import build_optimizer
-from anyres.trained import build_model, evaluated_sizes
+from anyres.runs.opened import build_model, evaluated_sizes
+from anyres.training.optim import build_optimizer
 
 RECIPES = list(list_recipes())
 KNN = {"dino/vits16_100": 69.3, "dino/vits16_300": 73.3}  # shorter runs than the released one (recipes X1)

@@ -9,7 +9,7 @@ import pytest
 from anyres.flow import Size
 from anyres.models.registry import variant
 from anyres.recipe import list_recipes, load_recipe
-from anyres.run import train_run
+from anyres.runs.train import train_run
 from tests.command import anyres
 from tests.conftest import TinyRun
 

@@ -14,8 +14,8 @@ from anyres.config import UserError
 from anyres.flow import Size
 from anyres.models import create_model
 from anyres.recipe import Recipe, load_recipe
-from anyres.teacher import Teacher, build_teacher, match_classes, open_teacher
-from anyres.trained import open_run
+from anyres.runs.opened import open_run
+from anyres.runs.teacher import Teacher, build_teacher, match_classes, open_teacher
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
 

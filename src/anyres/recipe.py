@@ -23,9 +23,9 @@ from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
 from anyres.models import list_models, variant
 from anyres.models.zoo import ALIASES
-from anyres.train.objective import DinoConfig, ObjectiveConfig
-from anyres.train.optim import OptimConfig
-from anyres.train.plan import TrainConfig
+from anyres.training.objectives.objective import DinoConfig, ObjectiveConfig
+from anyres.training.optim import OptimConfig
+from anyres.training.plan import TrainConfig
 
 
 @config

@@ -22,7 +22,7 @@ from tests.data.test_shards import picture
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
-from anyres.data.libraries import _class_names
+from anyres.data.hf_torchvision import _class_names
 from anyres.data.loader import eval_batches, train_batches
 from anyres.data.mix import MixConfig, mix
 from anyres.data.sources import Source, open_source

@@ -17,7 +17,7 @@ from anyres.deploy.fuse import folded as forms
 from anyres.deploy.fuse import fuse, shrunk
 from anyres.deploy.fuse.folded import Folded
 from anyres.deploy.fuse.tables import KEPT_GRIDS, PerGrid
-from anyres.evaluate.speed import macs
+from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models import create_model
 from anyres.models.contract import Backbone

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from anyres.config import UserError
-from anyres.deploy import backends, programs
 from anyres.deploy import predictor as module
-from anyres.deploy.backends import Choice, Run, Unavailable, build, candidates, has_bf16
+from anyres.deploy.engines import backend as backends
+from anyres.deploy.engines import compiled_cache as programs
+from anyres.deploy.engines.backend import Choice, Run, Unavailable, build, candidates, has_bf16
+from anyres.deploy.engines.openvino_no_telemetry import openvino
 from anyres.deploy.fuse import fuse
-from anyres.deploy.own_openvino import openvino
 from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
 from anyres.ops.kernels import triton_here
 from tests.models.zoo import build as build_model

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from anyres.deploy.backends import Choice
+from anyres.deploy.engines.backend import Choice
 from anyres.deploy.timing import Job, measure
 from anyres.flow import Size
 from anyres.models import create_model

@@ -22,7 +22,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from anyres.config import config
-from anyres.data.colour import Step, blur, grey, solarise, sometimes, three_augment
+from anyres.data.color import Step, blur, grey, solarise, sometimes, three_augment
 from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 

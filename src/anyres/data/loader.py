@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, key
-from anyres.data.ring import Placed, Ring
 from anyres.data.samples import EvalSamples, Images, Key, Sample, SeenKey, Targets, TrainSamples
+from anyres.data.shared_batch import Placed, Ring
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size
 

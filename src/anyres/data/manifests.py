@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anyres.config import UserError
-from anyres.data.parts import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
 
 BETWEEN = "|"
 """Stands between the names in a cell of a table's column ``labels``."""

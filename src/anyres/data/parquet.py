@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, nearest
-from anyres.data.parts import SPLIT_OF, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
-from anyres.places import cache_root
+from anyres.storage import cache_root
 
 _IN_MEMORY = 2**30  # bytes of parquet files
 _BATCH = 256  # rows copied at once

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, as_before
 from anyres.data.decode import Decoded, Unreadable
-from anyres.data.ring import Placed, Ring
+from anyres.data.shared_batch import Placed, Ring
 from anyres.data.views import ViewsConfig, draw_views, eval_view
 from anyres.flow import Size
 

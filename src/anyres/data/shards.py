@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyres.config import UserError
-from anyres.data.parts import ENDINGS, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
+from anyres.data.raw_dataset import ENDINGS, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
 
 
 @dataclass(frozen=True)

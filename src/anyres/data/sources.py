@@ -22,7 +22,7 @@ from torch import Tensor
 from anyres.config import UserError, nearest
 from anyres.data.manifests import read_csv, read_jsonl
 from anyres.data.parquet import read_parquet
-from anyres.data.parts import ENDINGS, FOLDERS, SPLIT_OF, Found, Item, Parts
+from anyres.data.raw_dataset import ENDINGS, FOLDERS, SPLIT_OF, Found, Item, Parts
 from anyres.data.shards import read_shards
 from anyres.flow import Record
 
@@ -92,7 +92,7 @@ def _find(data: str, unlabelled: bool = False) -> Found:
     if data in BUILTIN:
         return _read_builtin(fine=data.endswith(":fine"))
     if colon and library in ("hf", "torchvision"):
-        from anyres.data.libraries import read_hub, read_torchvision
+        from anyres.data.hf_torchvision import read_hub, read_torchvision
 
         return read_hub(name) if library == "hf" else read_torchvision(name)
     if path.is_dir():

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.samples import one_thread
-from anyres.deploy.backends import OWN_THREADS
+from anyres.deploy.engines.backend import OWN_THREADS
 from anyres.deploy.predictor import Picture, Prediction, Predictor, likeliest, pixels_of
 from anyres.flow import Size
 

@@ -27,15 +27,15 @@ from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalise
 from anyres.data.views import eval_view
-from anyres.deploy.backends import PRECISIONS, Choice, Run, Unavailable, build, candidates
+from anyres.deploy.engines.backend import PRECISIONS, Choice, Run, Unavailable, build, candidates
+from anyres.deploy.engines.compiled_cache import Programs, Shape
 from anyres.deploy.fuse import fuse
 from anyres.deploy.fuse.folded import Patches
 from anyres.deploy.fuse.tables import pin
-from anyres.deploy.programs import Programs, Shape
 from anyres.flow import Batch, Record, Size
 from anyres.models.contract import Backbone
 from anyres.ops.patch import pad_to_multiple
-from anyres.places import cache_root
+from anyres.storage import cache_root
 
 LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.3}
 """How far the logits may be from eager float32's, as |a - b| / |b|, before an engine is not believed."""
@@ -76,8 +76,8 @@ class Predictor:
     """``model`` folded and run by ``backend`` at one ``size``, in batches of at most ``batch``.
 
     ``any_size``: tensors of any size are taken, measured and pictured at ``size``. A size that comes again soon gets a
-    program of its own (``anyres.deploy.programs``), others eager PyTorch; sizes that the model pads to the same size
-    share one.
+    program of its own (see ``engines/compiled_cache.py``), others eager PyTorch; sizes that the model pads to the same
+    size share one.
 
     ``backend``: ``auto`` measures what this machine has (eager, inductor, onnxruntime, OpenVINO; on a CUDA device eager
     and inductor, each with Triton's kernels and without), checks every answer against eager float32, keeps the fastest

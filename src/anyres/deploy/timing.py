@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anyres.deploy.backends import Choice, Unavailable, build
+from anyres.deploy.engines.backend import Choice, Unavailable, build
 from anyres.deploy.fuse import fuse
 from anyres.deploy.worker import Timer, Worker, matrix_product
 from anyres.flow import Size

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from anyres.config import UserError
 from anyres.models.download import Download, direct, write_json
-from anyres.places import cache_root, offline
+from anyres.storage import cache_root, offline
 
 HUB_ID = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?(?::(?P<file>[^:\s]+))?", re.ASCII)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.models.contract import Backbone
 from anyres.models.fetch import fetch, is_remote
+from anyres.models.identify_checkpoint import recognise
 from anyres.models.index import known_weights
-from anyres.models.recognise import recognise
 from anyres.models.zoo import ALIASES, FAMILIES
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher", "student", "module")

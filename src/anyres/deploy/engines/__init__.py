@@ -1,0 +1,1 @@
+"""What runs a folded model: eager PyTorch, inductor, onnxruntime, OpenVINO."""

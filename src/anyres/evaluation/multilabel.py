@@ -1,0 +1,186 @@
+"""How good on images of several labels, or of none: how each class is ranked, and how it is decided at 0.5.
+
+Average precision is the mean precision over the images that have the class, as scikit-learn counts it (equal scores are
+one threshold); mAP is its mean over the classes that any image has, and so is F1.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor, nn
+
+from anyres.config import UserError
+from anyres.evaluation.metrics import Gather, collect
+from anyres.flow import Batch, Size
+
+RESAMPLES, AT_ONCE = 200, 20  # of the bootstrap
+
+
+class ClassRow(NamedTuple):
+    """One class: ``n`` images have it; shares in [0, 1], those but the first of decisions at 0.5 (precision 0 where
+    nothing was taken for it)."""
+
+    name: str
+    n: int
+    average_precision: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, eq=False)
+class LabelScores:
+    """What a model said about each of n images, in the order of the dataset, every image once: ``target``, which
+    classes it has; ``logits``, whose sigmoid is the probability of each."""
+
+    index: Int64[np.ndarray, " n"]
+    target: Bool[np.ndarray, "n k"]
+    logits: Float32[np.ndarray, "n k"]
+
+    @property
+    def n(self) -> int:
+        """How many images were scored."""
+        return len(self.index)
+
+    @property
+    def predicted(self) -> Bool[np.ndarray, "n k"]:
+        """The classes with a probability above 0.5."""
+        above: Bool[np.ndarray, "n k"] = self.logits > 0
+        return above
+
+    @cached_property
+    def average_precision(self) -> Float64[np.ndarray, " k"]:
+        """Of each class, in [0, 1]; NaN for one that no image has."""
+        each: Float64[np.ndarray, " k"] = _average_precision(self.target, self.logits, np.ones((1, self.n)))[0]
+        return each
+
+    @property
+    def mean_ap(self) -> float:
+        """Mean average precision over the classes that any image has, in [0, 1]."""
+        return float(np.nanmean(self.average_precision))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the mAPs of RESAMPLES draws of n images with replacement, always the same draws."""
+        draws = np.random.default_rng(0)
+        means: list[float] = []
+        for _ in range(RESAMPLES // AT_ONCE):
+            weights = draws.multinomial(self.n, np.full(self.n, 1 / self.n), AT_ONCE).astype(float)
+            means += [m for m in map(_mean, _average_precision(self.target, self.logits, weights)) if not math.isnan(m)]
+        low, high = np.percentile([*means, self.mean_ap], (2.5, 97.5))
+        return min(float(low), self.mean_ap), max(float(high), self.mean_ap)
+
+    @property
+    def f1(self) -> float:
+        """Mean F1 at 0.5 over the classes that any image has, in [0, 1]."""
+        hits, both = (self.predicted & self.target).sum(0), self.predicted.sum(0) + self.target.sum(0)
+        shown = self.target.any(0)
+        return float((2 * hits[shown] / both[shown]).mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean binary cross-entropy over images and classes, in nats, in double precision."""
+        logits = self.logits.astype(np.float64)
+        return float((np.logaddexp(0, logits) - logits * self.target).mean())
+
+    def headline(self) -> dict[str, float | str]:
+        """What a Point says of it."""
+        low, high = self.interval
+        shares = {"top1": self.mean_ap, "top1_low": low, "top1_high": high, "top5": self.f1}
+        return {**shares, "loss": self.loss, "metric": "map"}
+
+    def rows(self, classes: Sequence[str]) -> list[ClassRow]:
+        """Every class that any image has, in the order of the classes."""
+        hits, taken, own = ((self.predicted & self.target).sum(0), self.predicted.sum(0), self.target.sum(0))
+        return [
+            ClassRow(
+                name,
+                int(own[c]),
+                float(self.average_precision[c]),
+                float(hits[c] / max(1, taken[c])),
+                float(hits[c] / own[c]),
+                float(2 * hits[c] / (taken[c] + own[c])),
+            )
+            for c, name in enumerate(classes)
+            if own[c]
+        ]
+
+    def worst(self, classes: Sequence[str], most: int = 5) -> list[ClassRow]:
+        """The classes with the lowest average precision below 1."""
+        wrong = [row for row in self.rows(classes) if row.average_precision < 1]
+        return sorted(wrong, key=lambda row: (row.average_precision, -row.n))[:most]
+
+    def sure(self, place: int) -> float:
+        """The probability of the image's predicted classes together, the classes being independent, in [0, 1]."""
+        return float(np.exp(-np.logaddexp(0, -np.abs(self.logits[place].astype(np.float64))).sum()))
+
+
+def score_labels(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    gather: Gather = lambda local: local,
+) -> LabelScores:
+    """``metrics.score`` for batches of a multi-label set, whose targets are (b, k).
+
+    Raises UserError where no image has a label, or the logits are not finite or not as many as classes.
+    """
+    index, target, logits = collect(model, batches, device, autocast, gather, _judge)
+    if not target.any():
+        raise UserError("there is no image to score: none has a label")
+    lost = index[~np.isfinite(logits).all(1)]
+    if len(lost):
+        raise UserError(f"the model's output is not finite for {len(lost)} images, the first at position {lost[0]}")
+    return LabelScores(index, target, logits)
+
+
+def _judge(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    if logits.shape != target.shape:
+        raise UserError(f"images have {target.shape[1]} classes, but the model knows {logits.shape[1]}")
+    return target > 0, logits
+
+
+def _average_precision(
+    target: Bool[np.ndarray, "n k"], logits: Float32[np.ndarray, "n k"], weights: Float64[np.ndarray, "r n"]
+) -> Float64[np.ndarray, "r k"]:
+    """Of each class, for each of r weightings of the images; NaN where no image of any weight has it."""
+    found = np.full((len(weights), target.shape[1]), np.nan)
+    for c in np.flatnonzero(target.any(0)):
+        order = np.argsort(-logits[:, c], kind="stable")
+        ranked = logits[order, c]
+        ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of runs of equal scores
+        seen = weights[:, order]  # (r, n)
+        right, all_ = ((seen * target[order, c]).cumsum(1)[:, ends], seen.cumsum(1)[:, ends])
+        gained = np.diff(right, axis=1, prepend=0.0)
+        with np.errstate(invalid="ignore"):
+            found[:, c] = (gained * right / np.maximum(all_, 1e-9)).sum(1) / right[:, -1]
+    return found
+
+
+def _mean(values: Float64[np.ndarray, " k"]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def write_label_table(by_size: Mapping[Size, LabelScores], classes: Sequence[str], folder: Path) -> Path:
+    """Write ``per_class.csv`` (size, then the columns of ClassRow, ``name`` as ``class``), replaced at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "per_class.csv"
+    draft = folder / "per_class.csv.part"
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["size", "class", *ClassRow._fields[1:]])
+        rows.writerows([str(size), *row] for size, scores in by_size.items() for row in scores.rows(classes))
+    draft.replace(path)
+    return path

@@ -1,0 +1,1 @@
+"""A run and what is made of it: train, open, report, predict."""

@@ -1,0 +1,297 @@
+"""A frozen model that teaches: opened by name, seeing the student's views in its own way, answering in its classes.
+
+view (b, 3, h, w) -> the teacher's normalisation, and size if asked -> logits -> the student's classes (b, k)
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from anyres.config import UserError, nearest
+from anyres.evaluation.classes import Names
+from anyres.flow import Size
+from anyres.models import list_models
+from anyres.models.deit import DeiT
+from anyres.models.index import known_weights
+from anyres.models.weights import read_state, weights_file
+from anyres.models.zoo import ALIASES
+from anyres.recipe import Recipe
+from anyres.runs.opened import RECIPE, open_trained
+from anyres.storage import offline
+from anyres.training.parallel import autocast_dtype
+
+TORCHVISION = "torchvision:"
+KEY = "objective.distillation"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Called with a view as the student sees it; nothing of it is trained.
+
+    ``own``: its native size; ``names``: what its classes are called, () where nobody said; ``scale`` and ``shift``
+    (3, 1, 1) turn the student's normalisation into its own; ``places`` (k, m) are the teacher's classes for each of
+    the student's, filled up with the count of its classes (None: the same classes in the same order).
+    """
+
+    name: str
+    model: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    own: Size
+    names: Names
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    resize: bool = False
+    places: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+    def told(self) -> str:
+        """One sentence on who teaches."""
+        weight = sum(p.numel() for p in self.model.parameters()) / 1e6
+        return f"taught by {self.name}, {weight:.2f} M parameters, " + (
+            f"which sees every view at {self.own} px" if self.resize else "which sees every view as it is"
+        )
+
+    @torch.no_grad()
+    def __call__(self, view: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b k"]:
+        """The logits of each of the student's classes; where several of the teacher's are one, of any of them."""
+        if self.scale is not None and self.shift is not None:
+            view = view * self.scale + self.shift
+        if self.resize and tuple(view.shape[-2:]) != self.own:
+            view = nn.functional.interpolate(view, size=self.own, mode="bicubic", antialias=True)
+        with torch.autocast(view.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            logits: Tensor = self.model(view)
+        logits = logits.float()
+        if self.places is None:
+            return logits
+        nothing = logits.new_full((len(logits), 1), -torch.inf)
+        return torch.cat([logits, nothing], 1)[:, self.places].logsumexp(-1)  # (b, kt + 1) -> (b, k, m) -> (b, k)
+
+
+def build_teacher(recipe: Recipe, classes: Sequence[str], device: torch.device) -> Teacher | None:
+    """The recipe's teacher for a student with these classes, on ``device``; None where the recipe has none.
+
+    Raises UserError when it cannot be had, does not see one of the sizes, or its classes are others.
+    """
+    how = recipe.objective.distillation
+    if how.teacher is None:
+        return None
+    found = open_teacher(how.teacher, how.weights)
+    found.model.to(device).eval().requires_grad_(False)
+    places = match_classes(classes, found, Path(how.classes) if how.classes else None)
+    mean, std, their_mean, their_std = (
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (recipe.data.mean, recipe.data.std, found.mean, found.std)
+    )
+    same = recipe.data.mean == found.mean and recipe.data.std == found.std
+    made = replace(
+        found,
+        scale=None if same else std / their_std,
+        shift=None if same else (mean - their_mean) / their_std,
+        resize=how.size == "own",
+        places=None if places is None else _padded(places, len(found.names)).to(device),
+        dtype=autocast_dtype(recipe.train.precision),
+    )
+    for size in dict.fromkeys(recipe.views.parsed):
+        _try(made, size, len(classes), device)
+    return made
+
+
+def has_two_heads(model: nn.Module) -> bool:
+    """Whether a model has a classifier of its own for a teacher's lessons (the distilled DeiT)."""
+    return isinstance(model, DeiT) and model.config.distilled
+
+
+def open_teacher(what: str, weights: str | None) -> Teacher:
+    """A run folder, a model or known weights of ours, ``torchvision:NAME``, or a model of timm's; on the CPU."""
+    import timm
+
+    ours = {*list_models(), *ALIASES, *(row.name for row in known_weights())}
+    if (Path(what) / RECIPE).is_file() or what in ours:
+        return _of_ours(what, weights)
+    if what.startswith(TORCHVISION):
+        return _of_torchvision(what.removeprefix(TORCHVISION), weights)
+    if timm.is_model(what):
+        return _of_timm(what, weights)
+    hint = nearest(what, [*ours, *timm.list_models()])
+    raise UserError(
+        f"{KEY}.teacher={what} is no run folder, no model of ours or of timm's, and no {TORCHVISION}NAME{hint}"
+    )
+
+
+def _of_ours(what: str, weights: str | None) -> Teacher:
+    if weights is None and (what in list_models() or what in ALIASES):
+        official = ALIASES.get(what, what)
+        rows = [row for row in known_weights(official) if row.url]
+        if not rows:
+            raise UserError(f"{KEY}.teacher={what}: no weights of it can be fetched; set {KEY}.weights to a file")
+        what = rows[0].name
+    opened = open_trained(what, weights)
+    names = opened.names if all(opened.names) or weights else _imagenet_names(len(opened.names), opened.names)
+    if not names:
+        raise UserError(f"{KEY}.teacher={what} has no classifier: it has nothing to teach")
+    mean, std = opened.recipe.data.mean, opened.recipe.data.std
+    return Teacher(what, opened.model, mean, std, opened.recipe.views.parsed[0], names)
+
+
+def _of_timm(what: str, weights: str | None) -> Teacher:
+    import timm
+
+    make = partial(timm.create_model, what)
+    try:
+        model = make() if weights else make(pretrained=True, pretrained_cfg_overlay=_cached(what))
+    except Exception as error:  # whatever the network, the hub or timm raises
+        raise UserError(f"{KEY}.teacher={what} cannot be had: {_line(error)}; or set {KEY}.weights to a file") from None
+    cfg = model.pretrained_cfg
+    count = model.num_classes
+    if weights is not None:
+        state = read_state(weights_file(weights))
+        head = state.get(f"{cfg['classifier']}.weight")
+        if head is not None and len(head) != count:
+            count = len(head)
+            model = make(num_classes=count)
+        _fill(model, state, weights, what)
+    names = _imagenet_names(count, ((),) * count) if weights is None else ((),) * count
+    return Teacher(what, model, tuple(cfg["mean"]), tuple(cfg["std"]), Size(*cfg["input_size"][-2:]), names)
+
+
+def _cached(what: str) -> dict[str, str]:
+    """Where the network is forbidden: the file of timm's weights in the hub's cache. Raises what the hub does."""
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    cfg = timm.models.get_pretrained_cfg(what)
+    if not offline() or cfg is None or not cfg.hf_hub_id:
+        return {}
+    repository = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
+    return {"file": hf_hub_download(repository, "model.safetensors", local_files_only=True)}
+
+
+def _of_torchvision(what: str, weights: str | None) -> Teacher:
+    from torchvision import models
+
+    if what not in models.list_models(module=models):
+        raise UserError(
+            f"{KEY}.teacher={TORCHVISION}{what} is no classifier of torchvision's"
+            f"{nearest(what, models.list_models(module=models))}"
+        )
+    known = models.get_model_weights(what).DEFAULT
+    preset = known.transforms()
+    names: Names
+    if weights is not None:
+        state = read_state(weights_file(weights))
+        count = len(list(state.values())[-1])  # the last tensor is the classifier's bias
+        model = models.get_model(what, weights=None, num_classes=count)
+        _fill(model, state, weights, what)
+        names = ((),) * count
+    else:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(known.url).name
+        if offline() and not file.is_file():
+            raise UserError(f"{KEY}.teacher={TORCHVISION}{what} is not in the cache ({file}) and the network is off")
+        try:
+            model = models.get_model(what, weights=known)
+        except Exception as error:  # whatever the network raises
+            raise UserError(f"{KEY}.teacher={TORCHVISION}{what} cannot be had: {_line(error)}") from None
+        names = _imagenet_names(1000, tuple((name,) for name in known.meta["categories"]))
+    mean, std = tuple(map(float, preset.mean)), tuple(map(float, preset.std))
+    return Teacher(TORCHVISION + what, model, mean, std, Size(*preset.crop_size * 2), names)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], weights: str, what: str) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{KEY}.weights={weights} does not fit {what}: {_line(error)}") from None
+
+
+def _imagenet_names(count: int, otherwise: Names) -> Names:
+    """ImageNet-1k's classes by WordNet id and by words, where there are as many as that; else ``otherwise``."""
+    if count != 1000:
+        return otherwise
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple((name, *info.label_name_to_description(name).split(", ")) for name in info.label_names())
+
+
+def match_classes(student: Sequence[str], teacher: Teacher, file: Path | None) -> list[list[int]] | None:
+    """The teacher's classes for each of the student's: as ``file`` says, by name, or in the same order (None).
+
+    Raises UserError where that cannot be.
+    """
+    name, names = teacher.name, teacher.names
+    if file is not None:
+        return _read_matches(file, student, names)
+    mend = f"set {KEY}.classes to a CSV file with the columns student,teacher"
+    if not all(names):
+        if len(student) != len(names):
+            raise UserError(f"{name} has {len(names)} classes and the images {len(student)}: {mend}")
+        return None
+    places = _by_name(names)
+    found = [places.get(each, []) for each in student]
+    for each, where in zip(student, found, strict=True):
+        if len(where) != 1:
+            wrong = "stands for several" if where else "is none"
+            raise UserError(f"{each!r} {wrong} of the {len(names)} classes of {name}: {mend}")
+    return None if found == [[i] for i in range(len(names))] else found
+
+
+def _read_matches(file: Path, student: Sequence[str], teacher: Names) -> list[list[int]]:
+    """A CSV file with the columns ``student,teacher``, each cell a class's name or index; several lines for one."""
+    try:
+        lines = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as CSV: {_line(error)}") from None
+    ours, theirs = _by_name([(each,) for each in student]), _by_name(teacher)
+    found: list[list[int]] = [[] for _ in student]
+    for number, line in enumerate(lines, 2):
+        cells = []
+        for column, known, count in (("student", ours, len(student)), ("teacher", theirs, len(teacher))):
+            cell = (line.get(column) or "").strip()
+            where = known.get(cell) or ([int(cell)] if cell.isdecimal() and int(cell) < count else [])
+            if len(where) != 1:
+                wrong = "stands for several" if where else "is none"
+                raise UserError(f"{file}, line {number}: {cell!r} {wrong} of the {column}'s {count} classes")
+            cells.append(where[0])
+        found[cells[0]].append(cells[1])
+    missing = [each for each, where in zip(student, found, strict=True) if not where]
+    if missing:
+        raise UserError(f"{file} has no line for {missing[0]!r}: each of the student's classes needs one or more")
+    return found
+
+
+def _by_name(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for i, called in enumerate(names):
+        for name in dict.fromkeys(called):
+            places.setdefault(name, []).append(i)
+    return places
+
+
+def _padded(places: list[list[int]], count: int) -> Tensor:
+    """Lists of the teacher's classes -> int64 (k, m), filled up with ``count``."""
+    longest = max(map(len, places))
+    return torch.tensor([where + [count] * (longest - len(where)) for where in places])
+
+
+def _try(teacher: Teacher, size: Size, classes: int, device: torch.device) -> None:
+    """Raises UserError unless the teacher answers to a view of this size with a logit for each class."""
+    try:
+        answer = teacher(torch.zeros(1, 3, *size, device=device))
+    except Exception as error:  # whatever a foreign model raises at a size that it does not take
+        mend = "choose another" if teacher.resize else f"set {KEY}.size=own or choose another"
+        raise UserError(f"{teacher.name} cannot see a view of {size} px ({_line(error)}): {mend}") from None
+    if tuple(answer.shape) != (1, classes):
+        raise UserError(f"{teacher.name} answers with {tuple(answer.shape)}, not with logits of {classes} classes")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,123 @@
+"""What a run says while it works: metrics.jsonl (the record), TensorBoard and others' trackers (the picture), a bar
+(the moment)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from anyres.config import UserError
+from anyres.training.plan import Tracker
+
+
+class RunLog:
+    """Writes one line of JSON per record to ``run/metrics.jsonl`` and the same numbers to ``run/tensorboard`` and the
+    trackers.
+
+    Opened at a step, it first drops every record of that step or later, so that a resumed run's record reads as if
+    nothing had happened. For that reason it holds no times: those go to the pictures alone, as ``passing``.
+    """
+
+    def __init__(
+        self, run: Path, step: int, trackers: Sequence[Tracker] = (), settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self._trackers = [open_tracker(name, run, settings or {}) for name in trackers]
+        self.path = run / "metrics.jsonl"
+        kept = [line for line in _lines(self.path) if json.loads(line)["step"] < step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a", buffering=1)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, values: Mapping[str, float], passing: Mapping[str, float] | None = None) -> None:
+        """Record ``values`` under ``step``; ``passing`` ones are only shown."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        shown = {**values, **(passing or {})}
+        for name, value in shown.items():
+            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(shown, step=step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def check_trackers(names: Sequence[Tracker]) -> None:
+    """Raises UserError for one that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+
+
+def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
+    """accelerate's tracker of that name, in the project ``anyres``, under the run folder's name, with ``settings``.
+
+    What it calls the run is kept in ``run/NAME.id``, so that a resumed run goes on in the same place. Where it writes
+    to is the tracker's own business (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``).
+    """
+    from accelerate.tracking import MLflowTracker, WandBTracker
+
+    kept = run / f"{name}.id"
+    known = kept.read_text() if kept.exists() else None
+    if name == "wandb":
+        tracker = WandBTracker("anyres", name=run.name, id=known, resume="allow", dir=str(run))
+    else:
+        tracker = MLflowTracker("anyres", run_name=run.name, run_id=known)
+    tracker.start()
+    kept.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
+    tracker.store_init_configuration(dict(settings))
+    return tracker
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of the file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    return [line.removesuffix("\n") for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere one plain line per epoch. Used as a context manager."""
+
+    def __init__(self, console: Console, title: str, steps: int, start: int, steps_per_epoch: int) -> None:
+        self._console, self._title, self._steps, self._per_epoch = console, title, steps, steps_per_epoch
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=max(4, min(24, console.width - 90))),  # the numbers come first
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=False,
+        )
+        self._task = self._progress.add_task(title, total=steps, completed=start, facts="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, step: int, facts: str) -> None:
+        """``step`` steps are done; ``facts`` is the short text beside the bar."""
+        self._progress.update(self._task, completed=step, facts=facts)
+        if not self._console.is_terminal and (step % self._per_epoch == 0 or step == self._steps):
+            epoch, epochs = -(-step // self._per_epoch), -(-self._steps // self._per_epoch)
+            line = f"{self._title}  epoch {epoch}/{epochs}  step {step}/{self._steps}  {facts}"
+            self._console.print(line, soft_wrap=True)

@@ -1,0 +1,98 @@
+"""Everything that survives a crash, in one dataclass.
+
+There is no random-number state here: every draw of a step is seeded by (seed, step, rank), and every sample by
+(seed, epoch, index), so a step is a function of this state and the recipe.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+from anyres.training.objectives.dino import MomentumTeacher
+from anyres.training.shard import fill, shard
+
+
+@dataclass
+class Progress:
+    """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
+    ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
+    just now; ``best`` is the highest top-1 (or mAP) scored, after step ``best_step`` (-1: none yet)."""
+
+    step: int = 0
+    images: int = 0
+    pixels: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    best_step: int = -1
+    training_images: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """The model being trained, its moving average (None: not kept), the optimiser and the progress; of DINO, the
+    student and its ``teacher``; of a model that is split over processes, a whole ``twin`` to be evaluated."""
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: Optimizer
+    progress: Progress = field(default_factory=Progress)
+    teacher: MomentumTeacher | None = None
+    twin: nn.Module | None = None
+
+    def split(self, student: nn.Module, device: torch.device) -> None:
+        """Split all weights over the processes; ``student`` calls the model. The optimiser is to be built anew."""
+        self.twin = copy.deepcopy(self.evaluated).requires_grad_(False)
+        shard(student, device)
+        if self.ema is not None:
+            self.ema.foreach = False  # parameters are split, buffers are not
+            shard(self.ema.module, device)
+        if self.teacher is not None:
+            shard(self.teacher.projected, device)
+
+    def refresh(self) -> None:
+        """Bring ``evaluated`` up to date: by all processes at once, before it is used."""
+        if self.twin is not None:
+            fill(self.twin, self._averaged)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and published: DINO's teacher's backbone, or the moving average if kept."""
+        return self._averaged if self.twin is None else self.twin
+
+    @property
+    def _averaged(self) -> nn.Module:
+        if self.teacher is not None:
+            return self.teacher.projected.backbone
+        module: nn.Module = self.ema.module if self.ema is not None else self.model
+        return module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that has weights, by the name of its file in a checkpoint."""
+        named = {"model": self.model}
+        if self.ema is not None:
+            named["ema"] = self.ema.module
+        if self.teacher is not None:  # two files, so that the backbone can be loaded as weights
+            named |= {"teacher": self.teacher.projected.backbone, "teacher_head": self.teacher.projected.head}
+        return named
+
+
+def build_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+    """A moving average of the whole state (parameters and buffers) with timm's warm-up, so that short runs and small
+    data sets do not end with the initial weights in it."""
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step, so that a resumed run draws what an uninterrupted one would."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))

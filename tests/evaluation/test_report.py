@@ -1,0 +1,201 @@
+import base64
+import io
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from anyres.config import UserError
+from anyres.evaluation.metrics import compare
+from anyres.evaluation.report import Pairing, Prediction, ReportPage, Sample, console_table, write_html
+from anyres.flow import Size
+
+from .curves import SIZES, TRAINED, curve
+
+NASTY = '<b>Bold & "quoted"</b><script>alert(1)</script>'
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+def pairings() -> list[Pairing]:
+    draws = np.random.default_rng(0)
+    first, second = draws.random(1000) < 0.8, draws.random(1000) < 0.6
+    return [
+        Pairing("any-size", "single-size 96", Size(*size), compare(first, second if size == (32, 32) else first))
+        for size in SIZES
+    ]
+
+
+def sample(name: str, truth: str, side: tuple[int, int]) -> Sample:
+    draws = np.random.default_rng(len(name))
+    predictions = [
+        Prediction(model, Size(*size), truth if size[0] > 32 else "Arla-Ecological-Medium-Fat-Milk", draws.random())
+        for model in ("any-size", "single-size 96")
+        for size in SIZES[:5]
+    ]
+    predictions.append(Prediction("any-size", Size(96, 160), truth, 0.5))
+    return Sample(name, Image.new("RGB", side, (200, 120, 40)), truth, predictions)
+
+
+def page() -> ReportPage:
+    return ReportPage(
+        title="ResFormer-tiny on groceries",
+        claim="One model holds 74 to 77 % top-1 from 64 to 224 pixels.",
+        points=curve(),
+        comparisons=pairings(),
+        samples=[sample("a.jpg", NASTY, (500, 300)), sample("b.jpg", "Granny-Smith", (90, 400))],
+        notes=["Fruit/" + "very-long-folder-name/" * 12 + "img.jpg could not be read (truncated).", NASTY],
+        facts=[("seed", "0"), ("recipe", NASTY)],
+        train_sizes=TRAINED,
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    write_html(path, page())
+    return path
+
+
+class Outline(HTMLParser):
+    """Tags that were opened and closed, and every attribute."""
+
+    VOID = ("meta", "link", "img", "source", "br", "line", "circle")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_and_asks_for_nothing(written: Path) -> None:
+    html = written.read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(html)
+    assert not outline.open, "tags left open"
+    assert "script" not in outline.tags
+    assert html.count("<b") == html.count('<b aria-hidden="true">') + html.count("<body>"), "bold is ours alone"
+    for tag, name, value in outline.attributes:
+        if name in ("src", "srcset", "href", "action", "data"):
+            assert value.startswith("data:"), f"<{tag} {name}> leaves the page: {value[:80]}"
+    assert not re.search(r"url\(|@import|https?://|//\w", re.sub(r'"data:[^"]*"', "", html))
+    assert any(name == "content" and "default-src 'none'" in value for _, name, value in outline.attributes)
+    images = re.findall(r"<img[^>]*>", html)
+    assert len(images) == 3
+    assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
+    assert NASTY not in html
+    assert NASTY in outline.text, "shown as it is written, not obeyed"
+    assert [p.name for p in written.parent.iterdir()] == ["report.html"]
+
+
+def test_the_page_says_what_was_measured(written: Path) -> None:
+    outline = Outline()
+    outline.feed(written.read_text(encoding="utf-8"))
+    for words in (
+        "68.1",
+        "65.1 \N{EN DASH} 70.9",
+        "inside the noise",
+        "clear: any-size is better",
+        "25.7 M",
+        "1.26 G",
+        "96\N{THIN SPACE}\N{MULTIPLICATION SIGN}\N{THIN SPACE}160",
+    ):
+        assert words in outline.text, words
+    alt = next(value for tag, name, value in outline.attributes if (tag, name) == ("img", "alt"))
+    assert "any-size: 68.1 % at 32, 74.0 % at 64" in alt
+
+
+def test_thumbnails_are_small_jpegs_in_proportion(written: Path) -> None:
+    found = re.findall(r'data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"', written.read_text())
+    sizes = []
+    for content, width, height in found:
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert image.format == "JPEG"
+            assert image.size == (int(width), int(height))
+            sizes.append(image.size)
+    assert sizes == [(360, 216), (81, 360)]
+
+
+def test_a_page_of_points_alone(tmp_path: Path) -> None:
+    write_html(tmp_path / "r.html", ReportPage(title="t", claim="c", points=curve()[:1]))
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "On the same images" not in html
+    assert "About the" not in html
+    with pytest.raises(UserError, match="the curve is empty"):
+        write_html(tmp_path / "r.html", ReportPage(title="t", claim="c", points=[]))
+
+
+def test_the_console_table() -> None:
+    buffer = io.StringIO()
+    points = curve()
+    Console(file=buffer, width=150).print(console_table(points, pairings()))
+    lines = buffer.getvalue().splitlines()
+    assert len(lines) == 1 + len(points)
+    assert "to single-size 96 (clear)" in lines[1]
+    assert "+0.0 to single-size 96 (inside the noise)" in lines[2]
+    assert "68.1" in lines[1]
+    buffer = io.StringIO()
+    Console(file=buffer, width=100).print(console_table(points))
+    assert "difference" not in buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_in_a_browser(browser: object, written: Path, width: int, theme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, offline=True)
+    tab = context.new_page()
+    troubles: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(written.as_uri(), wait_until="load")
+    widths = tab.evaluate("[...document.images].map(image => image.complete ? image.naturalWidth : 0)")
+    assert len(widths) == 3
+    assert min(widths) > 0
+    drawn = tab.evaluate("(({naturalWidth: w, naturalHeight: h}) => w / h)(document.querySelector('.curve img'))")
+    assert (drawn > 2) == (width > 640), "the tall picture is for narrow screens"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    outside = tab.evaluate(
+        """[...document.querySelectorAll('main *')]
+           .filter(e => !e.closest('.pan table') && e.getBoundingClientRect().right > innerWidth + 1)
+           .map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert outside == []
+    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(22, 27, 34)" if theme == "dark" else "rgb(255, 255, 255)")
+    assert troubles == []
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    context.close()
