@@ -1,4 +1,4 @@
-"""The nouns that travel down the river: Size, Record, Batch, Point.
+"""The nouns that travel between rooms: Size, Record, Geometry, Targets, Batch, Metric, Estimate, SizeResult.
 
 A leaf but for the users' error it raises.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -54,6 +54,87 @@ class Record:
     source: Path | bytes | Stored
     target: int | tuple[int, ...]
     name: str  # what a message calls it: the path below the root, or the row of a table
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the pixels of one view come from, so that boxes and masks can follow the image.
+
+    ``source``: size of the image in pixels. ``crop``: (top, left, height, width) in pixels of the image, the part that
+    is resized to ``size``, the view; it may reach beyond the image where the view is padded. ``flip``: mirrored left
+    to right afterwards. ``affine``: what colour-preserving distortions (rotation, shear, translation) did after that,
+    as the 2 x 3 matrix from pixels of the undistorted view to pixels of the view; None: nothing.
+    """
+
+    source: Size
+    crop: tuple[float, float, float, float]
+    size: Size
+    flip: bool = False
+    affine: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+
+
+class Targets(Protocol):
+    """What the b images of a batch are to be answered with, for every view."""
+
+    def __len__(self) -> int:
+        """The number of images, b."""
+        ...
+
+    def to(self, device: torch.device) -> Targets: ...
+
+    def part(self, images: slice) -> Targets:
+        """Of some images."""
+        ...
+
+    def window(self, views: slice) -> Targets:
+        """Of some views."""
+        ...
+
+    def of(self, view: int) -> Any:
+        """Of one view: what its loss takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets that are tensors: class indices int64 (b,), classes bool or float (b, k), numbers float (b,).
+
+    ``per_view``: ``value`` has one entry per view in front, (v, b, ...), as views that were mixed by themselves have.
+    """
+
+    value: Shaped[Tensor, "..."]
+    per_view: bool = False
+
+    def __len__(self) -> int:
+        return self.value.shape[1 if self.per_view else 0]
+
+    def to(self, device: torch.device) -> Labels:
+        return replace(self, value=self.value.to(device, non_blocking=True))
+
+    def part(self, images: slice) -> Labels:
+        return replace(self, value=self.value[:, images] if self.per_view else self.value[images])
+
+    def window(self, views: slice) -> Labels:
+        return replace(self, value=self.value[views]) if self.per_view else self
+
+    def of(self, view: int) -> Tensor:
+        return self.value[view] if self.per_view else self.value
+
+
+class TargetReader(Protocol):
+    """What a task tells the loader's processes of its targets; it is sent to them, so it has to be picklable."""
+
+    def read(self, record: Record) -> Any:
+        """The target of an image. Raises UserError for one that cannot be read."""
+        ...
+
+    def view(self, target: Any, geometry: Geometry) -> Any:
+        """The target of one view; whole-image tasks return it as it is."""
+        ...
+
+    def collate(self, targets: Sequence[Sequence[Any]]) -> Targets:
+        """``targets[image][view]`` -> the batch's."""
+        ...
 
 
 @dataclass(frozen=True)
