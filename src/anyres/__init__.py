@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from anyres.config import UserError
     from anyres.deploy.fuse import fuse
     from anyres.deploy.predictor import Predictor
-    from anyres.models.registry import create_model, list_models
+    from anyres.models.create import create_model
+    from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
 
-__all__ = ["Predictor", "UserError", "create_model", "fuse", "list_models", "load_weights"]
+__all__ = ["Predictor", "UserError", "create_model", "fuse", "list_models", "load_weights", "register_family"]
 
 _HOMES = {
     "Predictor": "anyres.deploy.predictor",
     "UserError": "anyres.config",
-    "create_model": "anyres.models.registry",
+    "create_model": "anyres.models.create",
     "fuse": "anyres.deploy.fuse",
     "list_models": "anyres.models.registry",
     "load_weights": "anyres.models.weights",
+    "register_family": "anyres.models.registry",
 }
 
 

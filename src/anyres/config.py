@@ -36,6 +36,11 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     return "; did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def override(base: C, values: Mapping[str, Any], what: str) -> C:
     """``base`` with ``values`` replaced. Raises UserError naming an unknown key and the nearest known one."""
     known = {f.name for f in fields(base)}  # type: ignore[arg-type]

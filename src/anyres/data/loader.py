@@ -93,6 +93,7 @@ def eval_batches(
     *,
     crop: float = 0.875,
     warp: bool = False,
+    interpolation: str = "bicubic",
     batch_size: int = 64,
     rank: int = 0,
     world: int = 1,
@@ -106,7 +107,7 @@ def eval_batches(
         raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
     mine = [(0, i) for i in range(rank, len(images), world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(images, _each(targets), size, crop, warp)
+    dataset = EvalSamples(images, _each(targets), size, crop, warp, interpolation)
     workers = choose_workers(images.cached) if workers is None else workers
     batches = _batches(_make_loader(dataset, chunks, workers))
     return _without_empty(batches, must_read=world == 1)

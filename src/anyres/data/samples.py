@@ -130,8 +130,11 @@ def _note(decoded: Decoded) -> tuple[tuple[str, str], ...]:
 class EvalSamples(Dataset[Sample]):
     """Evaluation batches by their keys; what cannot be read is left out, with a note."""
 
-    def __init__(self, images: Images, targets: Targets, size: Size, crop: float, warp: bool) -> None:
-        self.images, self.targets, self.size, self.crop, self.warp = images, targets, size, crop, warp
+    def __init__(
+        self, images: Images, targets: Targets, size: Size, crop: float, warp: bool, interpolation: str = "bicubic"
+    ) -> None:
+        self.images, self.targets, self.size = images, targets, size
+        self.seen = crop, warp, interpolation
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
         with one_thread():
@@ -145,7 +148,7 @@ class EvalSamples(Dataset[Sample]):
             decoded = self.images[i]
         except Unreadable as error:
             return Sample((), -1, i, ((error.name, f"unreadable ({error.reason}): left out"),))
-        return Sample((eval_view(decoded.image, self.size, self.crop, self.warp),), self.targets[i], i, _note(decoded))
+        return Sample((eval_view(decoded.image, self.size, *self.seen),), self.targets[i], i, _note(decoded))
 
 
 @contextmanager

@@ -47,12 +47,14 @@ Picture = Path | str | Image.Image | Tensor
 
 
 class Seen(NamedTuple):
-    """How a picture becomes a model's input: channel means and deviations, centre-crop ratio, warped or cropped."""
+    """How a picture becomes a model's input: channel means and deviations, centre-crop ratio, warped or cropped, how
+    it is resized."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop: float
     warp: bool = False
+    interpolation: str = "bicubic"
 
 
 class Prediction(NamedTuple):
@@ -114,7 +116,9 @@ class Predictor:
         self.size = size if isinstance(size, Size) else Size.parse(size)
         self.batch, self.names, self.threads = batch, tuple(names), threads or torch.get_num_threads()
         cfg = model.pretrained_cfg
-        self.seen = seen or Seen(tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"])
+        self.seen = seen or Seen(
+            tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], interpolation=cfg["interpolation"]
+        )
         self.multi_label = multi_label
         self.device = next(model.parameters()).device
         self.any_size = any_size
@@ -156,7 +160,8 @@ class Predictor:
 
     def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b 3 h w"]:
         """Pictures as the model sees them: decoded, resized, cropped, normalised. Raises UserError."""
-        views = [eval_view(pixels_of(picture), self.size, self.seen.crop, self.seen.warp) for picture in pictures]
+        how = self.seen.crop, self.seen.warp, self.seen.interpolation
+        views = [eval_view(pixels_of(picture), self.size, *how) for picture in pictures]
         count = torch.arange(len(views))
         made = normalise(Batch((torch.stack(views),), count, count), self.seen.mean, self.seen.std, self.device)
         return made.views[0]

@@ -39,17 +39,23 @@ class Fingerprint:
 
 
 def fingerprint(
-    sizes: Sequence[Size], crop: float = 0.875, warp: bool = False, short_side: int | None = None
+    sizes: Sequence[Size],
+    crop: float = 0.875,
+    warp: bool = False,
+    short_side: int | None = None,
+    interpolation: str = "bicubic",
 ) -> Fingerprint:
     """Decode and view the built-in picture as evaluation does every image; ``short_side`` as in ``decode``."""
     picture = resources.files(__package__).joinpath(PICTURE).read_bytes()
     image = decode(Record(picture, -1, PICTURE), short_side).image
     pixels = {
-        str(size): hashlib.sha256(eval_view(image, size, crop, warp).numpy().tobytes()).hexdigest()[:DIGITS]
+        str(size): hashlib.sha256(eval_view(image, size, crop, warp, interpolation).numpy().tobytes()).hexdigest()[
+            :DIGITS
+        ]
         for size in sizes
     }
     packages = {name: version(name) for name in ("pillow", "torchvision", "torch")}
-    return Fingerprint({"jpeg": _jpeg_decoder(), **packages}, "bicubic, antialiased", pixels)
+    return Fingerprint({"jpeg": _jpeg_decoder(), **packages}, f"{interpolation}, antialiased", pixels)
 
 
 def _jpeg_decoder() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal, TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeGuard
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +20,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What other rooms need to know of a family, so that none of them names it."""
+
+    attention: tuple[type[nn.Module], ...] = ()
+    """The attention modules that ``train.trainable=attention`` trains, by type: names mislead, as ResMLP's ``attn`` is
+    no attention and a parallel block's second is called ``attn1``."""
+    several_sizes: Mapping[str, Any] = field(default_factory=dict)
+    """Options that a model is built with when it is trained at several sizes."""
+    fold: str | None = None
+    """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
+
+
 class Backbone(nn.Module, ABC):
     """A backbone with its classifier, for images of any height and width.
 
@@ -25,6 +40,9 @@ class Backbone(nn.Module, ABC):
     ``get_classifier()(forward_head(forward_features(x), pre_logits=True))``.
     """
 
+    traits: ClassVar[Traits] = Traits()
+    two_heads: bool = False
+    """A second classifier, for a teacher's answers: the model then has ``heads``, as the distilled DeiT."""
     num_classes: int
     """Classes of the head; 0: no head, ``model(x)`` is the pooled vector."""
     num_features: int
@@ -86,8 +104,25 @@ class Backbone(nn.Module, ABC):
         """Recompute blocks in the backward pass instead of storing their activations."""
 
     @abstractmethod
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
+
+    def attention_modules(self) -> list[nn.Module]:
+        """The modules that ``train.trainable=attention`` trains; empty if there are none."""
+        return [module for module in self.modules() if isinstance(module, self.traits.attention)]
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        """The weights that a foreign library publishes for this model, with their own classifier; None: none does."""
+        return None
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
+        """Raises UserError, one line, for the first (height, width) in pixels that the model cannot take.
+
+        ``training``: all of them in one training run. A family of ours takes every size.
+        """
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Store the tables that depend on the size for this one, in place, before the model is deployed at it alone."""
 
 
 def timm_cfg(
@@ -130,6 +165,16 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
     if wrong:
         raise UserError(f"feature index {wrong[0]} is out of range: there are {count} features")
     return [i % count for i in indices]
+
+
+def count_classes(classifier: str | Sequence[str], state: Mapping[str, Tensor]) -> int:
+    """The classes of a state dict; 0 where it has no head. ``classifier``: as in ``pretrained_cfg``, the first counts.
+
+    A head is one layer, whose weight has a row per class, or a list of layers, one per class.
+    """
+    name = classifier if isinstance(classifier, str) else classifier[0]
+    pattern = re.compile(re.escape(name) + r"\.(\d+\.)?weight")
+    return sum(tensor.shape[0] for key, tensor in state.items() if pattern.fullmatch(key) and tensor.ndim > 1)
 
 
 def check_pool(asked: str | None, own: str, family: str) -> None:

@@ -23,7 +23,7 @@ from anyres.deploy.timing import Failed, Job, Row, measure
 from anyres.evaluation.plots.bar_chart import bars
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
-from anyres.models.zoo import ALIASES
+from anyres.models.registry import aliases
 from anyres.runs.opened import UNTRAINED, open_trained
 from anyres.runs.report import messages, screen
 
@@ -153,7 +153,8 @@ def ratios(model: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 def twin(what: str) -> str:
     """timm's name for a model of ours. Raises UserError where timm has none."""
-    names = [what, what.lower(), *(alias for alias, own in ALIASES.items() if own == what), ALIASES.get(what, what)]
+    tidy = aliases()
+    names = [what, what.lower(), *(alias for alias, own in tidy.items() if own == what), tidy.get(what, what)]
     for name in names:
         for full in (name, f"{name}_224", f"{name}_patch16_224", name.lower()):
             if timm.is_model(full) and timm.models.model_entrypoint(full).__module__.startswith("timm."):

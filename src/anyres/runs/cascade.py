@@ -25,7 +25,7 @@ from anyres.evaluation.curve import plot
 from anyres.evaluation.metrics import wilson
 from anyres.evaluation.speed import macs
 from anyres.flow import Batch, Point, Size
-from anyres.runs.opened import Trained, crop_ratio, open_run, scored_batches
+from anyres.runs.opened import Trained, crop_ratio, interpolation_of, open_run, scored_batches
 from anyres.runs.report import messages, screen
 
 FILE, PICTURE = "cascade.json", "cascade.png"
@@ -130,7 +130,8 @@ def predictors_for(trained: Trained, sizes: Sequence[Size], how: How) -> dict[Si
 def seen_by(trained: Trained) -> Seen:
     """How its recipe shows it pictures."""
     data = trained.recipe.data
-    return Seen(data.mean, data.std, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
+    warp, how = trained.recipe.evaluate.warp, interpolation_of(trained.recipe)
+    return Seen(data.mean, data.std, crop_ratio(trained.recipe), warp, how)
 
 
 def open_cascade(trained: Trained, folder: Path, how: How) -> CascadePredictor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,11 +23,12 @@ from anyres.evaluation.classes import Names, read_names, relabel
 from anyres.evaluation.curve import Measured, measure
 from anyres.evaluation.probe import Neighbours, Pooled, pool
 from anyres.flow import Batch, Size, parse_sizes, pick_device
-from anyres.models import create_model, list_models, variant
-from anyres.models.contract import Backbone
+from anyres.models import create_model, variant
+from anyres.models.contract import Backbone, count_classes
 from anyres.models.index import Weights, known_weights
-from anyres.models.weights import load_weights, read_metadata, read_state, weights_file
-from anyres.models.zoo import ALIASES
+from anyres.models.registry import is_model, model_names
+from anyres.models.state_files import read_state, weights_file
+from anyres.models.weights import load_weights, read_metadata
 from anyres.recipe import Recipe, build_recipe, read_recipe
 from anyres.training.parallel import autocast_dtype
 
@@ -154,7 +154,7 @@ def open_run(folder: Path) -> Trained:
     if not (folder / RECIPE).is_file():
         known = [p.parent.name for p in folder.parent.glob(f"*/{RECIPE}")]
         if folder.name == str(folder):  # it may be meant as a name
-            known += [*list_models(), *ALIASES, *(row.name for row in known_weights())]
+            known += [*model_names(), *(row.name for row in known_weights())]
         raise UserError(f"{folder} is not a run folder: it has no {RECIPE}{nearest(folder.name, known)}")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
@@ -179,7 +179,7 @@ def open_trained(what: str, weights: str | None = None, classes: Path | None = N
     ``weights``: a file, URL, hub id or name of the index, or ``none`` for a model as it is initialised; only a name of
     the index does without. ``classes``: see ``read_names``. Raises UserError.
     """
-    is_name = what in (*list_models(), *ALIASES, *(row.name for row in known_weights()))
+    is_name = is_model(what) or what in (row.name for row in known_weights())
     if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):
         if classes is not None:
             raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
@@ -194,9 +194,8 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     source = weights or (row.name if row else UNTRAINED)
     path = None if source == UNTRAINED else weights_file(source)
     state = read_state(path) if path else {}
-    # S60_multi has a head of one number for each class, all others one of all numbers
-    biases = [tensor.numel() for key, tensor in state.items() if re.fullmatch(r"head\.(\d+\.)?bias", key)]
-    count = sum(biases) if path else int(variant(model).preprocessing["num_classes"])
+    known = variant(model).preprocessing
+    count = count_classes(known["classifier"], state) if path else int(known["num_classes"])
     metadata = read_metadata(path) if path and path.suffix == ".safetensors" else {}
     about = json.loads(metadata.get("anyres", "{}"))
     names = names or tuple((name,) for name in about.get("classes", ()))
@@ -271,10 +270,10 @@ def _native_side(model: str, row: Weights | None, state: Mapping[str, Tensor]) -
 
 
 def build_model(recipe: Recipe, num_classes: int) -> Backbone:
-    """The recipe's model, freshly initialised from the recipe's seed; ResMLP is told when it sees several sizes."""
+    """The recipe's model, initialised from its seed, with the family's options for training at several sizes."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
-    if len(recipe.views.sizes) > 1 and variant(recipe.model["name"]).family == "resmlp":
-        options["any_size"] = True
+    if len(recipe.views.sizes) > 1:
+        options |= variant(recipe.model["name"]).traits.several_sizes
     torch.manual_seed(recipe.train.seed)
     return create_model(recipe.model["name"], num_classes, **options)
 
@@ -356,6 +355,20 @@ def crop_ratio(recipe: Recipe) -> float:
     return recipe.evaluate.crop or float(variant(recipe.model["name"]).preprocessing["crop_pct"])
 
 
+def interpolation_of(recipe: Recipe) -> str:
+    """How evaluation resizes an image: the recipe's way, or the model's own."""
+    own: str = variant(recipe.model["name"]).preprocessing["interpolation"]
+    return recipe.evaluate.interpolation or own
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Raises UserError, before anything is decoded, for a size of views or of evaluation that the model cannot take."""
+    if variant(recipe.model["name"]).foreign:
+        model = build_model(recipe, 2)
+        model.check_sizes(recipe.views.parsed, training=True)
+        model.check_sizes(evaluated_sizes(recipe))
+
+
 def seen_as(recipe: Recipe) -> str:
     """How evaluation shows an image to the model, for people."""
     crop = crop_ratio(recipe)
@@ -363,7 +376,7 @@ def seen_as(recipe: Recipe) -> str:
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
     cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, centre crop"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
-    return f"{shrunk}{cut}; bicubic, antialiased; mean {mean}, std {std}"
+    return f"{shrunk}{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 
 
 def scored_batches(
@@ -376,6 +389,7 @@ def scored_batches(
         size,
         crop=crop,
         warp=recipe.evaluate.warp,
+        interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
         world=world,

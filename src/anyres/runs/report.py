@@ -34,7 +34,7 @@ from anyres.evaluation.report import (
 from anyres.flow import Point, Size
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
-from anyres.runs.opened import RECIPE, WEIGHTS, Trained, crop_ratio, evaluated_sizes, seen_as
+from anyres.runs.opened import RECIPE, WEIGHTS, Trained, crop_ratio, evaluated_sizes, interpolation_of, seen_as
 from anyres.training.state import State
 
 MOST_NOTES = 100  # on a page
@@ -269,7 +269,8 @@ def compared(trained: Trained, images: DecodedImages, points: Sequence[Point]) -
 def pixels_of(trained: Trained, sizes: Sequence[Size]) -> Fingerprint:
     """The fingerprint of how this machine shows images to the model."""
     recipe = trained.recipe
-    return fingerprint(sizes, crop_ratio(recipe), recipe.evaluate.warp, recipe.data.cache_side)
+    warp, short = recipe.evaluate.warp, recipe.data.cache_side
+    return fingerprint(sizes, crop_ratio(recipe), warp, short, interpolation_of(recipe))
 
 
 def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measured]) -> dict[str, Any]:

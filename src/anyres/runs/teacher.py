@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from anyres.config import UserError, nearest
 from anyres.evaluation.classes import Names
 from anyres.flow import Size
-from anyres.models import list_models
-from anyres.models.deit import DeiT
+from anyres.models.contract import Backbone
 from anyres.models.index import known_weights
-from anyres.models.weights import read_state, weights_file
-from anyres.models.zoo import ALIASES
+from anyres.models.registry import is_model, model_names, official_name
+from anyres.models.state_files import read_state, weights_file
 from anyres.recipe import Recipe
 from anyres.runs.opened import RECIPE, open_trained
 from anyres.storage import offline
@@ -107,14 +106,14 @@ def build_teacher(recipe: Recipe, classes: Sequence[str], device: torch.device) 
 
 def has_two_heads(model: nn.Module) -> bool:
     """Whether a model has a classifier of its own for a teacher's lessons (the distilled DeiT)."""
-    return isinstance(model, DeiT) and model.config.distilled
+    return isinstance(model, Backbone) and model.two_heads
 
 
 def open_teacher(what: str, weights: str | None) -> Teacher:
     """A run folder, a model or known weights of ours, ``torchvision:NAME``, or a model of timm's; on the CPU."""
     import timm
 
-    ours = {*list_models(), *ALIASES, *(row.name for row in known_weights())}
+    ours = {*model_names(), *(row.name for row in known_weights())}
     if (Path(what) / RECIPE).is_file() or what in ours:
         return _of_ours(what, weights)
     if what.startswith(TORCHVISION):
@@ -128,9 +127,8 @@ def open_teacher(what: str, weights: str | None) -> Teacher:
 
 
 def _of_ours(what: str, weights: str | None) -> Teacher:
-    if weights is None and (what in list_models() or what in ALIASES):
-        official = ALIASES.get(what, what)
-        rows = [row for row in known_weights(official) if row.url]
+    if weights is None and is_model(what):
+        rows = [row for row in known_weights(official_name(what)) if row.url]
         if not rows:
             raise UserError(f"{KEY}.teacher={what}: no weights of it can be fetched; set {KEY}.weights to a file")
         what = rows[0].name

@@ -35,6 +35,7 @@ from anyres.runs.opened import (
     WEIGHTS,
     build_model,
     check_apart,
+    check_sizes,
     crop_ratio,
     open_images,
     open_run,
@@ -73,6 +74,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> None:
         if report and scored and not (run / "report.html").exists() and accelerator.is_main_process:
             report_on(open_run(run), open_images(recipe, recipe.data.eval_split))
         return
+    check_sizes(recipe)
     dino = recipe.objective.dino is not None
     images = open_images(recipe, recipe.data.train_split, training=True, unlabelled=dino)
     held_out = open_images(recipe, recipe.data.eval_split) if images.source.classes else images  # nothing to score

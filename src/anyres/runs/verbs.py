@@ -35,6 +35,7 @@ from anyres.runs.opened import (
     Trained,
     crop_ratio,
     evaluated_sizes,
+    interpolation_of,
     labelled_for,
     one_label_each,
     open_images,
@@ -89,8 +90,10 @@ def evaluate_run(
     """
     wanted = parse_sizes(sizes) if sizes else None
     trained = subject.open()
+    wanted = wanted or evaluated_sizes(trained.recipe)
+    trained.model.check_sizes(wanted)
     images = trained.images(*where)
-    measured = trained.measure(images, wanted or evaluated_sizes(trained.recipe))
+    measured = trained.measure(images, wanted)
     tell(images)
     if str(into) == "-":
         print(json.dumps(evaluation(trained, images, measured), indent=1))
@@ -109,6 +112,7 @@ def curve_run(subject: Subject, where: Where, sizes: Sequence[str], out: Path | 
     wanted = parse_sizes(sizes)
     trained = subject.open()
     folder = folder_for(trained, out)
+    trained.model.check_sizes(wanted)
     images = trained.images(*where)
     report_on(trained, images, wanted, folder)
     tell(images)
@@ -133,6 +137,7 @@ def probe_run(subject: Subject, where: Where, size: str | None, probes: Probes, 
     wanted = Size.parse(size) if size else None
     trained = subject.open()
     wanted, how = wanted or trained.recipe.views.parsed[0], probes.how
+    trained.model.check_sizes([wanted])
     train, test = probed_images(trained, where)
     classes = len(train.source.classes)
     bank, asked = (pooled(trained, images, wanted, probes.keep) for images in (train, test))
@@ -224,7 +229,8 @@ def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> Non
 
 def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -> Float32[Tensor, " k"]:
     """The class probabilities of one image seen at ``size``; each by itself where the model gives several labels."""
-    view = eval_view(image, size, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
+    seen = crop_ratio(trained.recipe), trained.recipe.evaluate.warp, interpolation_of(trained.recipe)
+    view = eval_view(image, size, *seen)
     batch = Batch((view[None],), torch.tensor([-1]), torch.tensor([0]))
     pixels = normalise(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
@@ -244,6 +250,7 @@ class Answering(NamedTuple):
         """Pictures uint8 (3, h, w) and a count -> so many likeliest classes of each; of a model that gives several
         labels, all that are likely enough."""
         size = self.size or trained.recipe.views.parsed[0]
+        trained.model.check_sizes([size])
         how = How(self.backend or "eager", batch=1)
         if self.cascade:
             return open_cascade(trained, folder, how).predict
