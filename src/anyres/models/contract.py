@@ -1,4 +1,8 @@
-"""What every family promises: timm's model contract, and three methods of ours. Signatures only, no behaviour."""
+"""What every family promises: timm's model contract, and a few methods of ours.
+
+Five methods every family writes itself, and ``forward``; the others are what a model can do beyond that, and say here
+that it cannot, or do nothing.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +57,6 @@ class Backbone(nn.Module, ABC):
     """timm's: input_size, mean, std, interpolation, crop_pct, classifier, first_conv, num_classes."""
 
     @abstractmethod
-    def init_weights(self) -> None:
-        """Draws every parameter and resets every buffer anew, as the paper's code does."""
-
-    @abstractmethod
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b ..."]:
         """Image -> the family's features after the final norm: tokens (b, n, c) or a map (b, c, h, w)."""
 
@@ -68,20 +68,20 @@ class Backbone(nn.Module, ABC):
     def patch_tokens(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b n c"]:
         """Features -> the normalised patch tokens in row-major order, without class token."""
 
-    @abstractmethod
     def forward_intermediates(
         self,
-        x: Float[Tensor, "b k h w"],
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: Format = "NCHW",
+        x: Float[Tensor, "b k h w"],  # noqa: ARG002
+        indices: int | Sequence[int] | None = None,  # noqa: ARG002
+        norm: bool = False,  # noqa: ARG002
+        intermediates_only: bool = False,  # noqa: ARG002
+        output_fmt: Format = "NCHW",  # noqa: ARG002
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The features listed in ``feature_info`` at ``indices`` (None: all, an int: the last so many).
 
         Returns (``forward_features(x)``, intermediates), or the intermediates alone. ``norm`` puts the final norm on
-        those it fits. Raises UserError for an index out of range.
+        those it fits. Raises UserError for an index out of range, and where a model has none.
         """
+        raise UserError(f"{self.called} gives no intermediate features")
 
     @abstractmethod
     def get_classifier(self) -> nn.Module:
@@ -91,21 +91,34 @@ class Backbone(nn.Module, ABC):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier; ``global_pool`` may only name the pooling the family has. Raises UserError."""
 
-    @abstractmethod
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
+    @property
+    def called(self) -> str:
+        """What messages call it: its official name, or its class where it was not made by one."""
+        return str(self.pretrained_cfg.get("architecture", type(self).__name__))
 
-    @abstractmethod
+    def init_weights(self) -> None:
+        """Draws every parameter and resets every buffer anew, as the paper's code does; here as PyTorch's layers do."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
+        raise UserError(f"{self.called} does not say in which layer a parameter is: set optim.layer_decay=1")
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay, beyond biases and vectors."""
+        return set()
 
-    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of storing their activations."""
+        if enable:
+            raise UserError(f"{self.called} cannot recompute its blocks: set train.grad_checkpointing=false")
 
-    @abstractmethod
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
+        return state
 
     def attention_modules(self) -> list[nn.Module]:
         """The modules that ``train.trainable=attention`` trains; empty if there are none."""

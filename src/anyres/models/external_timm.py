@@ -191,7 +191,7 @@ class Timm(Backbone):
         """timm's own, where it has them."""
         model = self.at_size(x)
         if not hasattr(model, "forward_intermediates"):
-            raise UserError(f"{self.name} gives no intermediate features")
+            return super().forward_intermediates(x)
         found: list[Tensor] | tuple[Tensor, list[Tensor]] = model.forward_intermediates(
             x, indices=indices, norm=norm, intermediates_only=intermediates_only, output_fmt=output_fmt
         )
@@ -216,7 +216,7 @@ class Timm(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's own. Raises UserError where it has none."""
         if not hasattr(self.timm, "group_matcher"):
-            raise UserError(f"timm does not say in which layers {self.name} is: set optim.layer_decay=1")
+            return super().group_matcher(coarse)
         groups: dict[str, Any] = self.timm.group_matcher(coarse=coarse)  # type: ignore[operator]
         return groups
 

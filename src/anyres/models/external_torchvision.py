@@ -10,7 +10,7 @@ Vision transformers and MaxViT take one size, which ``img_size`` chooses; the ot
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from anyres.config import UserError, config, first_line, nearest
-from anyres.models.contract import Backbone, Format, Traits, check_pool, timm_cfg
+from anyres.models.contract import Backbone, Traits, check_pool, timm_cfg
 from anyres.models.external import Size, attention_in, contract_fault, share_members, size_fault
 from anyres.models.fetch import fetch
 from anyres.models.state_files import read_state
@@ -101,17 +101,6 @@ class Torchvision(Backbone):
         """The pooled vector as the only token."""
         return x[:, None]
 
-    def forward_intermediates(
-        self,
-        x: Float[Tensor, "b k h w"],  # noqa: ARG002
-        indices: int | Sequence[int] | None = None,  # noqa: ARG002
-        norm: bool = False,  # noqa: ARG002
-        intermediates_only: bool = False,  # noqa: ARG002
-        output_fmt: Format = "NCHW",  # noqa: ARG002
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """There are none. Raises UserError."""
-        raise UserError(f"{self.name} gives no intermediate features: take timm's model of that kind")
-
     def get_classifier(self) -> nn.Module:
         """Pooled vector (b, c) -> logits (b, k)."""
         return self.get_submodule(_layers(self.config.name).head)
@@ -129,15 +118,6 @@ class Torchvision(Backbone):
         parts = _layers(self.config.name).parts
         patterns = [rf"^{re.escape(part)}(?:\.|$)" for part in parts]
         return {"stem": patterns[0], "blocks": [(pattern, (i,)) for i, pattern in enumerate(patterns[1:])]}
-
-    def no_weight_decay(self) -> set[str]:
-        """None by name."""
-        return set()
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """torchvision has none. Raises UserError."""
-        if enable:
-            raise UserError(f"{self.name} cannot recompute its blocks: set train.grad_checkpointing=false")
 
     def attention_modules(self) -> list[nn.Module]:
         """See ``external.attention_in``."""

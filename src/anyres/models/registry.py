@@ -9,6 +9,7 @@ package brings a family.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -95,6 +96,8 @@ def register_family(module: ModuleType) -> None:
         if official not in module.VARIANTS:
             raise UserError(f"{name} has the alias {alias!r} of {official!r}, which is not in its VARIANTS")
     _registered[name] = Family(name, name, dict.fromkeys(module.VARIANTS), aliases)
+    if "timm.models" in sys.modules:  # else they come when it is imported
+        import_module("anyres.models.timm_names").register()
 
 
 def families() -> tuple[Family, ...]:

@@ -68,7 +68,9 @@ def _entry_point(name: str, model: str) -> Callable[..., nn.Module]:
     ) -> Backbone:
         if drop_rate:
             raise UserError(f"{name} has no dropout: drop_rate must be 0 (drop_path_rate is stochastic depth)")
-        backbone = new_model(model, num_classes, drop_path=drop_path_rate, **options)
+        if drop_path_rate or "drop_path" in {field.name for field in fields(variant(model).config)}:
+            options["drop_path"] = drop_path_rate
+        backbone = new_model(model, num_classes, **options)
         if global_pool is not None:
             backbone.reset_classifier(backbone.num_classes, global_pool)
         return backbone

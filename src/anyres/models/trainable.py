@@ -24,8 +24,7 @@ def freeze(model: Backbone, trainable: Literal["all", "attention", "head"]) -> N
     if trainable == "attention":
         found = model.attention_modules()
         if not found:
-            name = model.pretrained_cfg.get("architecture", type(model).__name__)
-            raise UserError(f"train.trainable=attention: {name} has no attention; choose all or head")
+            raise UserError(f"train.trainable=attention: {model.called} has no attention; choose all or head")
         for module in found:
             module.requires_grad_(True)
         for table in _position_tables(model):

@@ -68,11 +68,10 @@ def load_weights(
 def _read(model: Backbone, source: str | Path, part: str | None) -> tuple[str, Mapping[str, Tensor]]:
     """What a message calls the weights, and their tensors."""
     if source == PRETRAINED and not Path(source).exists():
-        name = model.pretrained_cfg.get("architecture", type(model).__name__)
         state = model.pretrained_state()
         if state is not None:
-            return f"{PRETRAINED} of {name}", state
-        source = first_weights(name)
+            return f"{PRETRAINED} of {model.called}", state
+        source = first_weights(model.called)
     path = weights_file(source)
     return str(path), read_state(path, part)
 
