@@ -141,7 +141,7 @@ def train(
 
     given = [*(overrides or []), *([f"data.source={data}"] if data else [])]
     given += [f"weights={weights}"] if weights else []
-    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-").replace(":", "-")
     train_run(load_recipe(recipe, given), out or Path("runs") / name)
 
 
