@@ -66,7 +66,7 @@ def read_hub(name: str) -> Found:
             parts.setdefault(part, []).append(Item(where, labels, HubCell(plain, image, row)))
         if part not in parts:
             notes.append(f"split {split!r} of hf:{name} has no labels: left out")
-    found = Found(parts, None, notes, bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, notes, bool(reader.several), reader.unlabelled)
     return replace(found, order=order or number_order(found.items))
 
 

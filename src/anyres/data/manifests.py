@@ -43,9 +43,9 @@ def read_csv(table: Path) -> Found:
         hint = f"{table.name} has classes such as {joined!r}: several labels go in a column 'labels'"
         return replace(found, notes=[*found.notes, hint]) if joined else found
     if "labels" in names:
-        return replace(_csv_found(table, _several), multi_label=True)
+        return replace(_csv_found(table, _several), several=True)
     if classes and all(_cell(first, name) in ("0", "1") for name in classes):
-        return replace(_csv_found(table, partial(_ticked, classes)), order=classes, multi_label=True)
+        return replace(_csv_found(table, partial(_ticked, classes)), order=classes, several=True)
     return replace(_csv_found(table, lambda *_: ()), unlabelled=_first_line(table, "label"))
 
 
@@ -111,7 +111,7 @@ def read_jsonl(table: Path) -> Found:
     reader = LabelReader()
     found = _collect(table, _jsonl_rows(table, reader))
     order = number_order(found.items)
-    return replace(found, order=order, multi_label=bool(reader.multi_label), unlabelled=reader.unlabelled)
+    return replace(found, order=order, several=bool(reader.several), unlabelled=reader.unlabelled)
 
 
 def _jsonl_rows(table: Path, reader: LabelReader) -> Iterator[Row]:

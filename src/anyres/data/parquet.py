@@ -67,7 +67,7 @@ def read_parquet(paths: Sequence[Path]) -> Found:
     if any(order != orders[0] for order in orders):
         raise UserError(f"{paths[0].parent}: the parquet files name different classes")
     note = f"{len(paths)} parquet files are mapped from copies in {_copies()}"
-    found = Found(parts, None, [note] if copied else [], bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, [note] if copied else [], bool(reader.several), reader.unlabelled)
     return replace(found, order=orders[0] if orders else number_order(found.items))
 
 

@@ -73,7 +73,7 @@ def read_shards(paths: Sequence[Path]) -> Found:
         for count, what in ((bare, "image"), (unlabelled, "label"))
         if count
     ]
-    found = Found(parts, None, notes, bool(reader.multi_label))
+    found = Found(parts, None, notes, bool(reader.several))
     return replace(found, order=number_order(found.items))
 
 
