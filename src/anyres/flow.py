@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from anyres.config import UserError
@@ -73,6 +73,7 @@ class Geometry:
     affine: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
+@runtime_checkable
 class Targets(Protocol):
     """What the b images of a batch are to be answered with, for every view."""
 
@@ -102,7 +103,7 @@ class Labels:
     ``per_view``: ``value`` has one entry per view in front, (v, b, ...), as views that were mixed by themselves have.
     """
 
-    value: Shaped[Tensor, "..."]
+    value: Shaped[Tensor, ...]
     per_view: bool = False
 
     def __len__(self) -> int:
@@ -110,6 +111,10 @@ class Labels:
 
     def to(self, device: torch.device) -> Labels:
         return replace(self, value=self.value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Labels:
+        """In memory from which a GPU copies by itself; DataLoader calls this."""
+        return replace(self, value=self.value.pin_memory())
 
     def part(self, images: slice) -> Labels:
         return replace(self, value=self.value[:, images] if self.per_view else self.value[images])
@@ -121,6 +126,7 @@ class Labels:
         return self.value[view] if self.per_view else self.value
 
 
+@runtime_checkable
 class TargetReader(Protocol):
     """What a task tells the loader's processes of its targets; it is sent to them, so it has to be picklable."""
 
@@ -141,17 +147,18 @@ class TargetReader(Protocol):
 class Batch:
     """The same b images as one or several views, largest first.
 
-    ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
-    or float (b, k) after mixing or of multi-label sets, or (v, b, k) where each view was mixed by itself. ``index``:
-    int64 (b,) positions in the dataset. ``notes``: what had to be done to an image to read it, as (image name,
-    sentence). ``draw``: int64 (b,) how often the image came before in its epoch; None: never.
+    ``views[i]``: uint8 (b, c, H_i, W_i) as loaded, float once normalized. ``targets``: what the views are to be
+    answered with. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done to an image to read
+    it, as (image name, sentence). ``draw``: int64 (b,) how often the image came before in its epoch; None: never.
+    ``geometry[image][view]``: where the view's pixels come from; () unless the loader was asked for it.
     """
 
-    views: tuple[Shaped[Tensor, "b 3 _ _"], ...]
-    target: Int64[Tensor, " b"] | Float[Tensor, "*v b k"]
+    views: tuple[Shaped[Tensor, "b c _ _"], ...]
+    targets: Targets
     index: Int64[Tensor, " b"]
     notes: tuple[tuple[str, str], ...] = ()
     draw: Int64[Tensor, " b"] | None = None
+    geometry: tuple[tuple[Geometry, ...], ...] = ()
 
 
 def seen_views(step: int, views: int, per_step: int | None) -> range:

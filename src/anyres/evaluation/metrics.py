@@ -119,7 +119,7 @@ def collect(
     columns: list[tuple[Tensor, ...]] = []
     with evaluating(model), torch.inference_mode():
         for batch in batches:
-            pixels, target = batch.views[0].to(device, non_blocking=True), batch.target.to(device)
+            pixels, target = batch.views[0].to(device, non_blocking=True), batch.targets.to(device).of(0)
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 logits = model(pixels)
             columns.append((batch.index.to(device), *judge(logits.float(), target)))

@@ -85,7 +85,7 @@ def pool(
     target, done = torch.empty(n, dtype=torch.int64), 0
     with evaluating(model), torch.inference_mode():
         for batch in batches:
-            labelled = batch.target >= 0
+            labelled = batch.targets.of(0) >= 0
             if not labelled.any():
                 continue
             pixels = batch.views[0][labelled].to(device)
@@ -94,7 +94,7 @@ def pool(
             if vectors is None:
                 vectors = torch.empty(n, found.shape[1])
             end = done + len(found)
-            vectors[done:end], target[done:end] = found.float().cpu(), batch.target[labelled].cpu()
+            vectors[done:end], target[done:end] = found.float().cpu(), batch.targets.of(0)[labelled].cpu()
             done = end
     if vectors is None or not done:
         raise UserError("there is no image to probe: none has a label")

@@ -153,7 +153,7 @@ def look_at(
             logits.append(predictor.forward(batch.views[0]).cpu())
             if i:  # the first one builds engines
                 spent, seen = spent + time.perf_counter() - start, seen + len(batch.index)
-            labels.append(batch.target.cpu())
+            labels.append(batch.targets.of(0).cpu())
         if not seen:
             start = time.perf_counter()
             predictor.forward(batch.views[0])

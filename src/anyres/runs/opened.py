@@ -17,9 +17,10 @@ from torch import Tensor
 
 from anyres.config import UserError, nearest
 from anyres.data.cache import DecodedImages
-from anyres.data.loader import eval_batches
-from anyres.data.mix import normalise
+from anyres.data.loader import LoaderOptions, Rank, eval_batches
+from anyres.data.mix import normalize
 from anyres.data.sources import Source, open_source
+from anyres.data.targets import reader_of
 from anyres.evaluation.classes import Names, read_names, relabel
 from anyres.evaluation.curve import Measured, measure
 from anyres.evaluation.probe import Neighbours, Pooled, pool
@@ -372,18 +373,18 @@ def scored_batches(
     """Every readable image once over all ranks, as one normalised view of ``size`` on ``device``."""
     loaded = eval_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        reader_of(images.source),
         size,
         crop=crop,
         warp=recipe.evaluate.warp,
         batch_size=recipe.evaluate.batch_size,
-        rank=rank,
-        world=world,
-        workers=recipe.data.workers,
+        rank=Rank(rank, world),
+        options=LoaderOptions(recipe.data.workers),
     )
     for batch in loaded:
-        images.hear(batch.notes)
-        yield normalise(batch, recipe.data.mean, recipe.data.std, device)
+        images.add_warnings(batch.notes)
+        yield normalize(batch, recipe.data.mean, recipe.data.std, device)
 
 
 def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:

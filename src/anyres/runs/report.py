@@ -52,7 +52,7 @@ def screen() -> Console:
 
 def said_of(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
     """What was done with the images that are not plain: a sentence for each of ``most``, then how many there are."""
-    remarks = images.remarks()
+    remarks = images.decode_warnings()
     yield from (f"{part} image {name}: {what}" for name, what in list(remarks.items())[:most])
     if len(remarks) > most:
         yield f"... {len(remarks)} such {part} images in all"
@@ -63,7 +63,7 @@ def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held
     progress, multi_label = state.progress, images.source.multi_label
     metric = "map" if multi_label else "top1"
     sources = (*images.source.notes, *held_out.source.notes)
-    remarks = progress.unreadable | images.remarks() | held_out.remarks()
+    remarks = progress.unreadable | images.decode_warnings() | held_out.decode_warnings()
     facts = {
         "images": progress.images,
         "pixels": progress.pixels,
@@ -94,7 +94,7 @@ def report_on(
     trained_at = {trained.name: recipe.views.parsed} if trained.folder else {}
     write_csv(points, folder / "curve.csv")
     plot(points, folder / "curve.png", train_sizes=trained_at)
-    remarks = [f"{name}: {what}" for name, what in images.remarks().items()]
+    remarks = [f"{name}: {what}" for name, what in images.decode_warnings().items()]
     size, at_best = best_of(measured)
     classes, metric = images.source.classes, "mAP" if trained.multi_label else "Top-1 accuracy"
     notes = list(dict.fromkeys((*trained.facts.get("notes", ()), *images.source.notes, *remarks)))
@@ -301,7 +301,7 @@ def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measu
         "dtype": str(trained.autocast or torch.float32).removeprefix("torch."),
         "fingerprint": asdict(pixels_of(trained, sizes)),
         "points": rows,
-        "notes": [*source.notes, *(f"{name}: {what}" for name, what in images.remarks().items())],
+        "notes": [*source.notes, *(f"{name}: {what}" for name, what in images.decode_warnings().items())],
     }
 
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from anyres.config import Stopped, UserError
 from anyres.data.cache import DecodedImages
-from anyres.data.loader import steps_per_epoch, train_batches
-from anyres.data.mix import erase, mix, mix_rng, normalise
+from anyres.data.loader import LoaderOptions, Rank, Steps, steps_per_epoch, train_batches
+from anyres.data.mix import erase, mix, mix_rng, normalize
+from anyres.data.targets import reader_of
 from anyres.evaluation.metrics import score
 from anyres.evaluation.multilabel import LabelScores, score_labels
 from anyres.evaluation.probe import NEIGHBOURS, Neighbours, Pooled, pool
-from anyres.flow import Batch, Size, seen_views
+from anyres.flow import Batch, Labels, Size, seen_views
 from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
 from anyres.models.trainable import freeze
@@ -292,27 +293,27 @@ def feed(recipe: Recipe, images: DecodedImages, plan: Plan, start: int, accelera
     per_step = recipe.objective.views_per_step
     loaded = train_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        reader_of(images.source),
         recipe.augment,
         recipe.views,
-        batch_size=recipe.data.batch_size,
-        seed=seed,
-        start_step=start,
-        stop_step=plan.steps,
-        repeats=recipe.data.repeats,
-        rank=rank,
-        world=accelerator.num_processes,
-        workers=recipe.data.workers,
-        max_unreadable=recipe.data.max_unreadable,
-        seen=partial(seen_views, views=len(recipe.views.sizes), per_step=per_step) if per_step else None,
-        reuse=True,
+        Steps(
+            recipe.data.batch_size,
+            seed,
+            start,
+            plan.steps,
+            recipe.data.repeats,
+            partial(seen_views, views=len(recipe.views.sizes), per_step=per_step) if per_step else None,
+        ),
+        Rank(rank, accelerator.num_processes),
+        LoaderOptions(recipe.data.workers, recipe.data.max_unreadable, reuse=True),
     )
     for step, raw in enumerate(loaded, start):
-        batch = normalise(raw, recipe.data.mean, recipe.data.std, accelerator.device)
+        batch = normalize(raw, recipe.data.mean, recipe.data.std, accelerator.device)
         batch = erase(batch, recipe.augment.erasing, seed, step // plan.steps_per_epoch)
         if recipe.mix.on:
-            views, target = mix(batch.views, batch.target, classes, recipe.mix, mix_rng(seed, step, rank))
-            batch = replace(batch, views=views, target=target)
+            views, target = mix(batch.views, batch.targets.of(0), classes, recipe.mix, mix_rng(seed, step, rank))
+            batch = replace(batch, views=views, targets=Labels(target, per_view=target.ndim == 3))
         yield window(batch, step, per_step)
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
-from anyres.data.mix import normalise
+from anyres.data.mix import normalize
 from anyres.data.views import eval_view
 from anyres.deploy.predictor import Prediction, likeliest
 from anyres.evaluation.curve import pick, read_csv
 from anyres.evaluation.probe import Pooled, ProbeConfig, Probed, digest, keep, kept, knn, linear
 from anyres.evaluation.report import probe_table
-from anyres.flow import Batch, Record, Size, parse_sizes
+from anyres.flow import Batch, Labels, Record, Size, parse_sizes
 from anyres.models.index import known_weights
 from anyres.runs.cascade import How, open_cascade, predictor_for
 from anyres.runs.opened import (
@@ -225,8 +225,8 @@ def pick_size(folder: Path, min_top1: float | None, max_ms: float | None) -> Non
 def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -> Float32[Tensor, " k"]:
     """The class probabilities of one image seen at ``size``; each by itself where the model gives several labels."""
     view = eval_view(image, size, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
-    batch = Batch((view[None],), torch.tensor([-1]), torch.tensor([0]))
-    pixels = normalise(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
+    batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
+    pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
         logits: Tensor = trained.model(pixels)
     return (logits[0].float().sigmoid() if trained.multi_label else logits[0].float().softmax(0)).cpu()

@@ -106,10 +106,9 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """The batch's images in ``parts`` parts of about one size (fewer where there are fewer images)."""
     for places in torch.arange(len(batch.index)).chunk(parts):
         part = slice(int(places[0]), int(places[-1]) + 1)
-        target = batch.target[:, part] if batch.target.ndim == 3 else batch.target[part]
         draw = None if batch.draw is None else batch.draw[part]
         views = tuple(view[part] for view in batch.views)
-        yield replace(batch, views=views, target=target, index=batch.index[part], draw=draw)
+        yield replace(batch, views=views, targets=batch.targets.part(part), index=batch.index[part], draw=draw)
 
 
 def set_to_train(student: nn.Module) -> None:

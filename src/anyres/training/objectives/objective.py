@@ -311,7 +311,8 @@ def view_names(batch: Batch) -> list[str]:
 
 def target_of(batch: Batch, view: int) -> Tensor:
     """The target of one view: (b,) or (b, k)."""
-    return batch.target[view] if batch.target.ndim == 3 else batch.target
+    target: Tensor = batch.targets.of(view)
+    return target.float() if target.dtype == torch.bool else target
 
 
 def wide(x: Tensor) -> Tensor:
@@ -325,5 +326,4 @@ def window(batch: Batch, step: int, views_per_step: int | None) -> Batch:
         return batch
     places = seen_views(step, len(batch.views), views_per_step)
     seen = slice(places.start, places.stop)
-    target = batch.target[seen] if batch.target.ndim == 3 else batch.target
-    return replace(batch, views=batch.views[seen], target=target)
+    return replace(batch, views=batch.views[seen], targets=batch.targets.window(seen))
