@@ -74,6 +74,7 @@ class Geometry:
     affine: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
+@runtime_checkable
 class Targets(Protocol):
     """What the b images of a batch are to be answered with, for every view."""
 
@@ -112,6 +113,10 @@ class Labels:
     def to(self, device: torch.device) -> Labels:
         return replace(self, value=self.value.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Labels:
+        """In memory from which a GPU copies by itself; DataLoader calls this."""
+        return replace(self, value=self.value.pin_memory())
+
     def part(self, images: slice) -> Labels:
         return replace(self, value=self.value[:, images] if self.per_view else self.value[images])
 
@@ -122,6 +127,7 @@ class Labels:
         return self.value[view] if self.per_view else self.value
 
 
+@runtime_checkable
 class TargetReader(Protocol):
     """What a task tells the loader's processes of its targets; it is sent to them, so it has to be picklable."""
 
@@ -142,9 +148,10 @@ class TargetReader(Protocol):
 class Batch:
     """The same b images as one or several views, largest first.
 
-    ``views[i]``: uint8 (b, c, H_i, W_i) as loaded, float once normalized. ``index``: int64 (b,) positions in the
-    dataset. ``notes``: what had to be done to an image to read it, as (image name, sentence). ``draw``: int64 (b,) how
-    often the image came before in its epoch; None: never.
+    ``views[i]``: uint8 (b, c, H_i, W_i) as loaded, float once normalized. ``targets``: what the views are to be
+    answered with. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done to an image to read
+    it, as (image name, sentence). ``draw``: int64 (b,) how often the image came before in its epoch; None: never.
+    ``geometry[image][view]``: where the view's pixels come from; () unless the loader was asked for it.
     """
 
     views: tuple[Shaped[Tensor, "b c _ _"], ...]
@@ -152,6 +159,7 @@ class Batch:
     index: Int64[Tensor, " b"]
     notes: tuple[tuple[str, str], ...] = ()
     draw: Int64[Tensor, " b"] | None = None
+    geometry: tuple[tuple[Geometry, ...], ...] = ()
 
     def window(self, seen: range) -> Batch:
         """The batch with the views that a step sees."""

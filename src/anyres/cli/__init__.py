@@ -1,19 +1,19 @@
 """The command line: one file per verb. Heavy imports happen inside the verbs, so that ``--help`` answers at once."""
 
 from anyres.cli import (  # noqa: F401  # in the order in which `anyres --help` lists them
-    train,
-    eval,  # noqa: A004
-    curve,
-    probe,
-    pick,
-    predict,
+    bench,
     cascade,
-    models,
-    recipes,
-    show,
+    curve,
     data,
     demo,
-    bench,
+    eval,
+    models,
+    pick,
+    predict,
+    probe,
+    recipes,
+    show,
+    train,
 )
 from anyres.cli.app import app, main
 

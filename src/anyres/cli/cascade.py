@@ -25,10 +25,10 @@ def cascade(
 
     Example: `anyres cascade runs/first --sizes 64,96,128 --max-loss 0.3`
     """
-    from anyres.runs.cascade import How, choose_cascade
+    from anyres.runs.cascade import EngineOptions, choose_cascade
     from anyres.runs.evaluate import parse
     from anyres.runs.inputs import evaluated_sizes
     from anyres.runs.opened import open_run
 
     wanted = parse(sizes or ()) or evaluated_sizes(open_run(run).recipe)
-    choose_cascade(run, wanted, max_loss, How(backend, batch=batch_size), data)
+    choose_cascade(run, wanted, max_loss, EngineOptions(backend, batch=batch_size), data)

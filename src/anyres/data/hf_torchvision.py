@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anyres.config import UserError, nearest
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
 from anyres.storage import cache_root, offline
 
 
@@ -47,7 +47,7 @@ def read_hub(name: str) -> Found:
     parts: Parts = {}
     notes: list[str] = []
     order: Sequence[str] = ()
-    reader = LabelReader()
+    reader = LabelParser()
     for split, dataset in loaded.items():
         part = SPLIT_OF.get(str(split).lower())
         if part is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, nearest
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
 from anyres.storage import cache_root
 
@@ -47,7 +47,7 @@ def read_parquet(paths: Sequence[Path]) -> Found:
 
     parts: Parts = {}
     orders: list[Sequence[str]] = []
-    reader = LabelReader()
+    reader = LabelParser()
     copied = sum(path.stat().st_size for path in paths) > _IN_MEMORY
     for key, path in zip(keys_of(paths), paths, strict=True):
         table = _open(path, copied)

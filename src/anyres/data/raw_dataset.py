@@ -81,7 +81,7 @@ def label_text(value: object, where: str) -> str:
     return text
 
 
-class LabelReader:
+class LabelParser:
     """The labels of one set, image by image: a name or a whole number each; or a list of them each (multi-label); or
     none at all, and then ``unlabelled`` is the line to say so.
 

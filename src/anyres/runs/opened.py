@@ -128,9 +128,7 @@ class TrainedModel:
 
     def measure(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> list[EvalResult]:
         """Quality at each size, then the cost of all of them in turn; a progress bar on stderr. Raises UserError."""
-        shown = track(
-            sizes, f"scoring {name or self.name}", transient=True, disable=not get_console().is_terminal
-        )
+        shown = track(sizes, f"scoring {name or self.name}", transient=True, disable=not get_console().is_terminal)
         reference = reference_images(self.recipe, images) if self.task.compares else None
         quality = {}
         for size in shown:
@@ -141,7 +139,7 @@ class TrainedModel:
         described = tuple(metric for metric in self.task.metrics if metric.key in quality[sizes[0]].metrics)
         return [
             EvalResult(
-                SizeResult(name or self.name, size, quality[size].metrics, described, found.scores.n, costs[size]),
+                SizeResult(name or self.name, size, found.metrics, described, found.scores.n, costs[size]),
                 found.scores,
             )
             for size, found in quality.items()

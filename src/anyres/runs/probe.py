@@ -124,5 +124,3 @@ def pooled(trained: TrainedModel, images: DecodedImages, size: Size, keep_in: Pa
 def watched(what: str) -> Callable[[range], Iterable[int]]:
     """A progress bar for rounds of work, where there is a terminal."""
     return partial(track, description=what, transient=True, disable=not get_console().is_terminal)
-
-

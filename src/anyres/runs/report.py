@@ -30,9 +30,7 @@ MOST_NOTES = 100  # on a page
 log = logging.getLogger(__name__)
 
 
-def finish(
-    recipe: Recipe, task: Task, run: Path, state: State, images: tuple[DecodedImages, DecodedImages]
-) -> None:
+def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[DecodedImages, DecodedImages]) -> None:
     """Write what the run was for: its facts, and weights that know their task and classes."""
     progress, sources = state.progress, [note for opened in images for note in opened.source.notes]
     found = progress.unreadable | images[0].decode_warnings() | images[1].decode_warnings()

@@ -1,6 +1,6 @@
 """Read this first: how a source of images becomes a trained model with a report.
 
-    recipe -> images -> task -> views -> objective and loop -> checkpoints -> weights -> a result for every size -> report
+    recipe -> images -> task -> views -> objective and loop -> checkpoints -> weights -> results by size -> report
 
 Every other module does one part of this; here they are only joined.
 """
@@ -87,7 +87,8 @@ def train(
     bit. Raises UserError when the folder holds another recipe's run, and for every fault of data or recipe; Stopped
     after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
-    given = [*overrides, *([f"data.source={data}"] if data else []), *([f"weights={weights}"] if weights else [])]
+    given = [*overrides, *([f"data.source={data}"] if data else [])]
+    given += [f"weights={weights}"] if weights else []
     if isinstance(recipe, Recipe):
         if given:
             raise UserError("overrides go with a recipe's name or file; a Recipe holds every value already")
@@ -167,7 +168,7 @@ def fit(
     ``model`` may be any module with timm's contract, frozen where it is not to be trained; ``images``: to train on, and
     held out; ``teacher`` is what ``build_teacher`` made. Raises as ``train`` does.
     """
-    training, held_out = images
+    training = images[0]
     plan = make_plan(recipe, len(training))
     prepare_model(recipe, model, accelerator)
     objective = task.objective(
@@ -350,4 +351,3 @@ def score_views(
         quality = measure_quality(model, task.evaluators(model, reference), size, batches(held_out, size), how)
         values[f"{key}/{size}"] = quality.metrics[key].value
     return {key: sum(values.values()) / len(values), **values}
-

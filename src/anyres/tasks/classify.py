@@ -86,7 +86,7 @@ class Classify(ImageTask):
         """Cosub's two losses."""
         return pair_loss(first, second, target, self.label)
 
-    def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:  # noqa: ARG002
+    def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """Top-1."""
         return (TopK(),)
 

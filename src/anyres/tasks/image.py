@@ -65,7 +65,7 @@ class ImageTask:
         """So many numbers the network answers with: one for each class, or one."""
         return len(self.classes) or 1
 
-    def view(self, target: Any, geometry: Geometry) -> Any:  # noqa: ARG002
+    def view(self, target: Any, geometry: Geometry) -> Any:
         """The target of the image, whatever part of it a view shows."""
         return target
 
@@ -74,11 +74,11 @@ class ImageTask:
         values = np.asarray([views[0] for views in targets])
         return Labels(torch.as_tensor(values.astype(np.float32) if values.dtype.kind == "f" else values))
 
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:  # noqa: ARG002
+    def fit(self, source: Source, names: Names, exact: bool) -> Source:
         """The source as it is: it has no classes to be counted anew."""
         return source
 
-    def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:  # noqa: ARG002
+    def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:
         """The batch as it is. Raises UserError where the recipe mixes."""
         if how.on:
             raise UserError(f"task={self.name} has no classes to mix: set mix.mixup, mix.cutmix and mix.smoothing to 0")
@@ -96,7 +96,7 @@ class ImageTask:
             raise UserError(f"task={self.name} has no classes to mix: set mix.mixup, mix.cutmix and mix.smoothing to 0")
         return given
 
-    def with_loss(self, loss: str) -> ImageTask:  # noqa: ARG002
+    def with_loss(self, loss: str) -> ImageTask:
         """The task has one loss of its own."""
         return self
 
@@ -117,7 +117,7 @@ class ImageTask:
         """Cosub's two losses. Raises UserError: it is for classes."""
         raise UserError(f"objective.cosub is for classes, and task={self.name} has none")
 
-    def can_score(self, source: Source) -> bool:  # noqa: ARG002
+    def can_score(self, source: Source) -> bool:
         """Every image has a target."""
         return True
 
@@ -125,23 +125,23 @@ class ImageTask:
         """By itself."""
         return ""
 
-    def describe(self, source: Source) -> Iterable[str]:  # noqa: ARG002
+    def describe(self, source: Source) -> Iterable[str]:
         """Nothing beside what every run is told."""
         return ()
 
-    def summary(self, scores: ImageScores, size: Size) -> list[str]:  # noqa: ARG002
+    def summary(self, scores: ImageScores, size: Size) -> list[str]:
         """Nothing beside the table."""
         return []
 
-    def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:  # noqa: ARG002
+    def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:
         """None."""
         return []
 
-    def sections(self, scores: ImageScores, size: Size) -> list[Section]:  # noqa: ARG002
+    def sections(self, scores: ImageScores, size: Size) -> list[Section]:
         """None."""
         return []
 
-    def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:  # noqa: ARG002
+    def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
         """No answer: scores per image are the task's own."""
         return SampleAnswer(model, size, "")
 

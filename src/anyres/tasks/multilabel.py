@@ -94,11 +94,11 @@ class MultiLabel(ImageTask):
         """Cosub's two losses."""
         return pair_loss(first, second, target, self.label)
 
-    def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:  # noqa: ARG002
+    def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """mAP."""
         return (MeanAveragePrecision(),)
 
-    def describe(self, source: Source) -> Iterable[str]:  # noqa: ARG002
+    def describe(self, source: Source) -> Iterable[str]:
         """How such images are learnt and scored."""
         yield (
             f"images have several labels: every class is decided by itself (objective.loss={self.label}) and mAP is "
@@ -113,7 +113,7 @@ class MultiLabel(ImageTask):
         worst = ", ".join(f"{r.name} {100 * r.average_precision:.1f} % of {r.n}" for r in rows)
         return [*lines, f"worst classes at {size} px, by average precision: {worst}"] if worst else lines
 
-    def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:  # noqa: ARG002
+    def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:
         """``per_class.csv``: nothing is taken for one other class, so there is no confusion matrix."""
         return [write_label_table({size: _own(scores) for size, scores in by_size.items()}, self.classes, folder)]
 

@@ -83,8 +83,11 @@ class Task(Protocol):
     labels as they are written."""
     metrics: ClassVar[Sequence[Metric]]
     """What is measured; the first is the headline."""
-    classes: tuple[str, ...]
-    """Names of the classes; () where there are none."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; () where there are none."""
+        ...
 
     # what the loader's processes do (flow.TargetReader)
     def read(self, record: Record) -> Any: ...
@@ -108,7 +111,7 @@ class Task(Protocol):
         """The objective with what was left open decided. Raises UserError for what has no meaning here."""
         ...
 
-    def with_loss(self, loss: str) -> Task:
+    def with_loss(self, loss: str) -> Any:
         """The task with the loss that ``settle`` has decided on (``objective.loss``)."""
         ...
 

@@ -55,13 +55,13 @@ class Unlabelled(Classify):
         """The index of the image's class, to score by; -1 where there is none, or several."""
         return record.target if isinstance(record.target, int) else -1
 
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:  # noqa: ARG002
+    def fit(self, source: Source, names: Names, exact: bool) -> Source:
         """Any set with one label for each image: neighbors are asked, not a classifier."""
         if source.labelling == "several":
             raise UserError(f"images of {source.name} have several labels: nearest neighbours and probes want one each")
         return source
 
-    def mixed(self, batch: Batch, how: MixConfig, rng: object) -> Batch:  # noqa: ARG002
+    def mixed(self, batch: Batch, how: MixConfig, rng: object) -> Batch:
         """The batch as it is: ``settle`` has refused mixing."""
         return batch
 
@@ -114,7 +114,7 @@ class Unlabelled(Classify):
         """By neighbors."""
         return f" of the {NEIGHBOURS} nearest training images"
 
-    def with_loss(self, loss: str) -> Unlabelled:  # noqa: ARG002
+    def with_loss(self, loss: str) -> Unlabelled:
         """There is no label to lose by."""
         return self
 

@@ -28,7 +28,6 @@ from anyres.training.plan import Plan
 from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, make_step
 
-
 logger = logging.getLogger(__name__)
 
 
