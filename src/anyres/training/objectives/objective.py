@@ -39,6 +39,7 @@ class Term:
         return {self.name: self.loss.detach()} if self.shown is None else dict(self.shown)
 
 
+@runtime_checkable
 class TaskLoss(Protocol):
     """What the student's answer costs, by a task."""
 
@@ -47,12 +48,14 @@ class TaskLoss(Protocol):
         ...
 
 
+@runtime_checkable
 class Pairing(Protocol):
     """The loss of two passes over the same images that teach each other: (own, mutual), two scalars to be added."""
 
     def __call__(self, first: Tensor, second: Tensor, target: Any) -> tuple[Tensor, Tensor]: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a run minimizes, and what learns beside the model.
 
