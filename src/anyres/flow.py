@@ -73,6 +73,7 @@ class Geometry:
     affine: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
+@runtime_checkable
 class Targets(Protocol):
     """What the b images of a batch are to be answered with, for every view."""
 
@@ -102,7 +103,7 @@ class Labels:
     ``per_view``: ``value`` has one entry per view in front, (v, b, ...), as views that were mixed by themselves have.
     """
 
-    value: Shaped[Tensor, "..."]
+    value: Shaped[Tensor, "..."]  # noqa: UP037
     per_view: bool = False
 
     def __len__(self) -> int:
@@ -121,6 +122,7 @@ class Labels:
         return self.value[view] if self.per_view else self.value
 
 
+@runtime_checkable
 class TargetReader(Protocol):
     """What a task tells the loader's processes of its targets; it is sent to them, so it has to be picklable."""
 
@@ -202,6 +204,30 @@ class Point:
     def named(self) -> Metric:
         """What its shares are called."""
         return METRICS[self.metric]
+
+
+DISTURBED = 1.5
+"""Largest over smallest median of the rounds, beyond which a timing says little."""
+
+
+def is_disturbed(rounds: Sequence[float]) -> bool:
+    """Whether the rounds of one timing (their medians, as times or as rates) differ by more than ``DISTURBED`` times.
+
+    Something else then ran on the machine during some of them.
+    """
+    return max(rounds) > DISTURBED * min(rounds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs a model at one size."""
+
+    latency_ms: float  # median time of one batch of one image
+    latency_low_ms: float  # smallest median of a round
+    latency_high_ms: float  # largest median of a round
+    images_per_s: float  # throughput in batches of several images
+    macs: int  # multiply-accumulates of one image
+    disturbed: bool  # the rounds of one of the two timings differ too much: see ``is_disturbed``
 
 
 def pick_device() -> torch.device:

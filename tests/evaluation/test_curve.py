@@ -117,7 +117,7 @@ def test_measure_puts_it_all_together() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     batch = Batch(views=(torch.randn(8, 3, 6, 9),), target=torch.arange(8) % 6, index=torch.arange(8))
-    measured = measure("tiny", model, Size(6, 9), [batch], torch.device("cpu"), budget_s=0.01, throughput_batch=3)
+    measured = measure("tiny", model, Size(6, 9), [batch], torch.device("cpu"), budget_s=0.01)
     point = measured.point
     assert (point.model, point.height, point.width, point.n) == ("tiny", 6, 9, 8)
     assert point.macs == 6 * 9 * 18

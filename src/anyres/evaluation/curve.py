@@ -19,7 +19,7 @@ from anyres.config import UserError
 from anyres.evaluation.metrics import Gather, Scores, score
 from anyres.evaluation.multilabel import LabelScores, score_labels
 from anyres.evaluation.plots.curve import plot
-from anyres.evaluation.speed import latency, macs
+from anyres.evaluation.speed import measure_costs
 from anyres.flow import METRICS, Batch, Metric, Point, Size
 
 __all__ = ["COLUMNS", "Measured", "measure", "pick", "plot", "read_csv", "write_csv"]
@@ -46,7 +46,6 @@ def measure(
     autocast: torch.dtype | None = None,
     gather: Gather = lambda local: local,
     budget_s: float = 1.0,
-    throughput_batch: int = 8,
     timed: nn.Module | None = None,
     multi_label: bool = False,
 ) -> Measured:
@@ -58,17 +57,15 @@ def measure(
     """
     judge = score_labels if multi_label else score
     scores = judge(model, _only(size, batches), device, autocast, gather)
-    timed = timed or model
-    single = latency(timed, size, device, 1, budget_s, autocast)
-    several = latency(timed, size, device, throughput_batch, budget_s, autocast)
+    cost = measure_costs(timed or model, [size], device, autocast, budget_s)[size]
     point = Point(
         model=name,
         height=size.height,
         width=size.width,
         n=scores.n,
-        latency_ms=single.median_ms,
-        images_per_s=several.images_per_s,
-        macs=macs(timed, size),
+        latency_ms=cost.latency_ms,
+        images_per_s=cost.images_per_s,
+        macs=cost.macs,
         **scores.headline(),  # type: ignore[arg-type]
     )
     return Measured(point, scores)
