@@ -5,6 +5,7 @@ A leaf but for the users' error it raises.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -220,14 +221,14 @@ def is_disturbed(rounds: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs a model at one size."""
+    """What one image costs a model at one size. NaN: not measured."""
 
     latency_ms: float  # median time of one batch of one image
-    latency_low_ms: float  # smallest median of a round
-    latency_high_ms: float  # largest median of a round
     images_per_s: float  # throughput in batches of several images
     macs: int  # multiply-accumulates of one image
-    disturbed: bool  # the rounds of one of the two timings differ too much: see ``is_disturbed``
+    latency_low_ms: float = math.nan  # smallest median of a round
+    latency_high_ms: float = math.nan  # largest median of a round
+    disturbed: bool = False  # the rounds of one of the two timings differ too much: see ``is_disturbed``
 
 
 def pick_device() -> torch.device:
@@ -237,6 +238,13 @@ def pick_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has bf16 matrix instructions (CUDA 8.0 and later, AVX512-BF16, AMX, Arm BF16)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:

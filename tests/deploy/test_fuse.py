@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.config import UserError
 from anyres.deploy.fuse import folded as forms
-from anyres.deploy.fuse import fuse, shrunk
+from anyres.deploy.fuse import fuse, spatial_reduction
 from anyres.deploy.fuse.folded import Folded
-from anyres.deploy.fuse.tables import KEPT_GRIDS, PerGrid
+from anyres.deploy.fuse.tables import KEPT_GRIDS, GridCache
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models import create_model
@@ -120,7 +120,7 @@ def test_traced_at_one_size(family: str) -> None:
     assert deviation(program.module()(x), model(x)) <= TOLERANCE.get(family, 1e-5)
     made = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not made & {"aten.arange.default", "aten.einsum.default", "aten.sin.default"}
-    if any(isinstance(module, PerGrid) for module in pinned.modules()):
+    if any(isinstance(module, GridCache) for module in pinned.modules()):
         with pytest.raises(UserError, match=r"folded for \(5, 9\) tokens and got \(8, 8\)"):
             pinned(image(64, 64))
 
@@ -176,11 +176,11 @@ def test_rest_attends_among_tokens_where_that_is_less_work(side: int) -> None:
     grid = (side // 8, side // 8)
     x = torch.randn(2, grid[0] * grid[1], 32, generator=torch.Generator().manual_seed(0))
     calls: list[int] = []
-    watch = attn.among.register_forward_hook(lambda *_: calls.append(1))
+    watch = attn.absorbed.register_forward_hook(lambda *_: calls.append(1))
     found = attn(x, grid)
     watch.remove()
     assert attn.saves(32, grid) == (side == 64) == bool(calls)
-    assert deviation(attn.among(x, grid), cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
+    assert deviation(attn.absorbed(x, grid), cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
     assert deviation(found, cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
 
 

@@ -17,10 +17,10 @@ from anyres.config import UserError
 from anyres.deploy import predictor as module
 from anyres.deploy.engines import backend as backends
 from anyres.deploy.engines import compiled_cache as programs
-from anyres.deploy.engines.backend import Choice, Run, Unavailable, build, candidates, has_bf16
+from anyres.deploy.engines.backend import Backend, Runner, BackendUnavailable, build, candidates, has_bf16
 from anyres.deploy.engines.openvino_no_telemetry import openvino
 from anyres.deploy.fuse import fuse
-from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
+from anyres.deploy.predictor import LIMITS, Predictor, Preprocessing, distance
 from anyres.ops.kernels import triton_here
 from tests.models.zoo import build as build_model
 from tests.models.zoo import stirred
@@ -44,7 +44,7 @@ def test_each_engine_answers_as_the_plain_model(choice: str) -> None:
         truth = model(PIXELS)
     pictures = [torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8) for _ in range(4)] if "int8" in choice else []
     made = Predictor(model, choice, "64x48", batch=2, calibration=pictures)
-    assert distance(made(PIXELS), truth) <= LIMITS[Choice.parse(choice).precision]
+    assert distance(made(PIXELS), truth) <= LIMITS[Backend.parse(choice).precision]
 
 
 def test_int8_without_attention_is_not_smoothed() -> None:
@@ -60,7 +60,7 @@ def test_parts_of_a_batch_answer_as_the_whole(batch: int, threads: int) -> None:
     """By 3, 2, 1 and 1 streams."""
     model, x = stirred(build_model("rest", classes=5)), torch.randn(batch, 3, 32, 32)
     whole, parts = (
-        build(model, Choice("openvino", "fp32"), x, threads=threads, tuned=tuned) for tuned in (False, True)
+        build(model, Backend("openvino", "fp32"), x, threads=threads, tuned=tuned) for tuned in (False, True)
     )
     for pixels in (x, x.flip(0)):
         torch.testing.assert_close(parts(pixels), model(pixels), rtol=1e-4, atol=1e-4)
@@ -89,7 +89,7 @@ def test_matrices_on_the_left_stay_narrow_in_openvino() -> None:
 def test_signals_arrive_once_openvino_has_come_and_gone() -> None:
     """Each OpenVINO core makes itself a stack for them: two that ended in the order they began ended the process."""
     model = build_model("deit3", classes=3)
-    engines = deque(build(model, Choice("openvino", "fp32"), torch.randn(1, 3, 32, 32)) for _ in range(2))
+    engines = deque(build(model, Backend("openvino", "fp32"), torch.randn(1, 3, 32, 32)) for _ in range(2))
     engines.popleft()
     engines.popleft()
     gc.collect()
@@ -111,18 +111,18 @@ def test_any_number_of_images_in_pieces() -> None:
 
 
 def test_auto_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = [Choice("eager", "fp32"), Choice("openvino", "fp32")]
+    tried = [Backend("eager", "fp32"), Backend("openvino", "fp32")]
     monkeypatch.setattr(module, "candidates", lambda *_: tried)  # the compiler takes a minute
     model = stirred(build_model("restv2", classes=5))
     said: list[str] = []
     first = Predictor(model, "auto", 64, say=said.append)
-    assert {timing.choice for timing in first.timings} == {"eager:fp32", "openvino:fp32"}
+    assert {timing.backend for timing in first.timings} == {"eager:fp32", "openvino:fp32"}
     assert first.timings[0].ms <= first.timings[1].ms
-    assert str(first.choice) == first.timings[0].choice
+    assert str(first.backend) == first.timings[0].backend
     assert "the fastest of 2 here" in said[-1]
     monkeypatch.setattr(module, "ROUNDS", 0)  # it would fail if it measured again
     again = Predictor(model, "auto", 64, say=said.append)
-    assert (again.choice, again.timings) == (first.choice, first.timings)
+    assert (again.backend, again.timings) == (first.backend, first.timings)
     assert "as measured before" in said[-1]
     kept = tmp_path / "cache" / "backends.json"
     assert len(json.loads(kept.read_text())) == 1
@@ -132,15 +132,15 @@ def test_auto_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_auto_believes_no_engine_that_answers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crooked(model: torch.nn.Module, choice: Choice, *rest: object) -> Run:
+    def crooked(model: torch.nn.Module, choice: Backend, *rest: object) -> Runner:
         run = build(model, choice, *rest)  # type: ignore[arg-type]
         return run if choice.engine == "eager" else lambda x: run(x) + 1
 
     monkeypatch.setattr(module, "build", crooked)
-    monkeypatch.setattr(module, "candidates", lambda *_: [Choice("eager", "fp32"), Choice("openvino", "fp32")])
+    monkeypatch.setattr(module, "candidates", lambda *_: [Backend("eager", "fp32"), Backend("openvino", "fp32")])
     said: list[str] = []
     made = Predictor(stirred(build_model("resmlp", classes=5)), "auto", 64, say=said.append)
-    assert str(made.choice) == "eager:fp32"
+    assert str(made.backend) == "eager:fp32"
     assert "openvino:fp32 is left out: its logits are" in said[0]
 
 
@@ -213,7 +213,7 @@ def test_another_size_or_a_broken_picture(tmp_path: Path) -> None:
 def test_pictures_are_seen_as_asked() -> None:
     model = build_model("restv2", classes=3)
     grey = Image.new("RGB", (50, 40), (128, 128, 128))
-    seen = Seen((0.5,) * 3, (0.25,) * 3, 1.0)
+    seen = Preprocessing((0.5,) * 3, (0.25,) * 3, 1.0)
     made = Predictor(model, "eager", 32, seen=seen)
     assert torch.allclose(made.prepare([grey]), torch.full((1, 3, 32, 32), (128 / 255 - 0.5) / 0.25), atol=1e-6)
 
@@ -221,7 +221,7 @@ def test_pictures_are_seen_as_asked() -> None:
 def test_many_sizes_compile_only_what_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[tuple[str, tuple[int, ...]]] = []
 
-    def counted(model: torch.nn.Module, choice: Choice, example: torch.Tensor, *rest: object) -> Run:
+    def counted(model: torch.nn.Module, choice: Backend, example: torch.Tensor, *rest: object) -> Runner:
         built.append((choice.engine, tuple(example.shape[2:])))
         return build(model, choice, example, *rest)  # type: ignore[arg-type]
 
@@ -276,17 +276,17 @@ def test_more_shapes_are_compiled_than_pytorchs_limit(
     torch._dynamo.reset()
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
     for batch in range(1, 11):
-        build(model, Choice("inductor", "fp32"), torch.randn(batch, 3, 8, 8))
+        build(model, Backend("inductor", "fp32"), torch.randn(batch, 3, 8, 8))
     assert len(compiled) == expected
     torch._dynamo.reset()
 
 
 def test_kernels_want_a_cuda_device() -> None:
-    assert str(Choice.parse("inductor+triton:bf16")) == "inductor+triton:bf16"
-    assert Choice.parse("eager+triton") == Choice("eager", "fp32", kernels=True)
+    assert str(Backend.parse("inductor+triton:bf16")) == "inductor+triton:bf16"
+    assert Backend.parse("eager+triton") == Backend("eager", "fp32", kernels=True)
     with pytest.raises(UserError, match="backend 'openvino\\+triton' is none of auto, eager"):
-        Choice.parse("openvino+triton")
-    with pytest.raises(Unavailable, match=r"^eager\+triton:fp32: Triton's kernels need a CUDA device, here it is cpu$"):
+        Backend.parse("openvino+triton")
+    with pytest.raises(BackendUnavailable, match=r"^eager\+triton:fp32: Triton's kernels need a CUDA device, here it is cpu$"):
         Predictor(build_model("cait"), "eager+triton", 64).forward(torch.randn(1, 3, 64, 64))
     assert not any(choice.kernels for choice in candidates(CPU, ("fp32", "bf16")))
     if triton_here():

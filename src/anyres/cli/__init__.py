@@ -54,6 +54,10 @@ BACKEND = (
     "auto (measures once and remembers), eager, inductor, onnxruntime or openvino; with :bf16 for bf16; the last two "
     "also with :int8, whose ranges are read from a run's training images at every start."
 )
+HugePages = Annotated[
+    bool,
+    typer.Option("--huge-pages", help="Move the process's memory into huge pages (Linux): faster, more memory."),
+]
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--sizes", help="Sizes such as 224, 320x192 (height x width) or 64:320:32; may be repeated."),
@@ -263,6 +267,7 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Of several labels: every one above this probability; 0.5 if not given."),
     ] = None,
+    huge_pages: HugePages = False,
 ) -> None:
     """Print the likeliest classes of images; every likely label where the model gives several.
 
@@ -273,7 +278,7 @@ def predict(
 
     if cascade and size:
         raise UserError("--cascade chooses the size for every image: leave out --size")
-    how = Answering(Size.parse(size) if size else None, backend, cascade, threshold)
+    how = Answering(Size.parse(size) if size else None, backend, cascade, threshold, huge_pages)
     predict_images(Subject(model, weights, classes), images, how, top)
 
 
@@ -285,19 +290,25 @@ def cascade(
     data: Data = None,
     backend: Annotated[str, typer.Option("--backend", help=BACKEND)] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    huge_pages: HugePages = False,
 ) -> None:
-    """Choose a cascade: every image is seen small first, and larger only where the small look is not sure enough.
+    """Choose a cascade: every image runs at a small size first, and at a larger one only where confidence is low.
 
     One half of the held-out images chooses, the other half measures; `anyres predict --cascade` then uses it.
 
     Example: `anyres cascade runs/first --sizes 64,96,128 --max-loss 0.3`
     """
+    from anyres.cli.cascade import result_sentence, stages_table
+    from anyres.deploy.predictor import EngineOptions
     from anyres.flow import parse_sizes
-    from anyres.runs.cascade import How, choose_cascade
+    from anyres.runs.cascade import choose_cascade
     from anyres.runs.opened import evaluated_sizes, open_run
+    from anyres.runs.report import screen
 
     wanted = parse_sizes(sizes) if sizes else evaluated_sizes(open_run(run).recipe)
-    choose_cascade(run, wanted, max_loss, How(backend, batch=batch_size), data)
+    chosen = choose_cascade(run, wanted, max_loss, EngineOptions(backend, batch_size, huge_pages), data)
+    screen().print(stages_table(chosen))
+    screen().print(result_sentence(chosen))
 
 
 @app.command()
@@ -382,10 +393,24 @@ def bench_data(
 
     Example: `anyres bench data groceries --recipe demo/any_size data.workers=2`
     """
+    import json
+
+    from anyres.cli.bench import loading_sentences, loading_table
     from anyres.recipe import load_recipe
     from anyres.runs.bench_data import bench_data
+    from anyres.runs.report import messages, screen
+    from anyres.storage import write_text
 
-    bench_data(data, load_recipe(recipe, overrides or []), seconds, into)
+    report = bench_data(data, load_recipe(recipe, overrides or []), seconds)
+    if str(into) == "-":
+        print(json.dumps(report.facts(), indent=1))
+        return
+    screen().print(loading_table(report))
+    for sentence in loading_sentences(report):
+        screen().print(sentence)
+    if into is not None:
+        write_text(into, json.dumps(report.facts(), indent=1) + "\n")
+        messages().print(f"written: {into}")
 
 
 @bench.command("model")
@@ -413,16 +438,19 @@ def bench_model(
 
     Example: `anyres bench model restv2_tiny --sizes 224 --batches 8 --against openvino --plot speed.png`
     """
-    from anyres.config import nearest
+    from anyres.cli.bench import comparison_table, ratio_sentences
     from anyres.flow import parse_sizes
-    from anyres.runs.bench import PEERS, Question, bench_models
+    from anyres.runs.bench import BenchmarkConfig, Comparison, bench_models
+    from anyres.runs.report import screen
 
-    for peer in against or []:
-        if peer not in PEERS:
-            raise UserError(f"--against {peer!r} is none of {', '.join(PEERS)}{nearest(peer, PEERS)}")
+    def show(compared: Comparison) -> None:
+        screen().print(comparison_table(compared))
+        for sentence in ratio_sentences(compared):
+            screen().print(sentence)
+
     if not all(part.strip().isdecimal() and int(part) for part in batches.split(",")):
         raise UserError(f"--batches {batches!r}: give numbers of images, as 1,8")
-    question = Question(
+    config = BenchmarkConfig(
         models=models,
         weights=weights,
         sizes=parse_sizes(sizes or ["224"]),
@@ -434,4 +462,4 @@ def bench_model(
         threads=threads,
         processes=processes,
     )
-    bench_models(question, into, picture)
+    bench_models(config, into, picture, show)

@@ -27,7 +27,7 @@ from anyres.flow import Batch, Size, seen_views
 from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, use_triton
+from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
 from anyres.ops.residual import skip_dropped
 from anyres.recipe import Recipe, differences, dump_recipe, read_recipe
 from anyres.runs.opened import (
@@ -159,7 +159,8 @@ def fit(
     batches = feed(recipe, images, plan, state.progress.step, accelerator)
     try:
         callbacks = Callbacks(evaluate, teacher, names, asdict(recipe))
-        ended = train(accelerator, prepared, state, batches, plan, run, callbacks, run.name)
+        with triton_kernels(recipe.train.kernels == "triton"):
+            ended = train(accelerator, prepared, state, batches, plan, run, callbacks, run.name)
     except NonFiniteLoss as error:
         raise UserError(
             f"{error}, in the batch {names(error.index)}; {run} keeps the last good state: lower optim.lr"
@@ -186,7 +187,8 @@ def place(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
         model.set_grad_checkpointing()
     if recipe.train.skip_dropped and accelerator.device.type == "cpu" and not recipe.train.compile:
         skip_dropped(model)
-    if recipe.train.kernels == "triton" and not use_triton(model):
+    smallest = min(recipe.views.parsed, key=lambda size: size.height * size.width)
+    if recipe.train.kernels == "triton" and not kernel_operations(model, smallest, accelerator.device):
         name = recipe.model["name"]
         raise UserError(f"train.kernels=triton: no part of {name} has a kernel; set train.kernels=plain")
 

@@ -23,13 +23,13 @@ from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalise
 from anyres.data.views import eval_view
-from anyres.deploy.predictor import Prediction, likeliest
+from anyres.deploy.predictor import EngineOptions, Prediction, likeliest
 from anyres.evaluation.curve import pick, read_csv
 from anyres.evaluation.probe import Pooled, ProbeConfig, Probed, digest, keep, kept, knn, linear
 from anyres.evaluation.report import probe_table
 from anyres.flow import Batch, Record, Size, parse_sizes
 from anyres.models.index import known_weights
-from anyres.runs.cascade import How, open_cascade, predictor_for
+from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.opened import (
     UNTRAINED,
     Trained,
@@ -233,18 +233,19 @@ def probabilities(trained: Trained, image: UInt8[Tensor, "3 h w"], size: Size) -
 
 
 class Answering(NamedTuple):
-    """How pictures are answered: --size, --backend, --cascade, --threshold."""
+    """How pictures are answered: --size, --backend, --cascade, --threshold, --huge-pages."""
 
     size: Size | None = None
     backend: str | None = None
     cascade: bool = False
     threshold: float | None = None
+    huge_pages: bool = False
 
     def answerer(self, trained: Trained, folder: Path) -> Callable[[Sequence[Tensor], int], list[list[Prediction]]]:
         """Pictures uint8 (3, h, w) and a count -> so many likeliest classes of each; of a model that gives several
         labels, all that are likely enough."""
         size = self.size or trained.recipe.views.parsed[0]
-        how = How(self.backend or "eager", batch=1)
+        how = EngineOptions(self.backend or "eager", batch=1, huge_pages=self.huge_pages)
         if self.cascade:
             return open_cascade(trained, folder, how).predict
 
