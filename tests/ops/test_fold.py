@@ -31,7 +31,11 @@ POINTWISE = nn.Conv2d(6, 5, 1).double()
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "fold_input_affine": (lambda: fold.fold_input_affine(A, SCALE, SHIFT), lambda x: A(SCALE * x + SHIFT), (3, 6)),
-    "fold_input_affine, no bias": (lambda: fold.fold_input_affine(BARE, SCALE, SHIFT), lambda x: BARE(SCALE * x + SHIFT), (3, 6)),
+    "fold_input_affine, no bias": (
+        lambda: fold.fold_input_affine(BARE, SCALE, SHIFT),
+        lambda x: BARE(SCALE * x + SHIFT),
+        (3, 6),
+    ),
     "fold_output_scale": (lambda: fold.fold_output_scale(A, GAMMA), lambda x: GAMMA * A(x), (3, 6)),
     "fold_output_scale, none": (lambda: fold.fold_output_scale(A, None), A, (3, 6)),
     "scale": (lambda: fold.scale(A, -0.3), lambda x: -0.3 * A(x), (3, 6)),

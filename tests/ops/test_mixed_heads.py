@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyres.ops.mixed_heads import KEY_MULTIPLE, pad_keys, normed_padded, normed_plane
+from anyres.ops.mixed_heads import KEY_MULTIPLE, normed_padded, normed_plane, pad_keys
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
