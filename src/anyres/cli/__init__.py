@@ -438,15 +438,9 @@ def bench_model(
 
     Example: `anyres bench model restv2_tiny --sizes 224 --batches 8 --against openvino --plot speed.png`
     """
-    from anyres.cli.bench import comparison_table, ratio_sentences
+    from anyres.cli.bench import show_comparison
     from anyres.flow import parse_sizes
-    from anyres.runs.bench import BenchmarkConfig, Comparison, bench_models
-    from anyres.runs.report import screen
-
-    def show(compared: Comparison) -> None:
-        screen().print(comparison_table(compared))
-        for sentence in ratio_sentences(compared):
-            screen().print(sentence)
+    from anyres.runs.bench import BenchmarkConfig, bench_models
 
     if not all(part.strip().isdecimal() and int(part) for part in batches.split(",")):
         raise UserError(f"--batches {batches!r}: give numbers of images, as 1,8")
@@ -462,4 +456,4 @@ def bench_model(
         threads=threads,
         processes=processes,
     )
-    bench_models(config, into, picture, show)
+    bench_models(config, into, picture, show_comparison)

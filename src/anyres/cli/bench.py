@@ -10,6 +10,7 @@ from anyres.data.loader_profile import Loading
 from anyres.deploy.timing import Row
 from anyres.runs.bench import Comparison
 from anyres.runs.bench_data import LoadingReport
+from anyres.runs.report import screen
 
 
 def comparison_table(compared: Comparison) -> Table:
@@ -54,6 +55,13 @@ def ratio_sentences(compared: Comparison) -> Iterator[str]:
             f"{compared.model} at {compared.size} px, {compared.batch} at a time: {ratio['ratio']:.2f} times "
             f"{ratio['against']} ({ratio['low']:.2f} to {ratio['high']:.2f}; {ratio['ours']} against {ratio['theirs']})"
         )
+
+
+def show_comparison(compared: Comparison) -> None:
+    """Print the table and the ratios."""
+    screen().print(comparison_table(compared))
+    for sentence in ratio_sentences(compared):
+        screen().print(sentence)
 
 
 def loading_table(report: LoadingReport) -> Table:
