@@ -28,7 +28,7 @@ from anyres.deploy.cascade import CascadePredictor
 from anyres.deploy.predictor import EngineOptions
 from anyres.flow import Size
 from anyres.runs.cascade import FILE, batches, choose_by_half, choose_cascade, predictors_for, run_stages
-from anyres.runs.opened import Trained, open_run
+from anyres.runs.opened import TrainedModel, open_run
 
 ROUNDS = 5
 Way = Callable[[dict[Size, Tensor]], Tensor]
@@ -67,11 +67,11 @@ def through(runner: CascadePredictor, sizes: Sequence[Size], views: dict[Size, T
 
 
 @torch.inference_mode()
-def race(trained: Trained, sizes: list[Size], ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
+def race(trained: TrainedModel, sizes: list[Size], ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
     """The scored half through every way in turn, ROUNDS times, each twice: top-1, images/s of the second times."""
     seen = {size: list(batches(trained, trained.images(), size)) for size in sizes}
     pixels = {size: torch.cat([batch.views[0] for batch in each])[1::2] for size, each in seen.items()}
-    target = torch.cat([batch.target for batch in seen[sizes[0]]])[1::2]
+    target = torch.cat([batch.targets.of(0) for batch in seen[sizes[0]]])[1::2]
     rates: dict[str, list[float]] = {name: [] for name in ways}
     right = {}
     for _ in range(ROUNDS):

@@ -1,90 +1,92 @@
-"""What `anyres bench model` and `anyres bench data` print."""
+"""``anyres bench data`` and ``anyres bench model``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
-from rich.table import Table
+import typer
 
-from anyres.data.loader_profile import Loading
-from anyres.deploy.timing import Row
-from anyres.runs.bench import Comparison
-from anyres.runs.bench_data import LoadingReport
-from anyres.runs.report import screen
+from anyres.cli.app import app
+from anyres.cli.arguments import AsJson, Overrides, Sizes, Weights
+from anyres.config import UserError
+
+bench = typer.Typer(help="Measure speed on this machine. Example: `anyres bench data photos`", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 
-def comparison_table(compared: Comparison) -> Table:
-    """One line for each way to run the model; a disturbed one with the range of its rounds."""
-    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in compared.matrix.items())
-    table = Table(
-        title=f"{compared.model} at {compared.size} px, {compared.batch} at a time; "
-        f"matrix product here: {rates} GFLOP/s",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
+@bench.command("data")
+def bench_data(
+    data: Annotated[str, typer.Argument(metavar="PATH", help="Images in any form that `anyres data` lists.")],
+    overrides: Overrides = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Whose views and augmentation; see `anyres recipes`.")] = (
+        "folder"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.1, help="For the stages, and again for the whole loader.")] = 5.0,
+    into: AsJson = None,
+) -> None:
+    """Images/s of loading: of each stage on one core, of the whole loader, which stage binds, and what to raise.
+
+    Example: `anyres bench data groceries --recipe demo/any_size data.workers=2`
+    """
+    from anyres.cli.bench_results import loading_sentences, loading_table
+    from anyres.cli.console import is_stdout, print_json, report_, stdout
+    from anyres.recipe import load_recipe
+    from anyres.runs.bench_data import bench_data
+    from anyres.runs.report import write_json
+
+    report = bench_data(data, load_recipe(recipe, overrides or []), seconds)
+    if is_stdout(into):
+        print_json(report.facts())
+        return
+    stdout().print(loading_table(report))
+    report_(*loading_sentences(report))
+    if into is not None:
+        write_json(report.facts(), into)
+        report_(f"written: {into}")
+
+
+@bench.command("model")
+def bench_model(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL|RUN...", help="Models, weights of the index, or runs.")],
+    weights: Weights = None,
+    sizes: Sizes = None,
+    batches: Annotated[str, typer.Option("--batches", help="Images at a time.")] = "1,8",
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", help="As openvino:bf16; may be repeated; all if not given.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="plain, timm, onnxruntime or openvino; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every configuration, in turn.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="For each round of each configuration.")] = 1.0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Of each configuration, one after another: two alike differ by some percent.")
+    ] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor; its cores if not given.")] = None,
+    into: Annotated[Path | None, typer.Option("--json", help="A file for all numbers as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="A PNG file for the bars.")] = None,
+) -> None:
+    """Images/s, latency, memory and the share of this machine's own matrix rate, of ours and of peers in one run.
+
+    Example: `anyres bench model restv2_tiny --sizes 224 --batches 8 --against openvino --plot speed.png`
+    """
+    from anyres.cli.bench_results import show_comparison
+    from anyres.flow import parse_sizes
+    from anyres.runs.bench import BenchmarkConfig, bench_models
+
+    if not all(part.strip().isdecimal() and int(part) for part in batches.split(",")):
+        raise UserError(f"--batches {batches!r}: give numbers of images, as 1,8")
+    config = BenchmarkConfig(
+        models=models,
+        weights=weights,
+        sizes=parse_sizes(sizes or ["224"]),
+        batches=[int(part) for part in batches.split(",")],
+        backends=backends or [],
+        against=against or [],
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+        processes=processes,
     )
-    for column in ("form", "backend"):
-        table.add_column(column)
-    for column in ("images/s", "p50 ms", "p99 ms", "peak MiB", "GFLOP/s", "of the matrix rate"):
-        table.add_column(column, justify="right")
-    for row in compared.rows:
-        table.add_row(
-            row.job.name,
-            str(row.job.backend),
-            _images_per_s(row),
-            f"{row.p50_ms:.1f}",
-            f"{row.p99_ms:.1f}",
-            f"{row.peak_mib:.0f}",
-            f"{row.gflops_per_s:.0f}",
-            f"{100 * row.share:.0f} %",
-        )
-    return table
-
-
-def _images_per_s(row: Row) -> str:
-    if not row.disturbed:
-        return f"{row.images_per_s:.1f}"
-    return f"{row.images_per_s:.1f} ({min(row.rounds):.1f} to {max(row.rounds):.1f}, disturbed)"
-
-
-def ratio_sentences(compared: Comparison) -> Iterator[str]:
-    """Our fastest row against each peer's."""
-    for ratio in compared.ratios:
-        yield (
-            f"{compared.model} at {compared.size} px, {compared.batch} at a time: {ratio['ratio']:.2f} times "
-            f"{ratio['against']} ({ratio['low']:.2f} to {ratio['high']:.2f}; {ratio['ours']} against {ratio['theirs']})"
-        )
-
-
-def show_comparison(compared: Comparison) -> None:
-    """Print the table and the ratios."""
-    screen().print(comparison_table(compared))
-    for sentence in ratio_sentences(compared):
-        screen().print(sentence)
-
-
-def loading_table(report: LoadingReport) -> Table:
-    """One line for each stage of loading, on one core."""
-    loading = report.loading
-    table = Table("stage", box=None, header_style="bold", pad_edge=False, title=report.title, title_justify="left")
-    for column in ("ms an image", "images/s a core", "share"):
-        table.add_column(column, justify="right")
-    total = sum(loading.milliseconds.values())
-    for stage, ms in [*loading.milliseconds.items(), ("all stages", total)]:
-        table.add_row(stage, f"{ms:.3f}", f"{1e3 / ms:.0f}" if ms else "", f"{100 * ms / total:.0f} %")
-    return table
-
-
-def loading_sentences(report: LoadingReport) -> Iterator[str]:
-    """The whole loader's speed, and what would raise it."""
-    yield _whole_loader(report.loading)
-    yield from report.advice
-
-
-def _whole_loader(loading: Loading) -> str:
-    processes = f"{loading.workers} worker processes" if loading.workers else "no worker process"
-    return (
-        f"whole loader: {loading.loader:.0f} images/s with {processes} on {loading.processors} processors; "
-        f"{loading.binds} binds"
-    )
+    bench_models(config, into, picture, show_comparison)

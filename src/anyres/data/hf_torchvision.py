@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anyres.config import UserError, nearest
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
 from anyres.storage import cache_root, offline
 
 
@@ -47,7 +47,7 @@ def read_hub(name: str) -> Found:
     parts: Parts = {}
     notes: list[str] = []
     order: Sequence[str] = ()
-    reader = LabelReader()
+    reader = LabelParser()
     for split, dataset in loaded.items():
         part = SPLIT_OF.get(str(split).lower())
         if part is None:
@@ -66,7 +66,7 @@ def read_hub(name: str) -> Found:
             parts.setdefault(part, []).append(Item(where, labels, HubCell(plain, image, row)))
         if part not in parts:
             notes.append(f"split {split!r} of hf:{name} has no labels: left out")
-    found = Found(parts, None, notes, bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, notes, bool(reader.several), reader.unlabelled)
     return replace(found, order=order or number_order(found.items))
 
 

@@ -208,13 +208,16 @@ class CascadePredictor:
 
     def predict(self, pictures: Sequence[Picture], top: int = 1) -> list[list[Prediction]]:
         """The ``top`` likeliest classes of each image, with the calibrated probabilities of the answering stage."""
-        answers: list[list[Prediction]] = []
+        return likeliest(self.probabilities(pictures), self.stages[0].names, top) if pictures else []
+
+    def probabilities(self, pictures: Sequence[Picture]) -> Float32[Tensor, "n k"]:
+        """The calibrated probabilities of each image's answering stage; (0, 0) for no images."""
+        found: list[Tensor] = []
         block = BLOCK * max(stage.batch for stage in self.stages)
         for start in range(0, len(pictures), block):
             decoded = [pixels_of(picture) for picture in pictures[start : start + block]]
-            probabilities = self._answer(len(decoded), partial(self._prepare, decoded))
-            answers += likeliest(probabilities, self.stages[0].names, top)
-        return answers
+            found.append(self._answer(len(decoded), partial(self._prepare, decoded)))
+        return torch.cat(found) if found else torch.empty(0, 0)
 
     def forward(self, views: Sequence[Float[Tensor, "b c _ _"]]) -> Float32[Tensor, "b k"]:
         """Normalized pixels of the same images at each of the sizes, in order -> calibrated probabilities."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
-from anyres.data.mix import normalise
+from anyres.data.mix import normalize
 from anyres.data.views import eval_view
 from anyres.deploy.engines.backend import Backend, build, candidates, parse_precision
 from anyres.deploy.engines.compiled_cache import CompiledCache, Shape
@@ -32,7 +32,7 @@ from anyres.deploy.engines.timing_cache import BackendTiming, TimingCache
 from anyres.deploy.fuse import fuse
 from anyres.deploy.fuse.folded import Patches
 from anyres.deploy.fuse.tables import bake
-from anyres.flow import Batch, Record, Size
+from anyres.flow import Batch, Labels, Record, Size
 from anyres.models.contract import Backbone
 from anyres.ops.patch import pad_to_multiple
 
@@ -161,7 +161,7 @@ class Predictor:
         how = self.preprocessing
         views = [eval_view(pixels_of(picture), self.size, how.crop, how.warp) for picture in pictures]
         count = torch.arange(len(views))
-        made = normalise(Batch((torch.stack(views),), count, count), how.mean, how.std, self.device)
+        made = normalize(Batch((torch.stack(views),), Labels(count), count), how.mean, how.std, self.device)
         return made.views[0]
 
     def _run(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyres.evaluation.metrics import evaluating
+from anyres.evaluation.evaluator import evaluating
 from anyres.flow import Cost, Size, is_disturbed
 
 WARM_UP = 2  # calls before the first round; each later round begins with one that is not counted

@@ -26,7 +26,7 @@ from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models.contract import Backbone
 from anyres.models.zoo import ALIASES
-from anyres.runs.opened import UNTRAINED, open_trained
+from anyres.runs.opened import UNTRAINED, load
 from anyres.storage import write_text
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def timm_name(what: str) -> str:
 
 def _plain(what: str, weights: str | None) -> Backbone:
     is_run = weights is None and Path(what).is_dir()
-    return open_trained(what, weights or (None if is_run else UNTRAINED)).model.cpu()
+    return load(what, weights or (None if is_run else UNTRAINED)).model.cpu()
 
 
 def _timm(name: str) -> nn.Module:

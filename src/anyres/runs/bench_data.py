@@ -9,7 +9,7 @@ from typing import Any
 
 from anyres.data.loader_profile import Loading, measure_loading
 from anyres.recipe import Recipe
-from anyres.runs.opened import open_images
+from anyres.runs.inputs import open_images
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LoadingReport:
             "views": list(self.views),
             **asdict(self.loading),
             "images_per_s_per_core": self.loading.per_core,
-            "binds": self.loading.binds,
+            "binds": self.loading.bottleneck,
             "advice": list(self.advice),
         }
 
@@ -62,11 +62,11 @@ def advise(recipe: Recipe, loading: Loading, count: int) -> Iterator[str]:
             f"data.workers={loading.processors} would load at most {most:.0f} images/s, if the model leaves "
             f"{loading.processors} processors to it"
         )
-    if loading.binds in ("read", "decode", "crop") and not loading.cached:
+    if loading.bottleneck in ("read", "decode", "crop") and not loading.cached:
         side = max(max(size) for size in recipe.views.parsed) * 8 // 7
         gib = count * 3 * side * side * 4 / 3 / 2**30
         yield f"data.cache_side={side} data.cache_gib={math.ceil(gib)} keeps the images decoded in memory"
-    if loading.binds in ("decode", "crop") and loading.reducible > 0.1 and not data.dct:
+    if loading.bottleneck in ("decode", "crop") and loading.reducible > 0.1 and not data.dct:
         yield f"data.dct=true decodes {100 * loading.reducible:.0f} % of the images at a fraction (docs/data.md)"
-    if loading.binds == "colours":
+    if loading.bottleneck == "colors":
         yield "fewer or smaller views, or fewer operations in augment.rand_augment (-n1), cost less colour"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,11 +21,13 @@ from anyres.data.sources import open_source
 from anyres.deploy.cascade import Cascade, CascadePredictor, choose
 from anyres.deploy.engines.backend import Backend
 from anyres.deploy.predictor import EngineOptions, Picture, Predictor, Preprocessing
-from anyres.evaluation.curve import plot
 from anyres.evaluation.metrics import wilson
+from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.speed import macs
-from anyres.flow import Batch, Point, Size
-from anyres.runs.opened import Trained, crop_ratio, open_run, scored_batches
+from anyres.flow import Batch, Cost, Estimate, Size, SizeResult
+from anyres.runs.inputs import crop_ratio, scored_batches
+from anyres.runs.opened import DataSpec, TrainedModel, open_run
+from anyres.tasks.classify import TOP1
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ def choose_cascade(
     if max_loss < 0:
         raise UserError(f"--max-loss {max_loss} is in points of top-1: give 0 or more, as 0.3")
     trained = open_run(folder)
-    if trained.multi_label:
-        raise UserError(f"{folder} gives several labels: a cascade needs one class per image")
-    images = trained.images(data)
+    if trained.task.activation != "softmax":
+        raise UserError(f"{folder} gives several labels: a cascade wants one class an image")
+    images = trained.images(DataSpec(data))
     if len(images) < FEWEST_IMAGES:
         raise UserError(f"{len(images)} held-out images are too few to choose with and to measure on: give --data more")
     predictors = predictors_for(trained, list(dict.fromkeys(sizes)), options)
@@ -103,7 +104,7 @@ def choose_by_half(stages: Mapping[Size, Stage], target: Tensor, max_loss: float
     return choose(logits, target[::2], {size: stage.seconds for size, stage in stages.items()}, max_loss)
 
 
-def predictor_for(trained: Trained, size: Size, options: EngineOptions) -> Predictor:
+def predictor_for(trained: TrainedModel, size: Size, options: EngineOptions) -> Predictor:
     """The model at ``size``, with the preprocessing of its evaluation. Raises UserError."""
     return Predictor(
         trained.model,
@@ -113,12 +114,12 @@ def predictor_for(trained: Trained, size: Size, options: EngineOptions) -> Predi
         calibration=calibration(trained, options.backend),
         preprocessing=preprocessing(trained),
         names=trained.classes,
-        activation="sigmoid" if trained.multi_label else "softmax",
+        activation="sigmoid" if trained.task.activation == "sigmoid" else "softmax",
         huge_pages=options.huge_pages,
     )
 
 
-def calibration(trained: Trained, backend: str) -> list[Picture]:
+def calibration(trained: TrainedModel, backend: str) -> list[Picture]:
     """Some of a run's training images, for int8; none for another precision. Raises UserError."""
     if backend.partition(":")[0] == "auto" or Backend.parse(backend).precision != "int8":
         return []
@@ -127,7 +128,7 @@ def calibration(trained: Trained, backend: str) -> list[Picture]:
         raise UserError(
             f"{backend} reads its ranges from a run's training images, and {trained.name} is no run: use :bf16"
         )
-    source = open_source(data.source, data.train_split, val_share=data.val_share, unlabelled=True)
+    source = open_source(data.source, data.train_split, val_share=data.val_share, wanted="optional")
     images = DecodedImages(source, data.cache_side, budget_gib=0.0)
     found: list[Picture] = []
     for i in torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist():
@@ -138,7 +139,7 @@ def calibration(trained: Trained, backend: str) -> list[Picture]:
     return found
 
 
-def predictors_for(trained: Trained, sizes: Sequence[Size], options: EngineOptions) -> dict[Size, Predictor]:
+def predictors_for(trained: TrainedModel, sizes: Sequence[Size], options: EngineOptions) -> dict[Size, Predictor]:
     """One predictor per size, all of one engine: the idle threads of two would compete for the processors.
 
     Of the backends that ``auto`` measured at every size, the fastest over all sizes together.
@@ -153,20 +154,20 @@ def predictors_for(trained: Trained, sizes: Sequence[Size], options: EngineOptio
     return {size: predictor_for(trained, size, replace(options, backend=best)) for size in sizes}
 
 
-def preprocessing(trained: Trained) -> Preprocessing:
+def preprocessing(trained: TrainedModel) -> Preprocessing:
     """How the recipe's evaluation prepares images."""
     data = trained.recipe.data
     return Preprocessing(data.mean, data.std, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
 
 
-def open_cascade(trained: Trained, folder: Path, options: EngineOptions) -> CascadePredictor:
+def open_cascade(trained: TrainedModel, folder: Path, options: EngineOptions) -> CascadePredictor:
     """The run's kept cascade, ready for images. Raises UserError when there is none."""
     cascade = Cascade.read(folder / FILE)
     return CascadePredictor(list(predictors_for(trained, cascade.parsed, options).values()), cascade)
 
 
 def run_stages(
-    trained: Trained, images: DecodedImages, predictors: Mapping[Size, Predictor]
+    trained: TrainedModel, images: DecodedImages, predictors: Mapping[Size, Predictor]
 ) -> tuple[dict[Size, Stage], Tensor]:
     """Every readable image at every size, the sizes in turn on each batch; and the labels (n,)."""
     found: dict[Size, list[Tensor]] = {size: [] for size in predictors}
@@ -176,7 +177,7 @@ def run_stages(
     total = -(-len(images) // trained.recipe.evaluate.batch_size)
     shown = track(streams, "running each size", total=total, transient=True, disable=not rich.get_console().is_terminal)
     for number, views in enumerate(shown):
-        labels.append(views[0].target.cpu())
+        labels.append(views[0].targets.of(0).cpu())
         for size, batch in zip(predictors, views, strict=True):
             logits, spent = run_stage(predictors[size], batch.views[0])
             if number == 0:  # it built the engine
@@ -194,13 +195,13 @@ def run_stage(predictor: Predictor, pixels: Tensor) -> tuple[Tensor, float]:
     return logits, time.perf_counter() - start
 
 
-def batches(trained: Trained, images: DecodedImages, size: Size) -> Iterator[Batch]:
+def batches(trained: TrainedModel, images: DecodedImages, size: Size) -> Iterator[Batch]:
     """The held-out images at ``size``, prepared as in evaluation."""
-    return scored_batches(trained.recipe, images, size, crop_ratio(trained.recipe), trained.device)
+    return scored_batches(trained.recipe, trained.task, images, size, trained.device)
 
 
 def measure(
-    trained: Trained, images: DecodedImages, predictors: Mapping[Size, Predictor], cascade: Cascade
+    trained: TrainedModel, images: DecodedImages, predictors: Mapping[Size, Predictor], cascade: Cascade
 ) -> CascadeResult:
     """The cascade and its largest size alone, in turn on every batch of the half that did not choose."""
     runner = CascadePredictor([predictors[size] for size in cascade.parsed], cascade)
@@ -222,7 +223,7 @@ def measure(
         between = time.perf_counter()
         logits = alone.forward(pixels[-1])
         seconds, seconds_alone = seconds + between - start, seconds_alone + time.perf_counter() - between
-        target = views[0].target[kept].cpu()
+        target = views[0].targets.of(0)[kept].cpu()
         rights.append(probabilities.argmax(1) == target)
         rights_alone.append(logits.cpu().argmax(1) == target)
     right, right_alone = torch.cat(rights), torch.cat(rights_alone)
@@ -239,7 +240,7 @@ def measure(
     )
 
 
-def cascade_point(trained: Trained, cascade: Cascade, result: CascadeResult) -> Point:
+def cascade_point(trained: TrainedModel, cascade: Cascade, result: CascadeResult) -> SizeResult:
     """The cascade on the size curve, at its largest size, with the mean cost of an image."""
     low, high = wilson(result.right, result.n)
     reached = [sum(result.shares[stage:]) for stage in range(len(result.shares))]
@@ -248,7 +249,7 @@ def cascade_point(trained: Trained, cascade: Cascade, result: CascadeResult) -> 
     return _as_point("cascade", cascade.parsed[-1], top1, result.n, result.seconds, round(products), low, high)
 
 
-def _point(trained: Trained, size: Size, stage: Stage, target: Tensor, logits: Tensor) -> Point:
+def _point(trained: TrainedModel, size: Size, stage: Stage, target: Tensor, logits: Tensor) -> SizeResult:
     right = int((logits.argmax(1) == target).sum())
     low, high = wilson(right, len(target))
     products = macs(trained.model, size)
@@ -257,18 +258,6 @@ def _point(trained: Trained, size: Size, stage: Stage, target: Tensor, logits: T
 
 def _as_point(
     name: str, size: Size, top1: float, n: int, seconds: float, products: int, low: float, high: float
-) -> Point:
-    return Point(
-        model=name,
-        height=size.height,
-        width=size.width,
-        top1=top1,
-        top5=math.nan,  # neither is drawn
-        loss=math.nan,
-        n=n,
-        latency_ms=1000 * seconds,
-        macs=products,
-        top1_low=low,
-        top1_high=high,
-        images_per_s=1 / seconds,
-    )
+) -> SizeResult:
+    cost = Cost(1000 * seconds, 1 / seconds, products)
+    return SizeResult(name, size, {TOP1.key: Estimate(top1, low, high)}, (TOP1,), n, cost)
