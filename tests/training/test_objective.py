@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from anyres.training.objectives.losses import hard_distillation, label_loss, pair_loss, soft_distillation
 
 from anyres import create_model
 from anyres.config import UserError
 from anyres.data.mix import smooth_one_hot
 from anyres.flow import Batch, Labels
 from anyres.recipe import load_recipe
-from anyres.training.objectives.losses import hard_distillation, label_loss, pair_loss, soft_distillation
 from anyres.training.objectives.objective import DistillationConfig, ObjectiveConfig, Student, terms, window
 
 SIZES = [(48, 48), (32, 40), (24, 24)]
