@@ -65,7 +65,7 @@ def test_a_task_of_ones_own(tmp_path: Path, numbers: Path) -> None:
     answer = anyres("curve", whole, "--sizes", "32,48x32")
     assert answer.code == 0, answer.err
     assert "MAE" in answer.out
-    rows = list(csv.DictReader((whole / "curve.csv").open()))
+    rows = list(csv.DictReader((whole / "curve.csv").read_text().splitlines()))
     assert [(row["height"], row["width"]) for row in rows] == [("32", "32"), ("48", "32")]
     assert all(float(row["mae_low"]) <= float(row["mae"]) <= float(row["mae_high"]) for row in rows)
     assert "MAE" in (whole / "report.html").read_text()
