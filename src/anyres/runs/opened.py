@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from anyres.config import UserError, nearest
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import Source
 from anyres.evaluation.classes import Names, read_names
-from anyres.evaluation.curve import EvalResult, measure_quality
+from anyres.evaluation.curve import EvalResult, Quality, measure_quality
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.probe import Pooled, pool
-from anyres.evaluation.speed import measure_costs
-from anyres.flow import Batch, Size, SizeResult, pick_device
+from anyres.evaluation.speed import measure_costs_of
+from anyres.flow import Size, SizeResult, pick_device
 from anyres.models import create_model, list_models, variant
 from anyres.models.contract import Backbone
 from anyres.models.index import Weights, known_weights
@@ -126,33 +126,47 @@ class TrainedModel:
         )
         return pool(self.model, shown, len(images), self.settings)
 
-    def measure(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> list[EvalResult]:
-        """Quality at each size, then the cost of all of them in turn; a progress bar on stderr. Raises UserError."""
+    def quality(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> dict[Size, Quality]:
+        """Metrics and scores per image at each size; a progress bar on stderr. Raises UserError."""
         shown = track(sizes, f"scoring {name or self.name}", transient=True, disable=not get_console().is_terminal)
         reference = reference_images(self.recipe, images) if self.task.compares else None
-        quality = {}
+        found = {}
         for size in shown:
             evaluators = self.task.evaluators(self.model, self._reference(reference, size))
             batches = scored_batches(self.recipe, self.task, images, size, self.device)
-            quality[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
-        costs = measure_costs(self.model, sizes, self.device, self.autocast, TIMED_S)
-        described = tuple(metric for metric in self.task.metrics if metric.key in quality[sizes[0]].metrics)
-        return [
-            EvalResult(
-                SizeResult(name or self.name, size, found.metrics, described, found.scores.n, costs[size]),
-                found.scores,
-            )
-            for size, found in quality.items()
-        ]
+            found[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
+        return found
+
+    def measure(self, images: DecodedImages, sizes: Sequence[Size]) -> list[EvalResult]:
+        """Quality at each size, then the cost of all of them in turn. Raises UserError."""
+        return measure_models({self.name: self}, images, sizes)[self.name]
 
     def _reference(self, images: DecodedImages | None, size: Size) -> Reference | None:
         if images is None:
             return None
-
-        def batches() -> Iterator[Batch]:
-            return scored_batches(self.recipe, self.task, images, size, self.device)
-
+        batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
         return Reference(batches, len(images), len(images.source.classes))
+
+
+def measure_models(
+    models: Mapping[str, TrainedModel], images: DecodedImages, sizes: Sequence[Size]
+) -> dict[str, list[EvalResult]]:
+    """Quality of every model at each size; then the cost of all models and sizes, timed in turn in one window.
+
+    The models run on one device in one precision. Raises UserError.
+    """
+    qualities = {name: model.quality(images, sizes, name) for name, model in models.items()}
+    settings = next(iter(models.values())).settings
+    networks = {name: model.model for name, model in models.items()}
+    costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S)
+    results: dict[str, list[EvalResult]] = {}
+    for name, model in models.items():
+        results[name] = []
+        for size, (metrics, scores) in qualities[name].items():
+            described = tuple(metric for metric in model.task.metrics if metric.key in metrics)
+            result = SizeResult(name, size, metrics, described, scores.n, costs[name, size])
+            results[name].append(EvalResult(result, scores))
+    return results
 
 
 def load(what: str | Path, weights: str | None = None, classes: Path | None = None) -> TrainedModel:
