@@ -64,7 +64,7 @@ class LabelScores:
         """Of each class, in [0, 1]; NaN for one that no image has."""
         from torchmetrics.functional.classification import multilabel_average_precision
 
-        shown: Bool[np.ndarray, " k"] = self.target.any(0)
+        shown = np.asarray(self.target.any(0))
         chances = torch.from_numpy(self.logits[:, shown].astype(np.float64)).sigmoid()
         target = torch.from_numpy(self.target[:, shown].astype(np.int64))
         each = np.full(len(shown), np.nan)
@@ -92,7 +92,7 @@ class LabelScores:
         """Mean F1 at 0.5 over the classes that any image has, in [0, 1]."""
         from torchmetrics.functional.classification import multilabel_f1_score
 
-        shown: Bool[np.ndarray, " k"] = self.target.any(0)
+        shown = np.asarray(self.target.any(0))
         decided, target = (torch.from_numpy(x[:, shown].astype(np.int64)) for x in (self.predicted, self.target))
         return float(multilabel_f1_score(decided, target, int(shown.sum()), average="macro"))
 
