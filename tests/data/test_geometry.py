@@ -232,6 +232,7 @@ class Boxes:
 
 class Pictures:
     cached = True
+    channels = 3
 
     def __len__(self) -> int:
         return 6

@@ -49,8 +49,8 @@ Picture = Path | str | Image.Image | Tensor
 class Seen(NamedTuple):
     """How a picture becomes a model's input: channel means and deviations, centre-crop ratio, warped or cropped."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     crop: float
     warp: bool = False
 
