@@ -162,7 +162,7 @@ class Batch:
 
 
 def seen_views(step: int, views: int, per_step: int | None) -> range:
-    """Which of R ``views`` a step sees: all, or s of them from step mod (R - s + 1) on (recipes F4)."""
+    """Which of R ``views`` a step sees: all, or s of them from step mod (R - s + 1) on: ResFormer's ``iter`` mode."""
     if per_step is None:
         return range(views)
     start = step % (views - per_step + 1)
