@@ -31,7 +31,7 @@ from anyres.models.index import Weights, known_weights
 from anyres.models.weights import load_weights, read_metadata, read_state, weights_file
 from anyres.models.zoo import ALIASES
 from anyres.recipe import Recipe, build_recipe, read_recipe
-from anyres.runs.inputs import open_images, reference_images, scored_batches
+from anyres.runs.inputs import open_images, reference_images, scored_batches, with_channels
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
 
@@ -158,7 +158,8 @@ def measure_models(
     qualities = {name: model.quality(images, sizes, name) for name, model in models.items()}
     settings = next(iter(models.values())).settings
     networks = {name: model.model for name, model in models.items()}
-    costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S)
+    channels = images.channels
+    costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S, channels=channels)
     results: dict[str, list[EvalResult]] = {}
     for name, model in models.items():
         results[name] = []
@@ -196,6 +197,7 @@ def open_run(folder: Path) -> TrainedModel:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
     recipe = read_recipe(folder / RECIPE)
+    recipe = with_channels(recipe, recipe.data.channels or 3)  # runs of earlier versions name none
     about = read_metadata(folder / WEIGHTS).get("anyres")
     if about is None:
         raise UserError(f"{folder / WEIGHTS} was not written by `anyres train`: it does not say what its classes are")
@@ -224,6 +226,7 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     if names and len(names) != count:
         raise UserError(f"{len(names)} classes are named, and {source} has {count}: correct --classes")
     recipe = build_recipe(_values(model, row, _native_side(model, row, state), about), source)
+    recipe = with_channels(recipe, len(recipe.data.mean))
     task = task_of(about)
     if task.wanted != "text":  # it has classes
         names = names or ((),) * count
@@ -300,6 +303,8 @@ def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     if len(recipe.views.sizes) > 1 and variant(recipe.model["name"]).family == "resmlp":
         options["any_size"] = True
+    if recipe.data.channels not in (None, 3):
+        options["in_chans"] = recipe.data.channels
     torch.manual_seed(recipe.train.seed)
     return create_model(recipe.model["name"], outputs, **options)
 

@@ -34,6 +34,7 @@ from anyres.runs.inputs import (
     open_images,
     scored_batches,
     training_batches,
+    with_channels,
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
@@ -113,6 +114,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         return report_again(recipe, run, report and accelerator.is_main_process)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
+    recipe = with_channels(recipe, images.channels)
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
@@ -262,6 +264,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
+        if recipe.data.channels is None or before.data.channels is None:
+            known = before.data
+            recipe = replace(recipe, data=replace(recipe.data, channels=known.channels, mean=known.mean, std=known.std))
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
