@@ -73,6 +73,7 @@ class Geometry:
     affine: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
+@runtime_checkable
 class Targets(Protocol):
     """What the b images of a batch are to be answered with, for every view."""
 
@@ -121,6 +122,7 @@ class Labels:
         return self.value[view] if self.per_view else self.value
 
 
+@runtime_checkable
 class TargetReader(Protocol):
     """What a task tells the loader's processes of its targets; it is sent to them, so it has to be picklable."""
 
