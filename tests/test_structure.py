@@ -154,6 +154,18 @@ def find_consoles() -> set[str]:
     return {name for name in modules() if name != "anyres.cli.console" and consoles(name)}
 
 
+def find_families() -> set[str]:
+    """Families (modules of ``models`` with VARIANTS) that import another family."""
+    families = {
+        name
+        for name in modules()
+        if name.startswith("anyres.models.")
+        and any(isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "VARIANTS" for node in tree(name).body)
+    }
+    assert len(families) >= 9
+    return {name for name in families if imported(name) & families}
+
+
 def find_words() -> set[str]:
     """Modules named by a word that says nothing."""
     return {name for name in modules() if EMPTY_WORDS & set(name.replace("_", ".").split("."))}
@@ -168,6 +180,7 @@ RULES = {
     "cycles": find_cycles,
     "arguments": find_arguments,
     "consoles": find_consoles,
+    "families": find_families,
     "words": find_words,
     "lines": find_lines,
 }
