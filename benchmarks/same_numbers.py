@@ -59,7 +59,8 @@ RUNS = {  # name -> data, command: everything that draws numbers or keeps state
     "cosub": (
         "folder",
         f"deit3_tiny {VIT} model.drop_path=0.2 views.sizes=[48,32] data.batch_size=8 train.epochs=3 train.eval_every=1 "
-        "objective.cosub=true objective.consistency=none objective.loss=bce mix.mixup=0.8 optim.name=lamb",
+        "objective.cosub=true objective.consistency=none objective.loss=bce mix.mixup=0.8 mix.smoothing=0 "
+        "optim.name=lamb",
     ),
     "dino": (
         "folder",
@@ -162,7 +163,7 @@ def measure_runs(work: Path, _everything: bool) -> Iterator[tuple[str, str]]:
             f"{i}.png,{'|'.join(name for bit, name in enumerate(('red', 'green', 'blue')) if i + 1 >> bit & 1)}"
         )
     data["table"].write_text("\n".join(rows) + "\n")
-    for name, (source, command) in RUNS.items():
+    for name, (source, command) in reversed(RUNS.items()):
         words = [word.replace("MESSY", str(work / "messy")) for word in shlex.split(f"{command} {LOOP}")]
         whole, cut = work / name, work / f"{name} cut"
         train(words, data[source], whole)
