@@ -163,7 +163,7 @@ def measure_runs(work: Path, _everything: bool) -> Iterator[tuple[str, str]]:
             f"{i}.png,{'|'.join(name for bit, name in enumerate(('red', 'green', 'blue')) if i + 1 >> bit & 1)}"
         )
     data["table"].write_text("\n".join(rows) + "\n")
-    for name, (source, command) in reversed(RUNS.items()):
+    for name, (source, command) in RUNS.items():
         words = [word.replace("MESSY", str(work / "messy")) for word in shlex.split(f"{command} {LOOP}")]
         whole, cut = work / name, work / f"{name} cut"
         train(words, data[source], whole)

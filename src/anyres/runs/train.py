@@ -135,7 +135,7 @@ def fit(
     optimizer = build_optimizer(trained, recipe.optim, trained.no_weight_decay())
     state = State(trained, build_ema(trained, recipe.train.ema_decay), optimizer, teacher=momentum)
     if recipe.train.shard and accelerator.num_processes > 1:
-        state.split(student, accelerator.device)
+        state.shard(student, accelerator.device)
         state.optimizer = build_optimizer(trained, recipe.optim, trained.no_weight_decay())
     console = messages(quiet=not accelerator.is_main_process)
     said = checkpoint.restore(run, state)
@@ -146,7 +146,9 @@ def fit(
         console.print(teacher.told())
     if recipe.train.compile:
         student.compile()
-    prepared = accelerator.prepare_model(student, evaluation_mode=state.twin is not None)  # split: not copied as well
+    prepared = accelerator.prepare_model(
+        student, evaluation_mode=state.replica is not None
+    )  # split: not copied as well
     bank = None if momentum is None else images
     state.optimizer = accelerator.prepare(state.optimizer)
 
@@ -268,7 +270,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
-        f"{', split over them' if state.twin is not None else ''}"
+        f"{', split over them' if state.replica is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "

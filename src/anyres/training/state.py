@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from anyres.training.objectives.dino import MomentumTeacher
-from anyres.training.shard import fill, shard
+from anyres.training.shard import copy_full, shard
 
 
 @dataclass
@@ -40,18 +40,18 @@ class Progress:
 @dataclass
 class State:
     """The model being trained, its moving average (None: not kept), the optimiser and the progress; of DINO, the
-    student and its ``teacher``; of a model that is split over processes, a whole ``twin`` to be evaluated."""
+    student and its ``teacher``; of a model that is split over processes, a whole ``replica`` to be evaluated."""
 
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: Optimizer
     progress: Progress = field(default_factory=Progress)
     teacher: MomentumTeacher | None = None
-    twin: nn.Module | None = None
+    replica: nn.Module | None = None
 
-    def split(self, student: nn.Module, device: torch.device) -> None:
-        """Split all weights over the processes; ``student`` calls the model. The optimiser is to be built anew."""
-        self.twin = copy.deepcopy(self.evaluated).requires_grad_(False)
+    def shard(self, student: nn.Module, device: torch.device) -> None:
+        """Split all weights over the processes; ``student`` calls the model. The optimizer must be built anew."""
+        self.replica = copy.deepcopy(self.evaluated).requires_grad_(False)
         shard(student, device)
         if self.ema is not None:
             self.ema.foreach = False  # parameters are split, buffers are not
@@ -59,15 +59,15 @@ class State:
         if self.teacher is not None:
             shard(self.teacher.projected, device)
 
-    def refresh(self) -> None:
+    def sync(self) -> None:
         """Bring ``evaluated`` up to date: by all processes at once, before it is used."""
-        if self.twin is not None:
-            fill(self.twin, self._averaged)
+        if self.replica is not None:
+            copy_full(self.replica, self._averaged)
 
     @property
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and published: DINO's teacher's backbone, or the moving average if kept."""
-        return self._averaged if self.twin is None else self.twin
+        return self._averaged if self.replica is None else self.replica
 
     @property
     def _averaged(self) -> nn.Module:
