@@ -86,11 +86,15 @@ class Pictures:
     def __getitem__(self, i: int) -> Decoded:
         return Decoded(self.pixels[i], None, self.source.records[i].name)
 
-    def remarks(self) -> dict[str, str]:
+    def full(self, i: int) -> Decoded:
+        """The same: nothing is kept smaller."""
+        return self[i]
+
+    def decode_warnings(self) -> dict[str, str]:
         """Nothing was unreadable or converted."""
         return {}
 
-    def hear(self, notes: tuple[tuple[str, str], ...]) -> None:
+    def add_warnings(self, notes: tuple[tuple[str, str], ...]) -> None:
         """There are no notes."""
 
 

@@ -70,7 +70,7 @@ def race(trained: Trained, sizes: list[Size], ways: dict[str, Way]) -> dict[str,
     """The scored half through every way in turn, ROUNDS times, each twice: top-1, images/s of the second times."""
     seen = {size: list(batches(trained, trained.images(), size)) for size in sizes}
     pixels = {size: torch.cat([batch.views[0] for batch in each])[1::2] for size, each in seen.items()}
-    target = torch.cat([batch.target for batch in seen[sizes[0]]])[1::2]
+    target = torch.cat([batch.targets.of(0) for batch in seen[sizes[0]]])[1::2]
     rates: dict[str, list[float]] = {name: [] for name in ways}
     right = {}
     for _ in range(ROUNDS):

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from anyres.config import UserError
-from anyres.data.loader import train_batches
-from anyres.data.mix import normalise
+from anyres.data.loader import LoaderOptions, Steps, train_batches
+from anyres.data.mix import normalize
+from anyres.data.targets import reader_of
 from anyres.evaluation.curve import read_csv
 from anyres.flow import Size
 from anyres.recipe import Recipe, build_recipe
@@ -112,7 +113,7 @@ def fit_teacher(work: Path, draws: int = 6) -> tuple[Path, float]:
         torch.save(network.state_dict(), kept)
         held_out = open_images(recipe, "test")
         right = [
-            network(batch.views[0]).argmax(1) == batch.target
+            network(batch.views[0]).argmax(1) == batch.targets.of(0)
             for batch in scored_batches(recipe, held_out, Size(SIDE, SIDE), 0.875, torch.device("cpu"))
         ]
         noted.write_text(json.dumps(round(100 * torch.cat(right).float().mean().item(), 2)))
@@ -126,20 +127,18 @@ def training_features(recipe: Recipe, network: models.MobileNetV2, draws: int) -
     size, steps = recipe.data.batch_size, -(-len(images) // recipe.data.batch_size)
     loaded = train_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        reader_of(images.source),
         recipe.augment,
         recipe.views,
-        batch_size=size,
-        seed=0,
-        start_step=0,
-        stop_step=draws * steps,
-        workers=0,
+        Steps(size, seed=0, start=0, stop=draws * steps),
+        options=LoaderOptions(workers=0),
     )
     inputs, labels = [], []
     for raw in loaded:
-        batch = normalise(raw, recipe.data.mean, recipe.data.std, torch.device("cpu"))
+        batch = normalize(raw, recipe.data.mean, recipe.data.std, torch.device("cpu"))
         inputs.append(network.features(batch.views[0]).mean((2, 3)))  # (b, 1280, h, w) -> (b, 1280)
-        labels.append(batch.target)
+        labels.append(batch.targets.of(0))
     return torch.cat(inputs), torch.cat(labels)
 
 

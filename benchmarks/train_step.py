@@ -26,10 +26,11 @@ import torch
 from torch import nn
 
 from anyres.data.augment import AugmentConfig
-from anyres.data.loader import train_batches
-from anyres.data.mix import MixConfig, mix, mix_rng, normalise
+from anyres.data.loader import LoaderOptions, Steps, train_batches
+from anyres.data.mix import MixConfig, mix, mix_rng, normalize
+from anyres.data.targets import reader_of
 from anyres.data.views import ViewsConfig
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.recipe import build_recipe
 from anyres.runs.opened import open_images
@@ -74,7 +75,7 @@ def make_step(way: str, name: str, classes: int, seed: int) -> Step:
 def random_batch(classes: int = 1000) -> Batch:
     generator = torch.Generator().manual_seed(0)
     views = tuple(torch.randn(IMAGES, 3, side, side, generator=generator) for side in SIZES)
-    return Batch(views, torch.randn(IMAGES, classes, generator=generator).softmax(-1), torch.arange(IMAGES))
+    return Batch(views, Labels(torch.randn(IMAGES, classes, generator=generator).softmax(-1)), torch.arange(IMAGES))
 
 
 def times(rounds: int) -> dict[str, object]:
@@ -121,20 +122,18 @@ def photographs(steps: int, seed: int) -> Iterator[Batch]:
     images = open_images(recipe, "trainval", training=True)
     loaded = train_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        reader_of(images.source),
         AugmentConfig(crop_scale=(0.4, 1.0), interpolation="bilinear"),
         ViewsConfig(sizes=(96, 64, 48)),
-        batch_size=16,
-        seed=seed,
-        start_step=0,
-        stop_step=steps,
-        workers=0,
+        Steps(16, seed=seed, start=0, stop=steps),
+        options=LoaderOptions(workers=0),
     )
     for step, raw in enumerate(loaded):
-        batch = normalise(raw, recipe.data.mean, recipe.data.std, CPU)
+        batch = normalize(raw, recipe.data.mean, recipe.data.std, CPU)
         smooth = MixConfig(smoothing=0.1)
-        views, target = mix(batch.views, batch.target, 14, smooth, mix_rng(seed, step, 0))
-        yield Batch(views, target, batch.index)
+        views, target = mix(batch.views, batch.targets.of(0), 14, smooth, mix_rng(seed, step, 0))
+        yield Batch(views, Labels(target), batch.index)
 
 
 def curves(steps: int) -> dict[str, object]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
 
@@ -47,7 +47,7 @@ def step(name: str, way: str, gradients: Path) -> dict[str, int]:
     if "recomputed" in way:
         model.set_grad_checkpointing()
     views = tuple(torch.randn(count, 3, side, side) for side in sizes)
-    batch = Batch(views, torch.randn(count, CLASSES).softmax(-1), torch.arange(count))
+    batch = Batch(views, Labels(torch.randn(count, CLASSES).softmax(-1)), torch.arange(count))
     held = peak()
     made = terms(Student(model, "cls"), batch, ObjectiveConfig(consistency="smooth_l1"))
     if way == "joint":

@@ -58,17 +58,17 @@ def test_a_set_with_nothing_readable_is_reported(folder: Path) -> None:
         images.check(1.0)
 
 
-def test_remarks_and_tolerance(messy: Path) -> None:
+def test_decode_warnings_and_tolerance(messy: Path) -> None:
     source = open_source(str(messy), "trainval")
     kept = DecodedImages(source, progress=False)
     told = {
         "cat/0.png": "unreadable (no JPEG, PNG, WebP, TIFF or other picture): left out",
         "dog/grey.gif": "palette converted to RGB",
     }
-    assert kept.remarks() == told
+    assert kept.decode_warnings() == told
     kept.check(0.001)
     with pytest.raises(UserError, match=r"1 or more of 51 images are unreadable, .*, or raise data\.max_unreadable"):
         kept.check(0.0)
     asked = DecodedImages(source, budget_gib=0.0)
-    asked.hear([*told.items(), ("dog/more3.png", "read by a worker")])
-    assert asked.remarks() == {**told, "dog/more3.png": "read by a worker"}
+    asked.add_warnings([*told.items(), ("dog/more3.png", "read by a worker")])
+    assert asked.decode_warnings() == {**told, "dog/more3.png": "read by a worker"}

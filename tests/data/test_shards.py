@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.command import anyres
+from tests.data.loading import load
 from tests.data.test_loader import same
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
-from anyres.data.loader import train_batches
 from anyres.data.sources import _braces, expand, open_source
 from anyres.data.views import ViewsConfig
 from anyres.flow import Record
@@ -84,9 +84,7 @@ def test_batches_from_shards_are_a_function_of_the_step(shards: Path) -> None:
     def train(start: int, workers: int) -> list:
         views = ViewsConfig(sizes=("16",))
         return list(
-            train_batches(
-                images, images.source.targets, AugmentConfig(), views, start_step=start, workers=workers, **options
-            )
+            load(images, images.source.targets, AugmentConfig(), views, start_step=start, workers=workers, **options)
         )
 
     whole = train(0, 0)

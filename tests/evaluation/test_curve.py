@@ -18,7 +18,7 @@ from anyres.evaluation.curve import COLUMNS, measure, pick, plot, read_csv, writ
 from anyres.evaluation.plots.curve import png
 from anyres.evaluation.plots.label_placement import spread
 from anyres.evaluation.plots.theme import TALL
-from anyres.flow import Batch, Point, Size
+from anyres.flow import Batch, Labels, Point, Size
 
 from .curves import TRAINED, curve, point
 
@@ -116,7 +116,7 @@ def test_a_broken_csv_is_one_line(tmp_path: Path, text: str, words: str) -> None
 def test_measure_puts_it_all_together() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    batch = Batch(views=(torch.randn(8, 3, 6, 9),), target=torch.arange(8) % 6, index=torch.arange(8))
+    batch = Batch(views=(torch.randn(8, 3, 6, 9),), targets=Labels(torch.arange(8) % 6), index=torch.arange(8))
     measured = measure("tiny", model, Size(6, 9), [batch], torch.device("cpu"), budget_s=0.01, throughput_batch=3)
     point = measured.point
     assert (point.model, point.height, point.width, point.n) == ("tiny", 6, 9, 8)

@@ -9,7 +9,7 @@ from torch import nn
 
 from anyres.config import UserError
 from anyres.evaluation.metrics import compare, score, wilson
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ class Means(nn.Module):
 
 def batches(index: list[int], images: torch.Tensor, target: torch.Tensor, size: int = 4) -> list[Batch]:
     parts = [torch.tensor(index[i : i + size]) for i in range(0, len(index), size)]
-    return [Batch(views=(images[part],), target=target[part], index=part) for part in parts]
+    return [Batch(views=(images[part],), targets=Labels(target[part]), index=part) for part in parts]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch import nn
 from anyres.config import UserError
 from anyres.evaluation.curve import pick, read_csv, write_csv
 from anyres.evaluation.multilabel import LabelScores, score_labels, write_label_table
-from anyres.flow import Batch, Point, Size
+from anyres.flow import Batch, Labels, Point, Size
 
 
 def made(seed: int, n: int, k: int, levels: int) -> LabelScores:
@@ -71,7 +71,7 @@ class Answers(nn.Module):
 def batches(scores: LabelScores, order: list[int]) -> list[Batch]:
     views = torch.from_numpy(scores.logits)[:, None, None].expand(-1, 3, 1, -1)
     target = torch.from_numpy(scores.target).float()
-    return [Batch((views[[i]],), target[[i]], torch.tensor([i])) for i in order]
+    return [Batch((views[[i]],), Labels(target[[i]]), torch.tensor([i])) for i in order]
 
 
 def test_every_image_counts_once_whatever_the_order() -> None:
@@ -93,7 +93,7 @@ def test_what_cannot_be_scored_is_one_line() -> None:
     lost = LabelScores(scores.index, scores.target, np.where(scores.index[:, None] == 2, np.nan, scores.logits))
     with pytest.raises(UserError, match="not finite for 1 images, the first at position 2"):
         score_labels(Answers(), batches(lost, [0, 1, 2]), cpu)
-    narrow = [Batch((b.views[0][..., :2],), b.target, b.index) for b in batches(scores, [0])]
+    narrow = [Batch((b.views[0][..., :2],), b.targets, b.index) for b in batches(scores, [0])]
     with pytest.raises(UserError, match="images have 3 classes, but the model knows 2"):
         score_labels(Answers(), narrow, cpu)
 

@@ -23,7 +23,7 @@ from tests.pictures import make_folder
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.models.dino import ProjectionHead
 from anyres.models.weights import load_weights
@@ -49,7 +49,7 @@ def make_student(family: str = "dino", config: DinoConfig = SMALL_HEAD) -> Proje
 def make_batch(count: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     torch.manual_seed(seed)
     views = tuple(torch.randn(count, 3, h, w, dtype=dtype) for h, w in SIZES)
-    return Batch(views, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    return Batch(views, Labels(torch.zeros(count, dtype=torch.int64)), torch.arange(count))
 
 
 def np_log_softmax(x: np.ndarray) -> np.ndarray:

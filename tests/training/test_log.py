@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.command import refused
 from tests.conftest import TinyRun
 
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.training.log import Bar, RunLog
 from anyres.training.loop import Clock
 from anyres.training.parallel import build_accelerator
@@ -26,7 +26,7 @@ def batches(seconds: float) -> Iterator[Batch]:
     """One-image batches that are waited for."""
     while True:
         time.sleep(seconds)
-        yield Batch((torch.zeros(1, 3, 2, 2),), torch.tensor([0]), torch.tensor([0]))
+        yield Batch((torch.zeros(1, 3, 2, 2),), Labels(torch.tensor([0])), torch.tensor([0]))
 
 
 @pytest.mark.parametrize(("waited", "worked", "advised"), [(0.004, 0.0005, 1), (0.0005, 0.004, 0)])

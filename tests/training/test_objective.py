@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from anyres.training.objectives.losses import hard_distillation, label_loss, pair_loss, soft_distillation
 
 from anyres import create_model
 from anyres.config import UserError
 from anyres.data.mix import smooth_one_hot
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.recipe import load_recipe
-from anyres.training.objectives.losses import hard_distillation, label_loss, pair_loss, soft_distillation
 from anyres.training.objectives.objective import DistillationConfig, ObjectiveConfig, Student, terms, window
 
 SIZES = [(48, 48), (32, 40), (24, 24)]
@@ -27,7 +27,7 @@ def make(family: str, target: str) -> tuple[Student, Batch]:
     for parameter in model.parameters():  # away from the initialisation, where several parts are zero
         parameter.data += 0.05 * torch.randn_like(parameter)
     views = tuple(torch.randn(4, 3, h, w, dtype=torch.float64) for h, w in SIZES)
-    return Student(model, target), Batch(views, torch.tensor([0, 3, 6, 3]), torch.arange(4))
+    return Student(model, target), Batch(views, Labels(torch.tensor([0, 3, 6, 3])), torch.arange(4))
 
 
 def np_cross_entropy(logits: np.ndarray, target: np.ndarray) -> float:
@@ -59,7 +59,7 @@ def np_distance(kind: str, student: np.ndarray, teacher: np.ndarray, tau: float)
 def test_losses_equal_an_independent_calculation(family: str, kind: str, target: str) -> None:
     student, batch = make(family, target)
     config = ObjectiveConfig(consistency=kind, target=target, weight=0.7, temperature=2.0)
-    total, teacher, label = 0.0, None, batch.target.numpy()
+    total, teacher, label = 0.0, None, batch.targets.of(0).numpy()
     made = list(terms(student, batch, config))
     with torch.no_grad():
         outputs = [tuple(t.numpy() for t in student(view)[1:]) for view in batch.views]
@@ -158,7 +158,7 @@ def test_labels_and_teacher_have_their_own_heads_where_there_are_two(name: str, 
     model = (create_model("deit_tiny_distilled", 7, **small) if distilled else create_model(name, 7)).double().eval()
     student = Student(model, "logit", two_heads=distilled)
     views = (torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randn(4, 3, 24, 24, dtype=torch.float64))
-    batch = Batch(views, torch.tensor([1, 3, 6, 3]), torch.arange(4))
+    batch = Batch(views, Labels(torch.tensor([1, 3, 6, 3])), torch.arange(4))
     how = DistillationConfig(kind=kind, teacher="x", alpha=0.3, temperature=2.0)
     config = ObjectiveConfig(consistency="l2", target="logit", distillation=how)
     made = list(terms(student, batch, config, constant_teacher))
@@ -171,7 +171,7 @@ def test_labels_and_teacher_have_their_own_heads_where_there_are_two(name: str, 
             lesson = constant_teacher(view).numpy()
         if distilled:
             assert not np.allclose(own, taught)
-        expected = 0.7 * np_cross_entropy(own, batch.target.numpy())
+        expected = 0.7 * np_cross_entropy(own, batch.targets.of(0).numpy())
         if kind == "hard":
             expected += 0.3 * np_cross_entropy(taught, lesson.argmax(1))
         else:
@@ -193,7 +193,7 @@ def test_cosub_doubles_every_view_and_its_halves_differ_by_dropped_blocks() -> N
         with torch.no_grad():
             logits = student(view)[0].numpy()
         p = 1 / (1 + np.exp(-logits))
-        expected = np_bce(logits, np.eye(7)[batch.target.numpy()]) / 2 + np_bce(logits, p) / 2
+        expected = np_bce(logits, np.eye(7)[batch.targets.of(0).numpy()]) / 2 + np_bce(logits, p) / 2
         assert term.loss.item() == pytest.approx(expected / 3, rel=1e-6)
     torch.manual_seed(0)
     dropping = Student(create_model("restv2_nano", 7, drop_path=0.5).double(), "cls")
@@ -207,21 +207,21 @@ def test_cosub_doubles_every_view_and_its_halves_differ_by_dropped_blocks() -> N
 )
 def test_the_window_moves_on_by_one_each_step(views: int, each: int, starts: list[int]) -> None:
     images = tuple(torch.full((1, 3, 8, 8), float(i)) for i in range(views))
-    batch = Batch(images, torch.arange(views).float().view(views, 1, 1), torch.arange(1))
+    batch = Batch(images, Labels(torch.arange(views).float().view(views, 1, 1), per_view=True), torch.arange(1))
     for step, start in enumerate(starts):
         seen = window(batch, step, each)
         assert [int(v[0, 0, 0, 0]) for v in seen.views] == list(range(start, start + each))
-        assert seen.target.flatten().tolist() == list(range(start, start + each))
-        shared = replace(batch, target=torch.zeros(1, dtype=torch.int64))
-        assert window(shared, step, each).target is shared.target
+        assert seen.targets.value.flatten().tolist() == list(range(start, start + each))
+        shared = replace(batch, targets=Labels(torch.zeros(1, dtype=torch.int64)))
+        assert window(shared, step, each).targets is shared.targets
     assert window(batch, 5, None) is batch
 
 
 def test_soft_targets_are_cross_entropy_with_probabilities() -> None:
     student, batch = make("restv2", "cls")
     soft = torch.full((4, 7), 0.1 / 7, dtype=torch.float64)
-    soft[torch.arange(4), batch.target] += 0.9
-    (term,) = terms(student, Batch(batch.views[:1], soft.float(), batch.index), ObjectiveConfig())
+    soft[torch.arange(4), batch.targets.of(0)] += 0.9
+    (term,) = terms(student, Batch(batch.views[:1], Labels(soft.float()), batch.index), ObjectiveConfig())
     with torch.no_grad():
         logits = student(batch.views[0])[0].float().numpy()
     expected = -(soft.float().numpy() * np.log(np_softmax(logits))).sum(1).mean()

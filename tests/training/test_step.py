@@ -10,7 +10,7 @@ from tests.models.zoo import SMALL, build
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
 from anyres.training.objectives.objective import DistillationConfig, ObjectiveConfig, Student
@@ -26,7 +26,7 @@ SIZES = ((40, 40), (32, 24))
 def make_batch(count: int = 7, seed: int = 0) -> Batch:
     torch.manual_seed(seed)
     views = tuple(torch.randn(count, 3, h, w) for h, w in SIZES)
-    return Batch(views, torch.randn(2, count, 5).softmax(-1), torch.arange(count))
+    return Batch(views, Labels(torch.randn(2, count, 5).softmax(-1), per_view=True), torch.arange(count))
 
 
 def run(model: Backbone, steps: int = 2, *, objective: ObjectiveConfig | None = None, **changes: object) -> State:
@@ -71,7 +71,7 @@ def test_parts_hold_every_image_once() -> None:
         made = list(split(batch, parts))
         assert len(made) <= parts
         assert torch.equal(torch.cat([part.index for part in made]), batch.index)
-        assert torch.equal(torch.cat([part.target for part in made], 1), batch.target)
+        assert torch.equal(torch.cat([part.targets.value for part in made], 1), batch.targets.value)
         for i in range(2):
             assert torch.equal(torch.cat([part.views[i] for part in made]), batch.views[i])
 

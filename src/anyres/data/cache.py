@@ -18,11 +18,12 @@ _SAMPLE = 32  # images decoded to estimate the whole
 
 
 class DecodedImages:
-    """The images of a source as uint8 (3, h, w), short side at most ``short_side`` pixels (None: as they are).
+    """The images of a source as uint8 (c, h, w), short side at most ``short_side`` pixels (None: as they are).
 
     All are decoded now, by threads, and kept when their estimated total is at most ``budget_gib`` GiB (``cached``);
     else each is decoded when asked for. ``images[i]`` -> Decoded, or raises Unreadable; the same either way.
-    ``dct_side``: JPEGs may be decoded at a fraction that keeps this short side (see decode).
+    ``images.full(i)``: with all the pixels of the file, decoded anew. ``dct_side``: JPEGs may be decoded at a fraction
+    that keeps this short side (see decode).
     """
 
     def __init__(
@@ -69,18 +70,22 @@ class DecodedImages:
             raise done
         return done
 
+    def full(self, i: int) -> Decoded:
+        """Image i with all the pixels of its file, whatever is kept; raises Unreadable."""
+        return decode(self.source.records[i])
+
     def report(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(unreadable, converted), as far as this process knows: (name, reason) and (name, what was done)."""
         unreadable = [(error.name, error.reason) for _, error in sorted(self._unreadable.items())]
         return unreadable, [note for _, note in sorted(self._converted.items())]
 
-    def remarks(self) -> dict[str, str]:
+    def decode_warnings(self) -> dict[str, str]:
         """What was done with each image that is not plain, as far as known: name -> sentence, unreadable ones first."""
         unreadable, converted = self.report()
         known = {name: f"unreadable ({reason}): left out" for name, reason in unreadable} | dict(converted)
         return known | {name: note for name, note in self._heard.items() if name not in known}
 
-    def hear(self, notes: Iterable[tuple[str, str]]) -> None:
+    def add_warnings(self, notes: Iterable[tuple[str, str]]) -> None:
         """Take in a batch's notes: a worker process read images that this one did not."""
         self._heard.update(notes)
 

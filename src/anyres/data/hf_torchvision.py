@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anyres.config import UserError, nearest, need
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
 from anyres.storage import cache_root, offline
 
 
@@ -43,7 +43,7 @@ def read_hub(name: str) -> Found:
     parts: Parts = {}
     notes: list[str] = []
     order: Sequence[str] = ()
-    reader = LabelReader()
+    reader = LabelParser()
     for split, dataset in loaded.items():
         part = SPLIT_OF.get(str(split).lower())
         if part is None:
@@ -62,7 +62,7 @@ def read_hub(name: str) -> Found:
             parts.setdefault(part, []).append(Item(where, labels, HubCell(plain, image, row)))
         if part not in parts:
             notes.append(f"split {split!r} of hf:{name} has no labels: left out")
-    found = Found(parts, None, notes, bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, notes, bool(reader.several), reader.unlabelled)
     return replace(found, order=order or number_order(found.items))
 
 

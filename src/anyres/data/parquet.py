@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, nearest, need
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
 from anyres.storage import cache_root
 
@@ -48,7 +48,7 @@ def read_parquet(paths: Sequence[Path]) -> Found:
 
     parts: Parts = {}
     orders: list[Sequence[str]] = []
-    reader = LabelReader()
+    reader = LabelParser()
     copied = sum(path.stat().st_size for path in paths) > _IN_MEMORY
     for key, path in zip(keys_of(paths), paths, strict=True):
         table = _open(path, copied)
@@ -68,7 +68,7 @@ def read_parquet(paths: Sequence[Path]) -> Found:
     if any(order != orders[0] for order in orders):
         raise UserError(f"{paths[0].parent}: the parquet files name different classes")
     note = f"{len(paths)} parquet files are mapped from copies in {_copies()}"
-    found = Found(parts, None, [note] if copied else [], bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, [note] if copied else [], bool(reader.several), reader.unlabelled)
     return replace(found, order=orders[0] if orders else number_order(found.items))
 
 

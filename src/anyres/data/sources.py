@@ -12,12 +12,9 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
+from typing import Literal
 
 from anyres.config import UserError, nearest
 from anyres.data.manifests import read_csv, read_jsonl
@@ -30,11 +27,18 @@ SPLITS = ("train", "val", "test", "trainval")
 BUILTIN = ("groceries", "groceries:fine")
 
 
+Labelling = Literal["none", "one", "several", "text"]
+"""Of every image of a set: no label, one class, any number of classes, or its label as it is written."""
+Wanted = Literal["classes", "optional", "text"]
+"""What is wanted of a set: labels that are classes; the same where there are any; labels as they are written."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """One split of a set. ``records[i].target`` indexes ``classes``; ``notes`` says what was left out.
+    """One split of a set. ``notes`` says what was left out.
 
-    ``multi_label``: an image has any number of classes, and its target are their indices. No ``classes``: no labels.
+    ``records[i].target`` by ``labelling``: ``one``: indexes ``classes``; ``several``: a tuple of such indices;
+    ``none``: -1, and no ``classes``; ``text``: the label itself, and no ``classes``.
     """
 
     name: str
@@ -42,48 +46,44 @@ class Source:
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     split: str
-    multi_label: bool = False
-
-    @property
-    def targets(self) -> Int64[Tensor, " n"] | Bool[Tensor, "n k"]:
-        """Class index of each record; or which classes it has."""
-        if not self.multi_label:
-            return torch.tensor([record.target for record in self.records], dtype=torch.int64)
-        hot = torch.zeros(len(self.records), len(self.classes), dtype=torch.bool)
-        for i, record in enumerate(self.records):
-            hot[i, list(places(record))] = True
-        return hot
+    labelling: Labelling = "one"
 
     @property
     def present(self) -> set[int]:
         """The indices of the classes that any image has."""
-        return {place for record in self.records for place in places(record)}
+        return {index for record in self.records for index in class_indices(record)}
 
     def labels(self, i: int) -> tuple[str, ...]:
         """What image i is called."""
-        return tuple(self.classes[place] for place in places(self.records[i]))
+        target = self.records[i].target
+        return (target,) if isinstance(target, str) else tuple(self.classes[c] for c in class_indices(self.records[i]))
 
 
-def places(record: Record) -> tuple[int, ...]:
-    """The indices of the record's classes: of one, of several in a multi-label set, or of none."""
+def class_indices(record: Record) -> tuple[int, ...]:
+    """The indices of the record's classes: of one, of several, or of none."""
     if isinstance(record.target, tuple):
         return record.target
-    return (record.target,) if record.target >= 0 else ()
+    return (record.target,) if isinstance(record.target, int) and record.target >= 0 else ()
 
 
-def open_source(data: str, split: str, *, val_share: float = 0.2, unlabelled: bool = False) -> Source:
+def open_source(data: str, split: str, *, val_share: float = 0.2, wanted: Wanted = "classes") -> Source:
     """One split (train, val, test, trainval) of what ``builtin.FORMS`` lists, or of a built-in set (by its bare name).
 
     Without a val split, ``val_share`` of each class is held out of train by a hash of the path: the same images on
     every machine, at least one per class of two or more (of a multi-label set, by an image's rarest class). Without a
-    test split, ``test`` is val. ``unlabelled``: images without labels will do, and what has fewer than two classes is
-    taken for such; nothing is held out of them. Raises UserError.
+    test split, ``test`` is val. ``wanted``: with ``optional``, images without labels will do, and what has fewer than
+    two classes is taken for such; nothing is held out of them. Raises UserError.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)} (known: {', '.join(SPLITS)})")
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}: it must lie between 0 and 1, as 0.2 does")
-    return _assemble(data, _find(data, unlabelled), split, val_share, unlabelled)
+    found = _find(data, wanted == "optional")
+    if found.unlabelled and wanted != "optional":
+        raise UserError(found.unlabelled)
+    if wanted == "text":
+        return _with_texts(data, found, split, val_share)
+    return _assemble(data, found, split, val_share, wanted == "optional")
 
 
 def _find(data: str, unlabelled: bool = False) -> Found:
@@ -288,12 +288,10 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled: bool) -> Source:
     """Number the classes of train, hold out val where there is none, and pick the split."""
-    if found.unlabelled and not unlabelled:
-        raise UserError(found.unlabelled)
     parts, notes = found.parts, [*found.notes]
     labels = _labels_of(parts.get("train", []))
     classes = tuple(sorted(labels) if found.order is None else (name for name in found.order if name in labels))
-    if len(classes) < (1 if found.multi_label else 2):
+    if len(classes) < (1 if found.several else 2):
         if unlabelled:
             return _without_labels(name, found, split)
         those = f"only the class {classes[0]!r}" if classes else "no class with images"
@@ -302,6 +300,22 @@ def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled:
         if strange := sorted(_labels_of(parts[part]) - set(classes)):
             hint = nearest(strange[0], classes, 1)
             raise UserError(f"{name}: class {strange[0]!r} of {part} has no images in train{hint}")
+    chosen, more = _choose(name, parts, split, val_share)
+    notes += more
+    if absent := sorted(set(classes) - _labels_of(chosen)):
+        notes.append(f"no image of class {', '.join(map(repr, absent))} in {split}")
+    number = {label: i for i, label in enumerate(classes)}
+    targets = (tuple(sorted(number[label] for label in item.labels)) for item in chosen)
+    records = tuple(
+        Record(item.source, target if found.several else target[0], item.key)
+        for item, target in zip(chosen, targets, strict=True)
+    )
+    return Source(name, classes, records, tuple(notes), split, "several" if found.several else "one")
+
+
+def _choose(name: str, parts: Parts, split: str, val_share: float) -> tuple[list[Item], list[str]]:
+    """The images of a split, val being held out of train where there is none; and what there is to say about that."""
+    notes = []
     if not parts.get("val"):
         parts = {**parts, **_hold_out(parts["train"], val_share)}
         if split != "trainval":
@@ -313,15 +327,21 @@ def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled:
     chosen = parts["train"] + parts["val"] if split == "trainval" else parts[split]
     if not chosen:
         raise UserError(f"{name} has no image for {split}: give a class two images or more, or add a {split} split")
-    if absent := sorted(set(classes) - _labels_of(chosen)):
-        notes.append(f"no image of class {', '.join(map(repr, absent))} in {split}")
-    number = {label: i for i, label in enumerate(classes)}
-    targets = (tuple(sorted(number[label] for label in item.labels)) for item in chosen)
-    records = tuple(
-        Record(item.source, target if found.multi_label else target[0], item.key)
-        for item, target in zip(chosen, targets, strict=True)
-    )
-    return Source(name, classes, records, tuple(notes), split, found.multi_label)
+    return chosen, notes
+
+
+def _with_texts(name: str, found: Found, split: str, val_share: float) -> Source:
+    """One split of images whose labels are taken as they are written; val is held out by the hash of the path alone."""
+    several = next((item for item in found.items if len(item.labels) != 1), None)
+    if several is not None:
+        raise UserError(f"{name}: {several.key} has {len(several.labels)} labels: one is wanted for each image")
+    if not found.parts.get("train"):
+        raise UserError(f"{name} has no image for train")
+    texts = {item.key: item.labels[0] for item in found.items}
+    alike = {part: [replace(item, labels=()) for item in items] for part, items in found.parts.items()}
+    chosen, notes = _choose(name, alike, split, val_share)
+    records = tuple(Record(item.source, texts[item.key], item.key) for item in chosen)
+    return Source(name, (), records, (*found.notes, *notes), split, "text")
 
 
 def _labels_of(items: Iterable[Item]) -> set[str]:
@@ -335,7 +355,7 @@ def _without_labels(name: str, found: Found, split: str) -> Source:
     records = tuple(Record(item.source, -1, item.key) for part in wanted for item in parts.get(part, ()))
     if not records:
         raise UserError(f"{name} has no image for {split}")
-    return Source(name, (), records, tuple(found.notes), split)
+    return Source(name, (), records, tuple(found.notes), split, "none")
 
 
 def _hold_out(items: list[Item], share: float) -> Parts:

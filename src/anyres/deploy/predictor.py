@@ -25,14 +25,14 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
-from anyres.data.mix import normalise
+from anyres.data.mix import normalize
 from anyres.data.views import eval_view
 from anyres.deploy.engines.backend import PRECISIONS, Choice, Run, Unavailable, build, candidates
 from anyres.deploy.engines.compiled_cache import Programs, Shape
 from anyres.deploy.fuse import fuse
 from anyres.deploy.fuse.folded import Patches
 from anyres.deploy.fuse.tables import pin
-from anyres.flow import Batch, Record, Size
+from anyres.flow import Batch, Labels, Record, Size
 from anyres.models.contract import Backbone
 from anyres.ops.patch import pad_to_multiple
 from anyres.storage import cache_root
@@ -158,7 +158,7 @@ class Predictor:
         """Pictures as the model sees them: decoded, resized, cropped, normalised. Raises UserError."""
         views = [eval_view(pixels_of(picture), self.size, self.seen.crop, self.seen.warp) for picture in pictures]
         count = torch.arange(len(views))
-        made = normalise(Batch((torch.stack(views),), count, count), self.seen.mean, self.seen.std, self.device)
+        made = normalize(Batch((torch.stack(views),), Labels(count), count), self.seen.mean, self.seen.std, self.device)
         return made.views[0]
 
     def _run(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyres.evaluation.metrics import evaluating
-from anyres.flow import Size
+from anyres.evaluation.evaluator import evaluating
+from anyres.flow import Cost, Size
 
 WARM_UP = 3  # runs that are never counted
 FEWEST_RUNS = 5  # counted runs, however small the budget
@@ -86,3 +87,20 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def measure_costs(
+    model: nn.Module,
+    sizes: Sequence[Size],
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    budget_s: float = 1.0,
+    rounds: int = 5,
+) -> dict[Size, Cost]:
+    """The cost of ``model`` at each of ``sizes``."""
+    costs = {}
+    for size in sizes:
+        single = latency(model, size, device, 1, budget_s, autocast)
+        several = latency(model, size, device, 8, budget_s, autocast)
+        costs[size] = Cost(single.median_ms, several.images_per_s, macs(model, size))
+    return costs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import Any
 
 import timm
 import torch
+from rich import get_console
 from rich.table import Table
 from torch import nn
 
+from anyres.cli.console import stdout as screen
 from anyres.config import UserError
 from anyres.deploy.engines.backend import Choice, candidates
 from anyres.deploy.predictor import machine
@@ -24,8 +27,7 @@ from anyres.evaluation.plots.bar_chart import bars
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models.zoo import ALIASES
-from anyres.runs.opened import UNTRAINED, open_trained
-from anyres.runs.report import messages, screen
+from anyres.runs.opened import UNTRAINED, load
 
 COMPARED = (
     "restv2_tiny",
@@ -40,6 +42,7 @@ COMPARED = (
 """One of each family: what the project's own benchmarks compare."""
 PEERS = ("plain", "timm", "onnxruntime", "openvino")
 OURS = "anyres"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def bench_models(question: Question, into: Path | None, picture: Path | None) ->
     facts: dict[str, Any] = {"torch": torch.__version__, "machine": machine(torch.device("cpu"))}
     facts |= {"threads": question.threads or torch.get_num_threads()}
     facts |= {"matrix GFLOP/s": [], "rows": [], "ratios": [], "failed": []}
-    console = messages()
+    console = get_console()
     for what, size, batch in product(question.models, question.sizes, question.batches):
         jobs = list(jobs_for(question, what, size, batch))
         with console.status(what) as status:
@@ -75,7 +78,7 @@ def bench_models(question: Question, into: Path | None, picture: Path | None) ->
                 jobs, rounds=question.rounds, seconds=question.seconds, processes=question.processes, say=told
             )
         for each in failed:
-            console.print(f"{each.job.name}, {each.job.choice}, is left out: {each.reason}")
+            log.info(f"{each.job.name}, {each.job.choice}, is left out: {each.reason}")
         rows.sort(key=lambda row: -row.images_per_s)
         screen().print(_table(what, size, batch, rows, matrix))
         found = list(ratios(what, rows))
@@ -163,7 +166,7 @@ def twin(what: str) -> str:
 
 def _plain(what: str, weights: str | None) -> nn.Module:
     is_run = weights is None and Path(what).is_dir()
-    return open_trained(what, weights or (None if is_run else UNTRAINED)).model.cpu()
+    return load(what, weights or (None if is_run else UNTRAINED)).model.cpu()
 
 
 def _timm(name: str) -> nn.Module:

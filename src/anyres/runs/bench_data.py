@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,10 +12,13 @@ from typing import Any
 
 from rich.table import Table
 
+from anyres.cli.console import stdout as screen
 from anyres.data.loader_profile import Loading, measure_loading
 from anyres.recipe import Recipe
-from anyres.runs.opened import open_images
-from anyres.runs.report import messages, screen, write_json
+from anyres.runs.inputs import open_images
+from anyres.runs.report import write_json
+
+log = logging.getLogger(__name__)
 
 
 def bench_data(data: str, recipe: Recipe, seconds: float, into: Path | None) -> None:
@@ -39,7 +43,7 @@ def bench_data(data: str, recipe: Recipe, seconds: float, into: Path | None) -> 
         screen().print(sentence)
     if into is not None:
         write_json(values, into)
-        messages().print(f"written: {into}")
+        log.info(f"written: {into}")
 
 
 def advise(recipe: Recipe, loading: Loading, count: int) -> Iterator[str]:
@@ -51,13 +55,13 @@ def advise(recipe: Recipe, loading: Loading, count: int) -> Iterator[str]:
             f"data.workers={loading.processors} would load at most {most:.0f} images/s, if the model leaves "
             f"{loading.processors} processors to it"
         )
-    if loading.binds in ("read", "decode", "crop") and not loading.cached:
+    if loading.bottleneck in ("read", "decode", "crop") and not loading.cached:
         side = max(max(size) for size in recipe.views.parsed) * 8 // 7
         gib = count * 3 * side * side * 4 / 3 / 2**30
         yield f"data.cache_side={side} data.cache_gib={math.ceil(gib)} keeps the images decoded in memory"
-    if loading.binds in ("decode", "crop") and loading.reducible > 0.1 and not data.dct:
+    if loading.bottleneck in ("decode", "crop") and loading.reducible > 0.1 and not data.dct:
         yield f"data.dct=true decodes {100 * loading.reducible:.0f} % of the images at a fraction (docs/data.md)"
-    if loading.binds == "colours":
+    if loading.bottleneck == "colors":
         yield "fewer or smaller views, or fewer operations in augment.rand_augment (-n1), cost less colour"
 
 
@@ -67,7 +71,7 @@ def _values(data: str, recipe: Recipe, loading: Loading, advice: list[str]) -> d
         "views": list(recipe.views.sizes),
         **asdict(loading),
         "images_per_s_per_core": loading.per_core,
-        "binds": loading.binds,
+        "binds": loading.bottleneck,
         "advice": advice,
     }
 
@@ -86,5 +90,5 @@ def _summary(loading: Loading) -> str:
     processes = f"{loading.workers} worker processes" if loading.workers else "no worker process"
     return (
         f"whole loader: {loading.loader:.0f} images/s with {processes} on {loading.processors} processors; "
-        f"{loading.binds} binds"
+        f"{loading.bottleneck} binds"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from rich import get_console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from anyres.cli.console import stdout as screen
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable
@@ -21,20 +23,22 @@ from anyres.data.sources import open_source
 from anyres.deploy.cascade import Cascade, CascadePredictor, choose
 from anyres.deploy.engines.backend import Choice
 from anyres.deploy.predictor import Picture, Predictor, Seen
-from anyres.evaluation.curve import plot
 from anyres.evaluation.metrics import wilson
+from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.speed import macs
-from anyres.flow import Batch, Point, Size
-from anyres.runs.opened import Trained, crop_ratio, open_run, scored_batches
-from anyres.runs.report import messages, screen
+from anyres.flow import Batch, Cost, Estimate, Size, SizeResult
+from anyres.runs.inputs import crop_ratio, scored_batches
+from anyres.runs.opened import DataSpec, TrainedModel, open_run
+from anyres.tasks.classify import TOP1
 
+log = logging.getLogger(__name__)
 FILE, PICTURE = "cascade.json", "cascade.png"
 CALIBRATION = 128
 """So many training images show int8 its ranges."""
 
 
 @dataclass(frozen=True)
-class How:
+class EngineOptions:
     """Engine with its precision, and batch, of every look: see Predictor."""
 
     backend: str = "auto"
@@ -49,14 +53,16 @@ class Look:
     seconds: float
 
 
-def choose_cascade(folder: Path, sizes: Sequence[Size], max_loss: float, how: How, data: str | None = None) -> Cascade:
+def choose_cascade(
+    folder: Path, sizes: Sequence[Size], max_loss: float, how: EngineOptions, data: str | None = None
+) -> Cascade:
     """Choose, measure, tell, and keep it in the run ``folder`` with a picture. Raises UserError."""
     if max_loss < 0:
         raise UserError(f"--max-loss {max_loss} is in points of top-1: give 0 or more, as 0.3")
     trained = open_run(folder)
-    if trained.multi_label:
+    if trained.task.activation != "softmax":
         raise UserError(f"{folder} gives several labels: a cascade wants one class an image")
-    images = trained.images(data)
+    images = trained.images(DataSpec(data))
     if len(images) < 20:
         raise UserError(f"{len(images)} held-out images are too few to choose with and to measure on: give --data more")
     predictors = predictors_for(trained, list(dict.fromkeys(sizes)), how)
@@ -67,7 +73,7 @@ def choose_cascade(folder: Path, sizes: Sequence[Size], max_loss: float, how: Ho
     tell(cascade, measured, looks, target)
     points = [_point(trained, size, look, target[1::2], look.logits[1::2]) for size, look in looks.items()]
     plot([*points, measured.point(trained, cascade)], folder / PICTURE, f"{trained.name}: sizes and their cascade")
-    messages().print(f"kept in {folder / FILE}; {folder / PICTURE} shows it; `anyres predict {folder} IMAGE --cascade`")
+    log.info(f"kept in {folder / FILE}; {folder / PICTURE} shows it; `anyres predict {folder} IMAGE --cascade`")
     return cascade
 
 
@@ -77,7 +83,7 @@ def chosen(looks: Mapping[Size, Look], target: Tensor, max_loss: float) -> Casca
     return choose(logits, target[::2], {size: look.seconds for size, look in looks.items()}, max_loss)
 
 
-def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:
+def predictor_for(trained: TrainedModel, size: Size, how: EngineOptions) -> Predictor:
     """The model at ``size``, seeing pictures as evaluation does. Raises UserError."""
     return Predictor(
         trained.model,
@@ -87,12 +93,12 @@ def predictor_for(trained: Trained, size: Size, how: How) -> Predictor:
         calibration=calibration(trained, how.backend),
         seen=seen_by(trained),
         names=trained.classes,
-        multi_label=trained.multi_label,
-        say=messages().print,
+        multi_label=trained.task.activation == "sigmoid",
+        say=log.info,
     )
 
 
-def calibration(trained: Trained, backend: str) -> list[Picture]:
+def calibration(trained: TrainedModel, backend: str) -> list[Picture]:
     """Some of a run's training images, for int8; none for another precision. Raises UserError."""
     if backend == "auto" or Choice.parse(backend).precision != "int8":
         return []
@@ -101,7 +107,7 @@ def calibration(trained: Trained, backend: str) -> list[Picture]:
         raise UserError(
             f"{backend} reads its ranges from a run's training images, and {trained.name} is no run: use :bf16"
         )
-    source = open_source(data.source, data.train_split, val_share=data.val_share, unlabelled=True)
+    source = open_source(data.source, data.train_split, val_share=data.val_share, wanted="optional")
     images = DecodedImages(source, data.cache_side, budget_gib=0.0)
     found: list[Picture] = []
     for i in torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist():
@@ -112,7 +118,7 @@ def calibration(trained: Trained, backend: str) -> list[Picture]:
     return found
 
 
-def predictors_for(trained: Trained, sizes: Sequence[Size], how: How) -> dict[Size, Predictor]:
+def predictors_for(trained: TrainedModel, sizes: Sequence[Size], how: EngineOptions) -> dict[Size, Predictor]:
     """One for each size, all of one engine: the idle threads of two would fight over the processors.
 
     Of the engines that ``auto`` measured at every size, the fastest over all sizes together.
@@ -123,37 +129,37 @@ def predictors_for(trained: Trained, sizes: Sequence[Size], how: How) -> dict[Si
     if len({predictor.choice for predictor in made.values()}) == 1 or not everywhere:
         return made
     best = min(everywhere, key=lambda choice: sum(each[choice] for each in times))
-    messages().print(f"one engine for all sizes of a cascade: {best}, the fastest over them together")
+    log.info(f"one engine for all sizes of a cascade: {best}, the fastest over them together")
     return {size: predictor_for(trained, size, replace(how, backend=best)) for size in sizes}
 
 
-def seen_by(trained: Trained) -> Seen:
+def seen_by(trained: TrainedModel) -> Seen:
     """How its recipe shows it pictures."""
     data = trained.recipe.data
     return Seen(data.mean, data.std, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
 
 
-def open_cascade(trained: Trained, folder: Path, how: How) -> CascadePredictor:
+def open_cascade(trained: TrainedModel, folder: Path, how: EngineOptions) -> CascadePredictor:
     """The run's kept cascade, ready for pictures. Raises UserError when there is none."""
     cascade = Cascade.read(folder / FILE)
     return CascadePredictor(list(predictors_for(trained, cascade.parsed, how).values()), cascade)
 
 
 def look_at(
-    trained: Trained, images: DecodedImages, predictors: dict[Size, Predictor]
+    trained: TrainedModel, images: DecodedImages, predictors: dict[Size, Predictor]
 ) -> tuple[dict[Size, Look], Tensor]:
     """Every readable image at every size; and the labels (n,)."""
     looks: dict[Size, Look] = {}
     target = torch.empty(0, dtype=torch.int64)
-    console = messages()
-    for size, predictor in track(predictors.items(), "looking", console=console, disable=not console.is_terminal):
+    console = get_console()
+    for size, predictor in track(predictors.items(), "looking", disable=not console.is_terminal):
         logits, labels, spent, seen = [], [], 0.0, 0
         for i, batch in enumerate(batches(trained, images, size)):
             start = time.perf_counter()
             logits.append(predictor.forward(batch.views[0]).cpu())
             if i:  # the first one builds engines
                 spent, seen = spent + time.perf_counter() - start, seen + len(batch.index)
-            labels.append(batch.target.cpu())
+            labels.append(batch.targets.of(0).cpu())
         if not seen:
             start = time.perf_counter()
             predictor.forward(batch.views[0])
@@ -163,9 +169,9 @@ def look_at(
     return looks, target
 
 
-def batches(trained: Trained, images: DecodedImages, size: Size) -> Iterator[Batch]:
+def batches(trained: TrainedModel, images: DecodedImages, size: Size) -> Iterator[Batch]:
     """The held-out images at ``size``, as evaluation sees them."""
-    return scored_batches(trained.recipe, images, size, crop_ratio(trained.recipe), trained.device)
+    return scored_batches(trained.recipe, trained.task, images, size, trained.device)
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class Measured:
     seconds_alone: float
     shares: tuple[float, ...]
 
-    def point(self, trained: Trained, cascade: Cascade) -> Point:
+    def point(self, trained: TrainedModel, cascade: Cascade) -> SizeResult:
         """On the size curve, at its largest size, with the mean cost of an image."""
         low, high = wilson(self.right, self.n)
         reached = [sum(self.shares[look:]) for look in range(len(self.shares))]
@@ -192,7 +198,9 @@ class Measured:
         )
 
 
-def measure(trained: Trained, images: DecodedImages, predictors: dict[Size, Predictor], cascade: Cascade) -> Measured:
+def measure(
+    trained: TrainedModel, images: DecodedImages, predictors: dict[Size, Predictor], cascade: Cascade
+) -> Measured:
     """The cascade and its largest size alone, in turn on every batch of the half that did not choose."""
     runner = CascadePredictor([predictors[size] for size in cascade.parsed], cascade)
     alone = predictors[cascade.parsed[-1]]
@@ -253,7 +261,7 @@ def tell(cascade: Cascade, measured: Measured, looks: dict[Size, Look], target: 
     )
 
 
-def _point(trained: Trained, size: Size, look: Look, target: Tensor, logits: Tensor) -> Point:
+def _point(trained: TrainedModel, size: Size, look: Look, target: Tensor, logits: Tensor) -> SizeResult:
     right = int((logits.argmax(1) == target).sum())
     low, high = wilson(right, len(target))
     products = macs(trained.model, size)
@@ -262,18 +270,6 @@ def _point(trained: Trained, size: Size, look: Look, target: Tensor, logits: Ten
 
 def _as_point(
     name: str, size: Size, top1: float, n: int, seconds: float, products: int, low: float, high: float
-) -> Point:
-    return Point(
-        model=name,
-        height=size.height,
-        width=size.width,
-        top1=top1,
-        top5=math.nan,  # neither is drawn
-        loss=math.nan,
-        n=n,
-        latency_ms=1000 * seconds,
-        macs=products,
-        top1_low=low,
-        top1_high=high,
-        images_per_s=1 / seconds,
-    )
+) -> SizeResult:
+    cost = Cost(1000 * seconds, 1 / seconds, products)
+    return SizeResult(name, size, {"top1": Estimate(top1, low, high)}, (TOP1,), n, cost)

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anyres.config import need
 from anyres.storage import write_text
 from anyres.training.plan import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -95,8 +98,10 @@ def _lines(path: Path) -> list[str]:
 class Bar:
     """A progress bar on a terminal; elsewhere one plain line per epoch. Used as a context manager."""
 
-    def __init__(self, console: Console, title: str, steps: int, start: int, steps_per_epoch: int) -> None:
-        self._console, self._title, self._steps, self._per_epoch = console, title, steps, steps_per_epoch
+    def __init__(self, title: str, steps: int, start: int, steps_per_epoch: int, shown: bool = True) -> None:
+        console = get_console()
+        self._title, self._steps, self._per_epoch = title, steps, steps_per_epoch
+        self._is_terminal = console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=max(4, min(24, console.width - 90))),  # the numbers come first
@@ -104,7 +109,7 @@ class Bar:
             TimeElapsedColumn(),
             TextColumn("{task.fields[facts]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
             transient=False,
         )
         self._task = self._progress.add_task(title, total=steps, completed=start, facts="")
@@ -121,7 +126,7 @@ class Bar:
     def show(self, step: int, facts: str) -> None:
         """``step`` steps are done; ``facts`` is the short text beside the bar."""
         self._progress.update(self._task, completed=step, facts=facts)
-        if not self._console.is_terminal and (step % self._per_epoch == 0 or step == self._steps):
+        if not self._is_terminal and (step % self._per_epoch == 0 or step == self._steps):
             epoch, epochs = -(-step // self._per_epoch), -(-self._steps // self._per_epoch)
             line = f"{self._title}  epoch {epoch}/{epochs}  step {step}/{self._steps}  {facts}"
-            self._console.print(line, soft_wrap=True)
+            log.info(line)

@@ -7,7 +7,6 @@ from typing import Literal
 
 from anyres.config import config
 from anyres.ops.kernels import Kernels
-from anyres.training.objectives.objective import DinoConfig, ObjectiveConfig
 from anyres.training.optim import OptimConfig, learning_rate, weight_decay
 from anyres.training.parallel import Precision
 
@@ -85,7 +84,6 @@ class Plan:
     batch_size: int
     train: TrainConfig
     optim: OptimConfig
-    objective: ObjectiveConfig
 
     @property
     def checkpoint_every(self) -> int:
@@ -98,20 +96,3 @@ class Plan:
     def decay(self, step: int) -> float:
         """The weight decay of ``step``."""
         return weight_decay(step, self.optim, self.steps)
-
-    def teacher_temperature(self, step: int) -> float:
-        """That of DINO's teacher."""
-        return self._dino.temperature_at(step // self.steps_per_epoch)
-
-    def teacher_momentum(self, step: int) -> float:
-        """How much of itself DINO's teacher keeps."""
-        return self._dino.momentum_at(step / self.steps)
-
-    def holds_last_layer(self, step: int) -> bool:
-        """Whether the head's last layer is not to move yet."""
-        return step < self._dino.freeze_last_layer * self.steps_per_epoch
-
-    @property
-    def _dino(self) -> DinoConfig:
-        assert self.objective.dino is not None
-        return self.objective.dino

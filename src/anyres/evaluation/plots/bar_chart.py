@@ -14,7 +14,7 @@ OWN = "anyres"
 
 
 def bars(rows: Sequence[tuple[str, str, float]], path: Path, title: str) -> None:
-    """Write horizontal bars as PNG: rows of (group, label, value), our own in colour, in the order given."""
+    """Write horizontal bars as PNG: rows of (group, label, value), our own in color, in the order given."""
     groups = list(dict.fromkeys(group for group, _, _ in rows))
     lines = [line for g in groups for line in [(g, None, 0.0), *(row for row in rows if row[0] == g)]]
     figure = Figure(figsize=(8, 0.6 + 0.26 * len(lines)), dpi=DPI, facecolor=LIGHT.paper, layout="constrained")
