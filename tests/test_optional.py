@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,52 +13,52 @@ import pytest
 from anyres.config import UserError, need
 from tests.pictures import make_folder
 
+OPTIONAL = ("pyarrow", "datasets", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "wandb", "mlflow", "pip")
+
 WITHOUT = """
 import sys
 for name in {blocked!r}:
     sys.modules[name] = None
-sys.argv = ["anyres", *{words!r}]
 from anyres.cli import main
-main()
+for words in {commands!r}:
+    sys.argv = ["anyres", *words]
+    try:
+        main()
+    except SystemExit as end:
+        print("ended with", end.code, file=sys.stderr)
+    else:
+        print("ended with 0", file=sys.stderr)
 """
 
 
-def without(blocked: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
-    """``anyres WORDS`` in a process in which these modules cannot be imported."""
-    code = WITHOUT.format(blocked=blocked, words=[str(word) for word in words])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ANYRES_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
+def without(*commands: tuple[object, ...]) -> list[str]:
+    """What each of some ``anyres`` commands says, and how it ends, in a process without optional libraries."""
+    code = WITHOUT.format(blocked=OPTIONAL, commands=[[str(word) for word in words] for words in commands])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ANYRES_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
+    return re.findall(r"(.*?ended with \S+)\n", done.stderr, flags=re.DOTALL)
 
 
-OPTIONAL = ("pyarrow", "datasets", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "wandb", "mlflow", "pip")
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("train", "restv2_nano", "--data", "{here}/a.parquet"), "pip install 'anyres[data]'"),
-        (("train", "restv2_nano", "--data", "hf:me/pets"), "pip install 'anyres[data]'"),
-        (("train", "restv2_nano", "--data", "groceries"), "pip install 'anyres[data]'"),
-        (("train", "restv2_nano", "--data", "{here}/shapes", "train.trackers=[wandb]"), "'anyres[trackers]'"),
-        (("train", "restv2_nano", "--data", "{here}/shapes", "train.trackers=[mlflow]"), "'anyres[trackers]'"),
-    ],
-)
-def test_a_missing_library_is_one_line(tmp_path: Path, words: tuple[str, ...], line: str) -> None:
+def test_what_is_missing_is_one_line_and_training_and_its_curve_miss_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    make_folder(tmp_path / "shapes", per_class=5)
-    done = without(OPTIONAL, *(word.format(here=tmp_path) for word in words), "--out", tmp_path / "run")
-    assert done.returncode == 2, done.stderr
-    assert line in done.stderr
-    assert done.stderr.strip().count("\n") == 0, done.stderr
-
-
-def test_training_and_its_curve_need_none_of_them(tmp_path: Path) -> None:
-    make_folder(tmp_path / "shapes", per_class=5)
+    shapes = make_folder(tmp_path / "shapes", per_class=5)
     values = ("model.dims=[8,16,32,64]", "model.depths=[1,1,1,1]", "views.sizes=[32,24]", "data.batch_size=4")
     values += ("train.epochs=1", "evaluate.sizes=[24,32]", "data.workers=0")
-    words = ("train", "restv2_nano", "--data", tmp_path / "shapes", "--out", tmp_path / "run", *values)
-    done = without(OPTIONAL, *words)
-    assert done.returncode == 0, done.stderr
+
+    def train(data: object, *more: str) -> tuple[object, ...]:
+        return ("train", "restv2_nano", "--data", data, "--out", tmp_path / "run", *more)
+
+    missing = {
+        "data": [train(tmp_path / "a.parquet"), train("hf:me/pets"), train("groceries")],
+        "trackers": [train(shapes, f"train.trackers=[{name}]") for name in ("wandb", "mlflow")],
+    }
+    commands = [(extra, command) for extra, each in missing.items() for command in each]
+    *refused, trained = without(*(command for _, command in commands), train(shapes, *values))
+    for (extra, _), said in zip(commands, refused, strict=True):
+        line, end = said.splitlines()
+        assert line.endswith(f"run pip install 'anyres[{extra}]'")
+        assert end == "ended with 2"
+    assert trained.endswith("ended with 0"), trained
     assert (tmp_path / "run" / "report.html").exists()
 
 

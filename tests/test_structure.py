@@ -24,19 +24,12 @@ EMPTY_WORDS = {"utils", "util", "misc", "helpers", "helper", "common", "base", "
 KNOWN = {
     "cycles": {"anyres.models.identify_checkpoint anyres.models.registry anyres.models.weights"},
     "arguments": {
-        "anyres.data.loader:train_batches",
         "anyres.deploy.predictor:__init__",
-        "anyres.evaluation.curve:measure",
     },
     "consoles": {
-        "anyres.cli.show",
         "anyres.data.builtin",
         "anyres.data.cache",
         "anyres.models.download",
-        "anyres.runs.opened",
-        "anyres.runs.report",
-        "anyres.runs.verbs",
-        "anyres.training.loop",
     },
 }
 

@@ -17,9 +17,9 @@ from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalize
 from anyres.data.views import eval_view
-from anyres.deploy.predictor import pixels_of
+from anyres.deploy.predictor import EngineOptions, pixels_of
 from anyres.flow import Batch, Labels, Record, Size
-from anyres.runs.cascade import EngineOptions, open_cascade, predictor_for
+from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.evaluate import Model, open_model
 from anyres.runs.inputs import crop_ratio
 from anyres.runs.opened import TrainedModel
@@ -37,6 +37,7 @@ class PredictOptions:
     size: Size | None = None
     backend: str | None = None
     cascade: bool = False
+    huge_pages: bool = False  # move this process's memory into huge pages (Linux)
 
 
 def predict(
@@ -96,7 +97,7 @@ def answerer(
     if how.threshold is not None and trained.task.activation != "sigmoid":
         raise UserError(f"{trained.name} gives one answer an image: --threshold is for several labels, leave it out")
     size = options.size or trained.recipe.views.parsed[0]
-    engine = EngineOptions(options.backend or "eager", batch=1)
+    engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
     elif options.backend:
@@ -119,13 +120,7 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
         raise UserError(f"{trained.name} is no run: `anyres cascade RUN` chooses a cascade for one")
     runner = open_cascade(trained, trained.folder, engine)
 
-    def outputs(pictures: Sequence[Tensor]) -> Tensor:
-        found = torch.zeros(len(pictures), len(trained.classes))
-        for row, best in zip(found, runner.predict(pictures, len(trained.classes)), strict=True):
-            row[[one.label for one in best]] = torch.tensor([one.probability for one in best])
-        return found
-
-    return outputs
+    return runner.probabilities
 
 
 def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:
