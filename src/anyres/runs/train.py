@@ -189,7 +189,7 @@ def fit(
     ema = build_ema(trained, recipe.train.ema_decay)
     state = State(trained, ema, optimizer, copies=objective.copies, published=objective.published)
     if recipe.train.shard and accelerator.num_processes > 1:
-        state.split(objective.student, accelerator.device, objective.wholes)
+        state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)
     warnings = checkpoint.restore(run, state)
     check_same_images(state, len(training), run)
@@ -199,7 +199,7 @@ def fit(
         log.info(teacher.told())
     if recipe.train.compile:
         objective.student.compile()
-    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.twin is not None)  # split: no copy
+    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.replica is not None)  # split: no copy
     state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
@@ -314,7 +314,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
-        f"{', split over them' if state.twin is not None else ''}"
+        f"{', split over them' if state.replica is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
