@@ -82,10 +82,10 @@ def train(
     ``root/class/*.jpg``. ``out``: the run folder (``runs/NAME``). ``weights``: what to start from. ``report``: measure
     the curve at the end.
 
-    Returns the run folder, opened, and what was measured. The folder ends with ``model.safetensors``, ``recipe.yaml``, ``metrics.jsonl``, ``run.json``, and
-    with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call resumes an interrupted run, bit for
-    bit. Raises UserError when the folder holds another recipe's run, and for every fault of data or recipe; Stopped
-    after Ctrl-C or SIGTERM, when the step in hand is saved.
+    Returns the finished run and what was measured. Its folder holds ``model.safetensors``, ``recipe.yaml``,
+    ``metrics.jsonl``, ``run.json``, and with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call
+    resumes an interrupted run, bit for bit. Raises UserError when the folder holds another recipe's run, and for every
+    fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
     given = [*overrides, *([f"data.source={data}"] if data else [])]
     given += [f"weights={weights}"] if weights else []
