@@ -25,8 +25,9 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
+from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
+from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
     check_apart,
