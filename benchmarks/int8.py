@@ -91,8 +91,6 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
             continue
         shown = batches(trained, trained.images(), SIDE)
         pairs = [(predictor.forward(b.views[0]).argmax(1), b.targets.of(0)) for b in shown]
-            (predictor.forward(b.views[0]).argmax(1), b.targets.of(0)) for b in batches(trained, trained.images(), SIDE)
-        ]
         answers[text] = torch.cat([answer for answer, _ in pairs])
         target = torch.cat([labels for _, labels in pairs])
         found["top1"][text] = round(100 * (answers[text] == target).double().mean().item(), 2)
