@@ -85,6 +85,8 @@ class Pictures:
     def __getitem__(self, i: int) -> Decoded:
         return Decoded(self.pixels[i], None, self.source.records[i].name)
 
+    channels = 3
+
     def full(self, i: int) -> Decoded:
         """The same: nothing is kept smaller."""
         return self[i]

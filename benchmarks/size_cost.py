@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from anyres.deploy.engines.backend import Choice, build
+from anyres.deploy.engines.backend import Backend, build
 from anyres.deploy.fuse import fuse
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SIDES = (64, 128, 224, 384, 512, 1024)
 FITTED = 224
-FORMS = {"plain": Choice("eager", "fp32"), "folded": Choice("openvino", "bf16")}
+FORMS = {"plain": Backend("eager", "fp32"), "folded": Backend("openvino", "bf16")}
 
 
 def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:

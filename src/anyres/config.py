@@ -29,6 +29,11 @@ def config(cls: type[C]) -> type[C]:
     return made
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """``"; did you mean 'a' or 'b'?"`` for the known words nearest to ``word``, else an empty string."""
     by_lower = {k.lower(): k for k in known}

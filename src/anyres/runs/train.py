@@ -25,7 +25,7 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, use_triton
+from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
 from anyres.ops.residual import skip_dropped
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
@@ -34,6 +34,7 @@ from anyres.runs.inputs import (
     open_images,
     scored_batches,
     training_batches,
+    with_channels,
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
@@ -82,7 +83,7 @@ def train(
     ``root/class/*.jpg``. ``out``: the run folder (``runs/NAME``). ``weights``: what to start from. ``report``: measure
     the curve at the end.
 
-    Returns the run folder, opened, and what was measured. The folder ends with ``model.safetensors``, ``recipe.yaml``,
+    Returns the finished run and what was measured. Its folder holds ``model.safetensors``, ``recipe.yaml``,
     ``metrics.jsonl``, ``run.json``, and with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call
     resumes an interrupted run, bit for bit. Raises UserError when the folder holds another recipe's run, and for every
     fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
@@ -113,6 +114,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         return report_again(recipe, run, report and accelerator.is_main_process)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
+    recipe = with_channels(recipe, images.channels)
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
@@ -209,7 +211,8 @@ def fit(
     batches = training_batches(recipe, task, training, plan, state.progress.step, accelerator)
     try:
         callbacks = Callbacks(evaluate, task.metrics[0].higher_is_better, names, asdict(recipe))
-        ended = run_loop(accelerator, prepared, objective, state, batches, plan, run, callbacks)
+        with triton_kernels(recipe.train.kernels == "triton"):
+            ended = run_loop(accelerator, prepared, objective, state, batches, plan, run, callbacks)
     except NonFiniteLoss as error:
         raise UserError(
             f"{error}, in the batch {names(error.index)}; {run} keeps the last good state: lower optim.lr"
@@ -236,7 +239,8 @@ def prepare_model(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> 
         model.set_grad_checkpointing()
     if recipe.train.skip_dropped and accelerator.device.type == "cpu" and not recipe.train.compile:
         skip_dropped(model)
-    if recipe.train.kernels == "triton" and not use_triton(model):
+    smallest = min(recipe.views.parsed, key=lambda size: size.height * size.width)
+    if recipe.train.kernels == "triton" and not kernel_operations(model, smallest, accelerator.device):
         name = recipe.model["name"]
         raise UserError(f"train.kernels=triton: no part of {name} has a kernel; set train.kernels=plain")
 
@@ -260,6 +264,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
+        if recipe.data.channels is None or before.data.channels is None:
+            known = before.data
+            recipe = replace(recipe, data=replace(recipe.data, channels=known.channels, mean=known.mean, std=known.std))
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
