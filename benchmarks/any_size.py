@@ -139,7 +139,7 @@ def load(name: str, work: Path) -> tuple[DecodedImages, DecodedImages]:
     return tuple(DecodedImages(open_source("groceries:fine", s), 256) for s in ("trainval", "test"))  # type: ignore[return-value]
 
 
-def shape_of(study: Study) -> dict[str, int]:
+def shape_of(study: Study) -> dict[str, Any]:
     """ResFormer's size in this study."""
     return {"dim": DIM, "depth": DEPTH, "heads": HEADS, "patch_size": study.patch}
 

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from anyres.config import UserError
+from anyres.config import UserError, need
 from anyres.storage import cache_root, locked, offline, write_bytes
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ TABLE.csv, TABLE.jsonl     path, label and, if wanted, split; paths count from t
                            several labels: a column labels (cat|dog), or of 0 and 1 for each class; JSONL: lists
 PART-{00..09}.parquet      columns image (bytes or {bytes, path}) and label; a file, a pattern or a folder of them
 SHARD-{0000..0099}.tar     WebDataset: 01.jpg beside 01.cls or 01.json; a file, a pattern or a folder of them
-hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs the datasets library)
+hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs anyres[data])
 torchvision:NAME[@FOLDER]  a set of torchvision, fetched once, such as CIFAR10
 Of shards and parquet files the name says the split: train-00.tar, val-00.tar; without a name it is train."""
 
@@ -63,6 +63,7 @@ def cache_path() -> Path:
 
 def load() -> list[Row]:
     """All 1,393 photographs (train 675, val 57, test 661), fetched at first use. Raises UserError when it cannot."""
+    need("pyarrow", extra="data", purpose="the built-in set groceries")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anyres.config import UserError, nearest
+from anyres.config import UserError, nearest, need
 from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
 from anyres.storage import atomic_write, cache_root, locked
@@ -42,6 +42,7 @@ class Cell:
 def read_parquet(paths: Sequence[Path]) -> Found:
     """All rows of ``paths``: columns ``image``, ``label`` (or ``labels``; lists: multi-label) and ``split`` if wanted,
     else the file's name says it."""
+    need("pyarrow", extra="data", purpose=f"{paths[0]}: reading parquet files")
     import pyarrow.parquet as pq
 
     parts: Parts = {}

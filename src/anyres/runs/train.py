@@ -25,8 +25,9 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
+from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
+from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
     check_apart,
@@ -189,7 +190,7 @@ def fit(
     ema = build_ema(trained, recipe.train.ema_decay)
     state = State(trained, ema, optimizer, copies=objective.copies, published=objective.published)
     if recipe.train.shard and accelerator.num_processes > 1:
-        state.split(objective.student, accelerator.device, objective.wholes)
+        state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)
     warnings = checkpoint.restore(run, state)
     check_same_images(state, len(training), run)
@@ -199,7 +200,7 @@ def fit(
         log.info(teacher.told())
     if recipe.train.compile:
         objective.student.compile()
-    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.twin is not None)  # split: no copy
+    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.replica is not None)  # split: no copy
     state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
@@ -314,7 +315,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
-        f"{', split over them' if state.twin is not None else ''}"
+        f"{', split over them' if state.replica is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
