@@ -61,7 +61,7 @@ class DataConfig:
     cache_side: int | None = None
     # memory for that, in GiB
     cache_gib: float = 2.0
-    # training JPEGs whose short side is at least twice the largest view's are decoded at 1/2, 1/4 or 1/8, never below it
+    # training JPEGs whose short side is at least twice the largest view's are decoded at 1/2, 1/4 or 1/8, not below it
     dct: bool = False
     # share of the images that may be unreadable (they are left out and named); ten always may, unless it is 0
     max_unreadable: float = 0.01

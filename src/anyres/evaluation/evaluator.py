@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class EvalSettings:
     gather: Gather = keep_local
 
 
+@runtime_checkable
 class ImageScores(Protocol):
     """What a model said of each of n images, in the order of the dataset, every image once."""
 
@@ -52,6 +53,7 @@ class ImageScores(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """One way to score a model; a task may have several, whose metrics are put together."""
 

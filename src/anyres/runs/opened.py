@@ -133,7 +133,7 @@ class TrainedModel:
         quality = {}
         for size in shown:
             evaluators = self.task.evaluators(self.model, self._reference(reference, size))
-            batches = scored_batches(self.recipe, self.task, images, size, self.device)
+            batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
             quality[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
         costs = measure_costs(self.model, sizes, self.device, self.autocast, TIMED_S)
         described = tuple(metric for metric in self.task.metrics if metric.key in quality[sizes[0]].metrics)

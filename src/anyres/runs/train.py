@@ -82,10 +82,10 @@ def train(
     ``root/class/*.jpg``. ``out``: the run folder (``runs/NAME``). ``weights``: what to start from. ``report``: measure
     the curve at the end.
 
-    Returns the run folder, opened, and what was measured. The folder ends with ``model.safetensors``, ``recipe.yaml``, ``metrics.jsonl``, ``run.json``, and
-    with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call resumes an interrupted run, bit for
-    bit. Raises UserError when the folder holds another recipe's run, and for every fault of data or recipe; Stopped
-    after Ctrl-C or SIGTERM, when the step in hand is saved.
+    Returns the run's folder and what was measured. The folder ends with ``model.safetensors``, ``recipe.yaml``,
+    ``metrics.jsonl``, ``run.json``, and with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call
+    resumes an interrupted run, bit for bit. Raises UserError when the folder holds another recipe's run, and for every
+    fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
     given = [*overrides, *([f"data.source={data}"] if data else [])]
     given += [f"weights={weights}"] if weights else []
@@ -348,6 +348,7 @@ def score_views(
         if task.compares:
             opened = partial(batches, training, size)
             reference = Reference(opened, len(training), len(training.source.classes))
-        quality = measure_quality(model, task.evaluators(model, reference), size, batches(held_out, size), how)
+        evaluators = task.evaluators(model, reference)
+        quality = measure_quality(model, evaluators, size, partial(batches, held_out, size), how)
         values[f"{key}/{size}"] = quality.metrics[key].value
     return {key: sum(values.values()) / len(values), **values}

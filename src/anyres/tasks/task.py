@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class Reference:
     classes: int
 
 
+@runtime_checkable
 class Task(Protocol):
     """One task, for images of ``classes``. A frozen dataclass, so that it can be sent to the loader's processes.
 

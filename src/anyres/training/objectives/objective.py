@@ -39,6 +39,7 @@ class Term:
         return {self.name: self.loss.detach()} if self.shown is None else dict(self.shown)
 
 
+@runtime_checkable
 class TaskLoss(Protocol):
     """What the student's answer costs, by a task."""
 
@@ -47,12 +48,14 @@ class TaskLoss(Protocol):
         ...
 
 
+@runtime_checkable
 class Pairing(Protocol):
     """The loss of two passes over the same images that teach each other: (own, mutual), two scalars to be added."""
 
     def __call__(self, first: Tensor, second: Tensor, target: Any) -> tuple[Tensor, Tensor]: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a run minimizes, and what learns beside the model.
 
@@ -70,7 +73,7 @@ class Objective(Protocol):
     published: nn.Module | None
     """The one of ``copies`` that is evaluated and published in place of ``trained``."""
     wholes: Sequence[nn.Module]
-    """What is called beside the student and so is split over processes with it: the modules of ``copies``, as wholes."""
+    """What is called beside the student and so is split over processes with it: modules of ``copies``, as wholes."""
 
     def begin(self, plan: Plan, step: int) -> None: ...
 
