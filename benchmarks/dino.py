@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from anyres.runs.verbs import Where, probed_images
 
 from anyres.evaluation.probe import knn
 from anyres.flow import Size
 from anyres.recipe import load_recipe
 from anyres.runs.opened import build_model, open_run
 from anyres.runs.train import train_run
-from anyres.runs.verbs import Where, probed_images
 
 SIZE, NEIGHBOURS = Size(64, 64), 20
 SET = ["data.source=groceries:fine", "data.train_split=trainval", "data.eval_split=test"]

@@ -207,21 +207,28 @@ class Estimate(NamedTuple):
     high: float = math.nan
 
 
+DISTURBED = 1.5
+"""Largest over smallest median of the rounds, beyond which a timing says little."""
+
+
+def is_disturbed(rounds: Sequence[float]) -> bool:
+    """Whether the rounds of one timing (their medians, as times or as rates) differ by more than ``DISTURBED`` times.
+
+    Something else then ran on the machine during some of them.
+    """
+    return max(rounds) > DISTURBED * min(rounds)
+
+
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs at one size.
+    """What one image costs a model at one size. NaN: not measured."""
 
-    ``latency_ms``: median time of a batch of one image, ``latency_low_ms`` and ``latency_high_ms`` the lowest and
-    highest median of a round; ``images_per_s``: in batches; ``macs``: multiply-accumulates. ``disturbed``: the rounds
-    differ by more than half, so something else was running. NaN: not measured.
-    """
-
-    latency_ms: float
-    images_per_s: float
-    macs: int
-    latency_low_ms: float = math.nan
-    latency_high_ms: float = math.nan
-    disturbed: bool = False
+    latency_ms: float  # median time of one batch of one image
+    images_per_s: float  # throughput in batches of several images
+    macs: int  # multiply-accumulates of one image
+    latency_low_ms: float = math.nan  # smallest median of a round
+    latency_high_ms: float = math.nan  # largest median of a round
+    disturbed: bool = False  # the rounds of one of the two timings differ too much: see ``is_disturbed``
 
 
 @dataclass(frozen=True)
@@ -282,6 +289,13 @@ def pick_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has bf16 matrix instructions (CUDA 8.0 and later, AVX512-BF16, AMX, Arm BF16)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:

@@ -29,10 +29,21 @@ def bench_data(
 
     Example: `anyres bench data groceries --recipe demo/any_size data.workers=2`
     """
+    from anyres.cli.bench_results import loading_sentences, loading_table
+    from anyres.cli.console import is_stdout, print_json, report_, stdout
     from anyres.recipe import load_recipe
     from anyres.runs.bench_data import bench_data
+    from anyres.runs.report import write_json
 
-    bench_data(data, load_recipe(recipe, overrides or []), seconds, into)
+    report = bench_data(data, load_recipe(recipe, overrides or []), seconds)
+    if is_stdout(into):
+        print_json(report.facts())
+        return
+    stdout().print(loading_table(report))
+    report_(*loading_sentences(report))
+    if into is not None:
+        write_json(report.facts(), into)
+        report_(f"written: {into}")
 
 
 @bench.command("model")
@@ -60,16 +71,13 @@ def bench_model(
 
     Example: `anyres bench model restv2_tiny --sizes 224 --batches 8 --against openvino --plot speed.png`
     """
-    from anyres.config import nearest
+    from anyres.cli.bench_results import show_comparison
     from anyres.flow import parse_sizes
-    from anyres.runs.bench import PEERS, Question, bench_models
+    from anyres.runs.bench import BenchmarkConfig, bench_models
 
-    for peer in against or []:
-        if peer not in PEERS:
-            raise UserError(f"--against {peer!r} is none of {', '.join(PEERS)}{nearest(peer, PEERS)}")
     if not all(part.strip().isdecimal() and int(part) for part in batches.split(",")):
         raise UserError(f"--batches {batches!r}: give numbers of images, as 1,8")
-    question = Question(
+    config = BenchmarkConfig(
         models=models,
         weights=weights,
         sizes=parse_sizes(sizes or ["224"]),
@@ -81,4 +89,4 @@ def bench_model(
         threads=threads,
         processes=processes,
     )
-    bench_models(question, into, picture)
+    bench_models(config, into, picture, show_comparison)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from anyres.cli.app import app
-from anyres.cli.arguments import BACKEND, Classes, Model, Weights
+from anyres.cli.arguments import BACKEND, Classes, HugePages, Model, Weights
 from anyres.config import UserError
 
 
@@ -28,6 +28,7 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Of several labels: every one above this probability; 0.5 if not given."),
     ] = None,
+    huge_pages: HugePages = False,
 ) -> None:
     """Print the likeliest classes of images; every likely label where the model gives several.
 
@@ -43,7 +44,7 @@ def predict(
     from anyres.runs.predict import PredictOptions, predict_files
     from anyres.tasks import Answer, AnswerOptions
 
-    options = PredictOptions(Size.parse(size) if size else None, backend, cascade)
+    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages)
     trained = open_model(ModelSpec(model, weights, classes))
     answers: list[tuple[Path, Answer]] = []
     unreadable: list[str] = []

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from anyres.config import UserError
@@ -51,6 +51,30 @@ class ImageScores(Protocol):
     def estimates(self) -> dict[str, Estimate]:
         """Metrics by key; shares in [0, 1] where the metric's unit is %."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageValues:
+    """One number for each image, of which the mean is the metric ``key``: an error, an overlap, a distance."""
+
+    key: str
+    index: Int64[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+
+    @property
+    def n(self) -> int:
+        """How many images were scored."""
+        return len(self.index)
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The mean and its 95 % interval, by 1000 bootstrap resamples of the images, always the same draws."""
+        mean = float(self.values.mean(dtype=np.float64))
+        if self.n < 2:
+            return {self.key: Estimate(mean)}
+        draws = np.random.default_rng(0)
+        means = [self.values[draws.integers(self.n, size=self.n)].mean(dtype=np.float64) for _ in range(1000)]
+        low, high = np.percentile(means, (2.5, 97.5))
+        return {self.key: Estimate(mean, float(low), float(high))}
 
 
 @runtime_checkable

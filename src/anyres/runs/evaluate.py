@@ -65,9 +65,7 @@ def pick(run: str | Path, bound: float | None = None, max_ms: float | None = Non
     known, path = known_metrics(), Path(run) / "curve.csv"
     results = read_csv(path, known)
     if results and results[0].headline.key not in known:
-        raise UserError(
-            f"{path} has {results[0].headline.key!r} of a task that is not registered: import its module first"
-        )
+        raise UserError(f"{path} has {results[0].headline.key!r}, of a task that is not registered: import its module")
     return pick_result(results, bound, max_ms)
 
 

@@ -17,9 +17,9 @@ from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalize
 from anyres.data.views import eval_view
-from anyres.deploy.predictor import pixels_of
+from anyres.deploy.predictor import EngineOptions, pixels_of
 from anyres.flow import Batch, Labels, Record, Size
-from anyres.runs.cascade import EngineOptions, open_cascade, predictor_for
+from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.evaluate import Model, open_model
 from anyres.runs.inputs import crop_ratio
 from anyres.runs.opened import TrainedModel
@@ -37,6 +37,7 @@ class PredictOptions:
     size: Size | None = None
     backend: str | None = None
     cascade: bool = False
+    huge_pages: bool = False  # move this process's memory into huge pages (Linux)
 
 
 def predict(
@@ -62,7 +63,8 @@ def predict(
     trained = open_model(model)
     options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
-    return [found for some in chunks(images) for found in answer([pixels_of(image) for image in some])]
+    channels = len(trained.recipe.data.mean)
+    return [found for some in chunks(images) for found in answer([pixels_of(image, channels) for image in some])]
 
 
 def predict_files(
@@ -70,11 +72,12 @@ def predict_files(
 ) -> Iterator[tuple[Path, Answer | Unreadable]]:
     """Each file with its answer, or with why it cannot be read; so many at a time that memory stays bounded."""
     answer = answerer(trained, options, how)
+    channels = len(trained.recipe.data.mean)
     for some in chunks(paths):
         decoded: dict[Path, Tensor | Unreadable] = {}
         for path in some:
             try:
-                decoded[path] = decode(Record(path, -1, str(path))).image
+                decoded[path] = decode(Record(path, -1, str(path)), channels=channels).image
             except Unreadable as error:
                 decoded[path] = error
         pictures = [image for image in decoded.values() if isinstance(image, Tensor)]
@@ -96,7 +99,7 @@ def answerer(
     if how.threshold is not None and trained.task.activation != "sigmoid":
         raise UserError(f"{trained.name} gives one answer an image: --threshold is for several labels, leave it out")
     size = options.size or trained.recipe.views.parsed[0]
-    engine = EngineOptions(options.backend or "eager", batch=1)
+    engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
     elif options.backend:
@@ -119,13 +122,7 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
         raise UserError(f"{trained.name} is no run: `anyres cascade RUN` chooses a cascade for one")
     runner = open_cascade(trained, trained.folder, engine)
 
-    def outputs(pictures: Sequence[Tensor]) -> Tensor:
-        found = torch.zeros(len(pictures), len(trained.classes))
-        for row, best in zip(found, runner.predict(pictures, len(trained.classes)), strict=True):
-            row[[one.label for one in best]] = torch.tensor([one.probability for one in best])
-        return found
-
-    return outputs
+    return runner.probabilities
 
 
 def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:

@@ -70,10 +70,10 @@ class ProbeResult:
         published = [f"{row.knn} % by k-NN"] if row and row.knn else []
         published += [f"{row.linear} % linear"] if row and row.linear else []
         sentences = [f"published on ImageNet-1k: {', '.join(published)} ({row.source})"] if row and published else []
-        classes = len(self.train.source.classes)
+        counts = f"{self.learnt_from} training and {self.found[0].n} held-out images"
         return [
             *sentences,
-            f"{self.learnt_from} training and {self.found[0].n} held-out images of {classes} classes, at {self.size} px",
+            f"{counts} of {len(self.train.source.classes)} classes, at {self.size} px",
             f"preprocessing: {describe_preprocessing(self.model.recipe)}",
         ]
 

@@ -25,8 +25,9 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, use_triton
+from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
+from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
     check_apart,
@@ -34,6 +35,7 @@ from anyres.runs.inputs import (
     open_images,
     scored_batches,
     training_batches,
+    with_channels,
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
@@ -82,7 +84,7 @@ def train(
     ``root/class/*.jpg``. ``out``: the run folder (``runs/NAME``). ``weights``: what to start from. ``report``: measure
     the curve at the end.
 
-    Returns the run's folder and what was measured. The folder ends with ``model.safetensors``, ``recipe.yaml``,
+    Returns the finished run and what was measured. Its folder holds ``model.safetensors``, ``recipe.yaml``,
     ``metrics.jsonl``, ``run.json``, and with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call
     resumes an interrupted run, bit for bit. Raises UserError when the folder holds another recipe's run, and for every
     fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
@@ -113,6 +115,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         return report_again(recipe, run, report and accelerator.is_main_process)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
+    recipe = with_channels(recipe, images.channels)
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
@@ -187,7 +190,7 @@ def fit(
     ema = build_ema(trained, recipe.train.ema_decay)
     state = State(trained, ema, optimizer, copies=objective.copies, published=objective.published)
     if recipe.train.shard and accelerator.num_processes > 1:
-        state.split(objective.student, accelerator.device, objective.wholes)
+        state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)
     warnings = checkpoint.restore(run, state)
     check_same_images(state, len(training), run)
@@ -197,7 +200,7 @@ def fit(
         log.info(teacher.told())
     if recipe.train.compile:
         objective.student.compile()
-    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.twin is not None)  # split: no copy
+    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.replica is not None)  # split: no copy
     state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
@@ -209,7 +212,8 @@ def fit(
     batches = training_batches(recipe, task, training, plan, state.progress.step, accelerator)
     try:
         callbacks = Callbacks(evaluate, task.metrics[0].higher_is_better, names, asdict(recipe))
-        ended = run_loop(accelerator, prepared, objective, state, batches, plan, run, callbacks)
+        with triton_kernels(recipe.train.kernels == "triton"):
+            ended = run_loop(accelerator, prepared, objective, state, batches, plan, run, callbacks)
     except NonFiniteLoss as error:
         raise UserError(
             f"{error}, in the batch {names(error.index)}; {run} keeps the last good state: lower optim.lr"
@@ -236,7 +240,8 @@ def prepare_model(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> 
         model.set_grad_checkpointing()
     if recipe.train.skip_dropped and accelerator.device.type == "cpu" and not recipe.train.compile:
         skip_dropped(model)
-    if recipe.train.kernels == "triton" and not use_triton(model):
+    smallest = min(recipe.views.parsed, key=lambda size: size.height * size.width)
+    if recipe.train.kernels == "triton" and not kernel_operations(model, smallest, accelerator.device):
         name = recipe.model["name"]
         raise UserError(f"train.kernels=triton: no part of {name} has a kernel; set train.kernels=plain")
 
@@ -260,6 +265,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
+        if recipe.data.channels is None or before.data.channels is None:
+            known = before.data
+            recipe = replace(recipe, data=replace(recipe.data, channels=known.channels, mean=known.mean, std=known.std))
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
@@ -307,7 +315,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
-        f"{', split over them' if state.twin is not None else ''}"
+        f"{', split over them' if state.replica is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "

@@ -19,7 +19,7 @@ from anyres.config import UserError
 from anyres.data.mix import MixConfig
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
-from anyres.evaluation.evaluator import Evaluator, ImageScores
+from anyres.evaluation.evaluator import Evaluator, ImageScores, ImageValues
 from anyres.evaluation.page import SampleAnswer, Section
 from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, Targets
 from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference
@@ -142,8 +142,9 @@ class ImageTask:
         return []
 
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
-        """No answer: scores per image are the task's own."""
-        return SampleAnswer(model, size, "")
+        """The image's own value of the metric, where there is one for each image."""
+        text = f"{scores.key} {scores.values[place]:.3g}" if isinstance(scores, ImageValues) else ""
+        return SampleAnswer(model, size, text)
 
     def truth(self, source: Source, index: int) -> str:
         """The labels of the image."""

@@ -73,7 +73,7 @@ class Objective(Protocol):
     published: nn.Module | None
     """The one of ``copies`` that is evaluated and published in place of ``trained``."""
     wholes: Sequence[nn.Module]
-    """What is called beside the student and so is split over processes with it: modules of ``copies``, as wholes."""
+    """What is called beside the student, and so is split over processes with it: ``copies`` put together."""
 
     def begin(self, plan: Plan, step: int) -> None: ...
 
