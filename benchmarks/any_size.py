@@ -24,6 +24,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,8 @@ class Pictures:
     def __getitem__(self, i: int) -> Decoded:
         return Decoded(self.pixels[i], None, self.source.records[i].name)
 
+    channels = 3
+
     def full(self, i: int) -> Decoded:
         """The same: nothing is kept smaller."""
         return self[i]
@@ -133,7 +136,7 @@ def load(name: str, work: Path) -> tuple[DecodedImages, DecodedImages]:
     return tuple(DecodedImages(open_source("groceries:fine", s), 256) for s in ("trainval", "test"))  # type: ignore[return-value]
 
 
-def shape_of(study: Study) -> dict[str, int]:
+def shape_of(study: Study) -> dict[str, Any]:
     """ResFormer's size in this study."""
     return {"dim": DIM, "depth": DEPTH, "heads": HEADS, "patch_size": study.patch}
 

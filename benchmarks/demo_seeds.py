@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ OWN = "96"  # the single-size model's own size
 SMALLEST, LARGEST = 64, 224  # between these any-size is to stay within 4 points of its best
 
 
-def run(seed: int, folder: Path) -> dict[str, object]:
+def run(seed: int, folder: Path) -> dict[str, Any]:
     """One seed's top-1 in per cent, by model and size, and what it cost."""
     if not (folder / "curve.csv").exists():
         run_demo(folder, seed, None)

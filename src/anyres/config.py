@@ -6,8 +6,10 @@ A leaf: nothing of anyres is imported here.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from types import ModuleType
 from typing import Any, TypeVar, dataclass_transform
 
 C = TypeVar("C")
@@ -19,6 +21,23 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """Work was asked to stop and did, with everything saved: shown as one line, and the process exits with 130."""
+
+
+def need(module: str, *, extra: str, purpose: str = "this") -> ModuleType:
+    """Import an optional library, such as ``need("pyarrow", extra="data", purpose="reading parquet files")``.
+
+    ``extra`` is the extra of this package that installs it. Raises UserError, with the command to run, if it is not
+    installed; an error inside an installed library passes through.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        library = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != library:
+            raise
+        raise UserError(
+            f"{purpose} needs {library}, which is not installed: run pip install 'anyres[{extra}]'"
+        ) from None
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,6 @@ from anyres.runs import train as wiring
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 from anyres.training import checkpoint
-from anyres.training.objectives.objective import ObjectiveConfig
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
 
@@ -59,7 +59,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(shapes: Path, tmp_pat
 def test_checkpoints_come_every_epoch_but_at_most_500_steps_apart() -> None:
     def plan(per_epoch: int, every: int | None = None) -> Plan:
         config = TrainConfig(checkpoint_every=every)
-        return Plan(10 * per_epoch, per_epoch, 8, config, OptimConfig(), ObjectiveConfig())
+        return Plan(10 * per_epoch, per_epoch, 8, config, OptimConfig())
 
     assert plan(20).checkpoint_every == 20
     assert plan(5000).checkpoint_every == 500
@@ -92,14 +92,14 @@ def test_cosub_trains_with_binary_cross_entropy(shapes: Path, tmp_path: Path) ->
 
 def poison(monkeypatch: pytest.MonkeyPatch, harm: Callable[[int, Batch], None]) -> None:
     """Let ``harm`` at every batch before the loop sees it."""
-    feed = wiring.feed
+    batches = wiring.training_batches
 
-    def harmed(recipe: object, images: object, plan: object, start: int, accelerator: object) -> Iterator[Batch]:
-        for step, batch in enumerate(feed(recipe, images, plan, start, accelerator), start):
+    def harmed(recipe: Any, task: Any, images: Any, plan: Any, start: int, accelerator: Any) -> Iterator[Batch]:
+        for step, batch in enumerate(batches(recipe, task, images, plan, start, accelerator), start):
             harm(step, batch)
             yield batch
 
-    monkeypatch.setattr(wiring, "feed", harmed)
+    monkeypatch.setattr(wiring, "training_batches", harmed)
 
 
 def test_a_bad_step_is_skipped_counted_and_named(

@@ -17,6 +17,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
+from braceexpand import braceexpand
+
 from anyres.config import UserError, nearest
 from anyres.data.manifests import read_csv, read_jsonl
 from anyres.data.parquet import read_parquet
@@ -181,12 +183,20 @@ def _files_of(folder: Path) -> list[Path]:
 def expand(pattern: str) -> list[Path]:
     """``a-{00..12}.tar``, ``{train,val}/*.tar`` -> the files, in order. Raises UserError for one that is not there."""
     paths: list[Path] = []
-    for word in _braces(pattern):
+    for word in _words(pattern):
         found = _matching(Path(word))
         if not found or not found[0].is_file():
             raise UserError(f"no file {word}" + (f", of the pattern {pattern}" if word != pattern else ""))
         paths += found
     return list(dict.fromkeys(paths))
+
+
+def _words(pattern: str) -> list[str]:
+    """What a shell makes of braces: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:  # one without its other: a file may be called so
+        return [pattern]
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -195,33 +205,6 @@ def _matching(pattern: Path) -> list[Path]:
     if wild is None:
         return [pattern]
     return sorted(Path(*pattern.parts[:wild]).glob(str(Path(*pattern.parts[wild:]))))
-
-
-def _braces(pattern: str) -> list[str]:
-    """The words of a shell's brace expansion: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
-    start = pattern.find("{")
-    depth, commas, end = 0, [start], -1
-    for i in range(start, len(pattern)) if start >= 0 else ():
-        depth += (pattern[i] == "{") - (pattern[i] == "}")
-        if pattern[i] == "," and depth == 1:
-            commas.append(i)
-        if depth == 0:
-            end = i
-            break
-    if end < 0:
-        return [pattern]
-    inner, rest = pattern[start + 1 : end], _braces(pattern[end + 1 :])
-    if match := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        width = len(match[1]) if match[1].startswith("0") else 0
-        options = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
-        if not options:
-            raise UserError(f"the range {{{inner}}} of {pattern} is empty: write it as {{000..009}}")
-    elif len(commas) > 1:
-        pieces = [pattern[a + 1 : b] for a, b in zip(commas, [*commas[1:], end], strict=True)]
-        options = [word for piece in pieces for word in _braces(piece)]
-    else:
-        options = [f"{{{word}}}" for word in _braces(inner)]
-    return [f"{pattern[:start]}{option}{tail}" for option in options for tail in rest]
 
 
 def _missing(path: Path, data: str) -> str:

@@ -170,7 +170,8 @@ def samples_of(
             for found in measured
         ]
         truth = scored[0][1].task.truth(images.source, index)
-        picture = to_pil_image(images[index].image)
+        image = images[index].image
+        picture = to_pil_image(image if len(image) <= 4 else image[:3])  # of many bands the first three
         samples.append(Sample(images.source.records[index].name, picture, truth, answers))
     return samples
 

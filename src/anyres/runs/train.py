@@ -34,6 +34,7 @@ from anyres.runs.inputs import (
     open_images,
     scored_batches,
     training_batches,
+    with_channels,
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
@@ -113,6 +114,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         return report_again(recipe, run, report and accelerator.is_main_process)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
+    recipe = with_channels(recipe, images.channels)
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
@@ -187,7 +189,7 @@ def fit(
     ema = build_ema(trained, recipe.train.ema_decay)
     state = State(trained, ema, optimizer, copies=objective.copies, published=objective.published)
     if recipe.train.shard and accelerator.num_processes > 1:
-        state.split(objective.student, accelerator.device, objective.wholes)
+        state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)
     warnings = checkpoint.restore(run, state)
     check_same_images(state, len(training), run)
@@ -197,7 +199,7 @@ def fit(
         log.info(teacher.told())
     if recipe.train.compile:
         objective.student.compile()
-    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.twin is not None)  # split: no copy
+    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.replica is not None)  # split: no copy
     state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
@@ -262,6 +264,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
+        if recipe.data.channels is None or before.data.channels is None:
+            known = before.data
+            recipe = replace(recipe, data=replace(recipe.data, channels=known.channels, mean=known.mean, std=known.std))
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
@@ -309,7 +314,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
-        f"{', split over them' if state.twin is not None else ''}"
+        f"{', split over them' if state.replica is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
