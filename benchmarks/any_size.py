@@ -35,12 +35,14 @@ from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded
 from anyres.data.sources import Source, open_source
+from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.metrics import score
 from anyres.flow import Record, Size, parse_sizes
 from anyres.models import create_model
 from anyres.recipe import Recipe, build_recipe
-from anyres.runs.opened import scored_batches
-from anyres.runs.train import fit
+from anyres.runs.inputs import scored_batches
+from anyres.runs.train import fit, settled
+from anyres.tasks.registry import task_for
 from anyres.training.parallel import autocast_dtype, build_accelerator
 
 DIM, DEPTH, HEADS = 96, 4, 2  # of both models: what a CPU can train on CIFAR-10 in an hour
@@ -184,11 +186,12 @@ def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: Decoded
     folder.mkdir(parents=True, exist_ok=True)
     model = make_model(study, arm, len(images.source.classes), seed)
     few = DecodedImages(test.source, 256) if name != "cifar10" else test
-    state = fit(recipe, model, images, few, folder, accelerator)  # type: ignore[arg-type]
+    recipe, task = settled(recipe, task_for(recipe.task, recipe.objective, images.source))
+    state = fit(recipe, task, model, (images, few), folder, accelerator)  # type: ignore[arg-type]
     top1 = {}
     for size in parse_sizes(study.tested):
-        batches = scored_batches(recipe, test, size, study.crop, accelerator.device)
-        scores = score(state.evaluated, batches, accelerator.device, autocast_dtype("auto"))
+        batches = scored_batches(recipe, task, test, size, accelerator.device)
+        scores = score(state.evaluated, batches, EvalSettings(accelerator.device, autocast_dtype("auto")))
         top1[str(Size(*size))] = round(100 * scores.top1, 2)
     return {
         "arm": arm,

@@ -32,7 +32,7 @@ from anyres.data.targets import reader_of
 from anyres.evaluation.curve import read_csv
 from anyres.flow import Size
 from anyres.recipe import Recipe, build_recipe
-from anyres.runs.opened import open_images, scored_batches
+from anyres.runs.inputs import open_images, scored_batches
 from anyres.runs.train import train_run
 
 DATA = "groceries:fine"
@@ -114,7 +114,9 @@ def fit_teacher(work: Path, draws: int = 6) -> tuple[Path, float]:
         held_out = open_images(recipe, "test")
         right = [
             network(batch.views[0]).argmax(1) == batch.targets.of(0)
-            for batch in scored_batches(recipe, held_out, Size(SIDE, SIDE), 0.875, torch.device("cpu"))
+            for batch in scored_batches(
+                recipe, reader_of(held_out.source), held_out, Size(SIDE, SIDE), torch.device("cpu")
+            )
         ]
         noted.write_text(json.dumps(round(100 * torch.cat(right).float().mean().item(), 2)))
     return kept, float(json.loads(noted.read_text()))
@@ -156,8 +158,8 @@ def run(arm: str, seed: int, epochs: int, work: Path, weights: Path) -> dict[str
     """One run's test top-1 in per cent, by size."""
     folder = work / f"{arm.replace(' ', '-')}-{epochs}-{seed}"
     train_run(make_recipe(arm, seed, epochs, weights), folder)
-    points = read_csv(folder / "curve.csv")
-    return {str(Size(point.height, point.width)): round(100 * point.top1, 2) for point in points}
+    results = read_csv(folder / "curve.csv", {})
+    return {str(result.size): round(100 * result.metrics["top1"].value, 2) for result in results}
 
 
 def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -33,8 +33,10 @@ from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.recipe import build_recipe
-from anyres.runs.opened import open_images
-from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
+from anyres.runs.inputs import open_images
+from anyres.tasks.classify import Classify
+from anyres.training.objectives import ObjectiveConfig
+from anyres.training.objectives.supervised import Supervised
 from anyres.training.parallel import autocast_dtype
 
 OBJECTIVE = ObjectiveConfig(consistency="smooth_l1")
@@ -49,13 +51,14 @@ def make_step(way: str, name: str, classes: int, seed: int) -> Step:
     torch.manual_seed(seed)
     model = create_model(name, classes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05, fused=way == "ours" or None)
-    student = Student(model, "cls")
+    loss_of = Classify(tuple(map(str, range(classes)))).with_loss("ce").loss
+    objective = Supervised(model, OBJECTIVE, loss_of)
     dtype = autocast_dtype("auto") if way == "ours" else None
 
     def step(batch: Batch) -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            made = terms(student, batch, OBJECTIVE)
+            made = objective.terms(objective.student, batch)
             if way == "plain":
                 loss = torch.stack([term.loss for term in made]).sum()
                 loss.backward()

@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from anyres.flow import Batch, Labels
 from anyres.models import create_model
-from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
+from anyres.tasks.classify import Classify
+from anyres.training.objectives import ObjectiveConfig
+from anyres.training.objectives.supervised import Supervised
 
 STUDIES = {
     "resformer_small": (8, (224, 160, 128)),
@@ -49,7 +51,9 @@ def step(name: str, way: str, gradients: Path) -> dict[str, int]:
     views = tuple(torch.randn(count, 3, side, side) for side in sizes)
     batch = Batch(views, Labels(torch.randn(count, CLASSES).softmax(-1)), torch.arange(count))
     held = peak()
-    made = terms(Student(model, "cls"), batch, ObjectiveConfig(consistency="smooth_l1"))
+    loss = Classify(tuple(map(str, range(CLASSES)))).with_loss("ce").loss
+    objective = Supervised(model, ObjectiveConfig(consistency="smooth_l1"), loss)
+    made = objective.terms(objective.student, batch)
     if way == "joint":
         torch.stack([term.loss for term in made]).sum().backward()
     else:
