@@ -358,6 +358,7 @@ def score_views(
         if task.compares:
             opened = partial(batches, training, size)
             reference = Reference(opened, len(training), len(training.source.classes))
-        quality = measure_quality(model, task.evaluators(model, reference), size, batches(held_out, size), how)
+        evaluators = task.evaluators(model, reference)
+        quality = measure_quality(model, evaluators, size, partial(batches, held_out, size), how)
         values[f"{key}/{size}"] = quality.metrics[key].value
     return {key: sum(values.values()) / len(values), **values}
