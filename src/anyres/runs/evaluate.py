@@ -23,7 +23,8 @@ Sizes = Sequence[str | int | Size]
 def evaluate(model: Model, *, data: str | None = None, split: str | None = None, sizes: Sizes = ()) -> Evaluation:
     """Measure quality and cost of a model at some image sizes.
 
-    ``model``: see ``Model``. ``data``, ``split``: the images (the recipe's own held-out ones). ``sizes``: sides in
+    ``model``: a run folder, the name of known weights (``deit3_small.384``), a ModelSpec with weights, or what ``load``
+    returned. ``data``, ``split``: the images (the recipe's own held-out ones). ``sizes``: sides in
     pixels, ``"320x192"`` (height x width) or ``"64:320:32"``; the recipe's if none is given.
 
     Returns an Evaluation: ``.sizes`` has a SizeResult for each size, metrics as shares in [0, 1] with 95 % intervals,
@@ -52,7 +53,14 @@ def curve(
 
 
 def pick(run: str | Path, bound: float | None = None, max_ms: float | None = None) -> SizeResult:
-    """The size of a measured run that does the job; see ``evaluation.curve.pick``."""
+    """The size of a measured run that does the job, from the ``curve.csv`` in its folder.
+
+    ``bound``: the least value of the headline metric (0.9 for 90 % top-1; of an error, the largest). ``max_ms``: the
+    longest latency of one image, in milliseconds. With ``bound``, the cheapest size that meets all bounds; with
+    ``max_ms`` alone, the best one within it.
+
+    Returns the SizeResult. Raises UserError where no size meets the bounds, none is given, or there is no curve.
+    """
     return pick_result(read_csv(Path(run) / "curve.csv", known_metrics()), bound, max_ms)
 
 
