@@ -30,7 +30,8 @@ from anyres.models import create_model
 from anyres.recipe import build_recipe
 from anyres.runs.bench import COMPARED
 from anyres.runs.cascade import batches, preprocessing
-from anyres.runs.opened import open_images, open_run
+from anyres.runs.inputs import open_images
+from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 
 SIZE, BATCH = Size(224, 224), 8

@@ -66,8 +66,8 @@ def reference() -> str:
         "Keys below `model` beside `model.name`, by family. Defaults are those of the first model named.",
         *model_options(),
         "## Command line",
-        "`--offline` before the verb fetches nothing: only weights and images in the cache are used. `--version` prints "
-        "the version.",
+        "`--offline` before the verb fetches nothing: only weights and images in the cache are used. `--version` "
+        "prints the version.",
         *verbs(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -151,7 +151,7 @@ def keys(cls: type) -> Iterator[Key]:
     tree = ast.parse(textwrap.dedent("\n".join(lines))).body[0]
     assert isinstance(tree, ast.ClassDef)
     kinds = get_type_hints(cls)
-    by_name = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    by_name = {field.name: field for field in dataclasses.fields(cls)}
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
@@ -182,13 +182,13 @@ def default_of(field: Any) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
 
 
-def inner(kind: Any) -> tuple[type | None, str]:
+def inner(kind: Any) -> tuple[Any, str]:
     """The configuration within a type, and what follows its key: of a list ``[]``."""
     if dataclasses.is_dataclass(kind):
-        return kind, ""  # type: ignore[return-value]
+        return kind, ""
     for part in get_args(kind):
         if dataclasses.is_dataclass(part):
-            return part, "[]" if get_origin(kind) is tuple else ""  # type: ignore[return-value]
+            return part, "[]" if get_origin(kind) is tuple else ""
     return None, ""
 
 

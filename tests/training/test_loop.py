@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import TinyRun
 from tests.pictures import make_folder
+from tests.runs import listening
 
 from anyres.config import UserError
 from anyres.flow import Batch
@@ -102,21 +103,21 @@ def poison(monkeypatch: pytest.MonkeyPatch, harm: Callable[[int, Batch], None]) 
     monkeypatch.setattr(wiring, "training_batches", harmed)
 
 
-def test_a_bad_step_is_skipped_counted_and_named(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_step_is_skipped_counted_and_named(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def harm(step: int, batch: Batch) -> None:
         if step in (2, 3, 6):
             batch.views[0][0, 0, 0, 0] = float("inf")
 
     poison(monkeypatch, harm)
     changes = ["train.non_finite=skip", "train.skip_at_most=2", "train.epochs=2", "train.log_every=1"]
-    train_run(load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes]), tmp_path / "run", report=False)
+    recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes])
+    with listening() as heard:
+        train_run(recipe, tmp_path / "run", report=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "skipped" in line] == [2, 3, 6]
     assert [line["step"] for line in lines if "loss" in line] == [0, 1, 4, 5, 7]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_steps"] == 3
-    said = [line for line in capsys.readouterr().err.splitlines() if "skipped, with the batch" in line]
+    said = [line for line in heard if "skipped, with the batch" in line]
     assert len(said) == 3
     assert said[0].startswith("loss or gradient is not finite at step 2: skipped")
     assert ".jpg" in said[0]

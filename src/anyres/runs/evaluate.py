@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from anyres.config import UserError
 from anyres.evaluation.curve import pick as pick_result
 from anyres.evaluation.curve import read_csv
 from anyres.flow import Size, SizeResult, parse_sizes
 from anyres.runs.inputs import describe_images, evaluated_sizes
-from anyres.runs.opened import DataSpec, ModelSpec, TrainedModel, load
+from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
 from anyres.runs.report import Evaluation, folder_for, report_on
 from anyres.tasks import known_metrics
 
@@ -23,8 +24,7 @@ Sizes = Sequence[str | int | Size]
 def evaluate(model: Model, *, data: str | None = None, split: str | None = None, sizes: Sizes = ()) -> Evaluation:
     """Measure quality and cost of a model at some image sizes.
 
-    ``model``: a run folder, the name of known weights (``deit3_small.384``), a ModelSpec with weights, or what ``load``
-    returned. ``data``, ``split``: the images (the recipe's own held-out ones). ``sizes``: sides in
+    ``model``: see ``Model``. ``data``, ``split``: the images (the recipe's own held-out ones). ``sizes``: sides in
     pixels, ``"320x192"`` (height x width) or ``"64:320:32"``; the recipe's if none is given.
 
     Returns an Evaluation: ``.sizes`` has a SizeResult for each size, metrics as shares in [0, 1] with 95 % intervals,
@@ -53,24 +53,31 @@ def curve(
 
 
 def pick(run: str | Path, bound: float | None = None, max_ms: float | None = None) -> SizeResult:
-    """The size of a measured run that does the job, from the ``curve.csv`` in its folder.
+    """The size of a measured run that does the job.
 
-    ``bound``: the least value of the headline metric (0.9 for 90 % top-1; of an error, the largest). ``max_ms``: the
-    longest latency of one image, in milliseconds. With ``bound``, the cheapest size that meets all bounds; with
-    ``max_ms`` alone, the best one within it.
+    ``run``: a folder with a ``curve.csv``. ``bound``: of the headline metric, at least; of one where less is better,
+    such as an error, at most; a share in [0, 1] where its unit is %. ``max_ms``: milliseconds for one image, at most. With
+    ``bound`` the cheapest that keeps every bound, with ``max_ms`` alone the best within it.
 
-    Returns the SizeResult. Raises UserError where no size meets the bounds, none is given, or there is no curve.
+    Returns the SizeResult. Raises UserError where there is no curve, no size keeps the bounds, or neither is given; and
+    where the headline metric is of a task that is not registered here, as nobody knows whether more of it is better.
     """
-    return pick_result(read_csv(Path(run) / "curve.csv", known_metrics()), bound, max_ms)
+    known, path = known_metrics(), Path(run) / "curve.csv"
+    results = read_csv(path, known)
+    if results and results[0].headline.key not in known:
+        raise UserError(f"{path} has {results[0].headline.key!r}, of a task that is not registered: import its module")
+    return pick_result(results, bound, max_ms)
 
 
 def open_model(model: Model) -> TrainedModel:
-    """The model that is named. Raises UserError."""
+    """The model that is named; that it has learnt nothing is logged. Raises UserError."""
     if isinstance(model, TrainedModel):
         return model
-    if isinstance(model, ModelSpec):
-        return load(model.what, model.weights, model.classes)
-    return load(model)
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    trained = load(spec.what, spec.weights, spec.classes)
+    if trained.weights == UNTRAINED:
+        log.info("%s is as it was initialized: it has learnt nothing", trained.name)
+    return trained
 
 
 def parse(sizes: Sizes) -> tuple[Size, ...]:

@@ -133,7 +133,7 @@ class TrainedModel:
         found = {}
         for size in shown:
             evaluators = self.task.evaluators(self.model, self._reference(reference, size))
-            batches = scored_batches(self.recipe, self.task, images, size, self.device)
+            batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
             found[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
         return found
 

@@ -25,8 +25,9 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
+from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
+from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
     check_apart,
@@ -355,6 +356,7 @@ def score_views(
         if task.compares:
             opened = partial(batches, training, size)
             reference = Reference(opened, len(training), len(training.source.classes))
-        quality = measure_quality(model, task.evaluators(model, reference), size, batches(held_out, size), how)
+        evaluators = task.evaluators(model, reference)
+        quality = measure_quality(model, evaluators, size, partial(batches, held_out, size), how)
         values[f"{key}/{size}"] = quality.metrics[key].value
     return {key: sum(values.values()) / len(values), **values}
