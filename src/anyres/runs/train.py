@@ -37,7 +37,7 @@ from anyres.runs.inputs import (
     training_batches,
     with_channels,
 )
-from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
+from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
 from anyres.storage import write_text
@@ -115,6 +115,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)
+    check_sizes(recipe)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
     recipe = with_channels(recipe, images.channels)
