@@ -52,6 +52,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """``"; did you mean 'a' or 'b'?"`` for the known words nearest to ``word``, else an empty string."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=0.5)
+    return "; did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?" if close else ""
+
+
 def override(base: C, values: Mapping[str, Any], what: str) -> C:
     """``base`` with ``values`` replaced. Raises UserError naming an unknown key and the nearest known one."""
     known = {f.name for f in fields(base)}  # type: ignore[arg-type]
