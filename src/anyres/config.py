@@ -5,8 +5,9 @@ A leaf: nothing of anyres is imported here.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any, TypeVar, dataclass_transform
