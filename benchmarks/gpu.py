@@ -35,7 +35,8 @@ from anyres.deploy.fuse import fuse
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.ops import attention, mixed_heads, residual
-from anyres.ops.kernels import kernel_operations, triton_kernels
+from anyres.ops.kernels import kernel_operations
+from anyres.ops.triton_switch import triton_kernels
 from anyres.runs.bench import COMPARED, timm_name
 
 PARTS = ("kernels", "throughput", "step")

@@ -14,6 +14,8 @@ import wrapt
 
 if TYPE_CHECKING:
     from anyres.config import UserError
+    from anyres.data.sources import register_reader
+    from anyres.deploy.engines.backend import register_engine
     from anyres.deploy.fuse import fuse
     from anyres.deploy.predictor import Predictor
     from anyres.models.registry import create_model, list_models
@@ -39,7 +41,9 @@ _HOMES = {
     "load_weights": "anyres.models.weights",
     "pick": "anyres.runs.evaluate",
     "predict": "anyres.runs.predict",
+    "register_engine": "anyres.deploy.engines.backend",
     "register_objective": "anyres.training.objectives",
+    "register_reader": "anyres.data.sources",
     "register_task": "anyres.tasks",
     "train": "anyres.runs.train",
 }
@@ -58,7 +62,9 @@ __all__ = [
     "load_weights",
     "pick",
     "predict",
+    "register_engine",
     "register_objective",
+    "register_reader",
     "register_task",
     "train",
 ]

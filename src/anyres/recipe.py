@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anyres.config import UserError, config, nearest, override
 from anyres.data.augment import AugmentConfig
+from anyres.data.channels import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.mix import MixConfig
 from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
@@ -65,10 +66,12 @@ class DataConfig:
     dct: bool = False
     # share of the images that may be unreadable (they are left out and named); ten always may, unless it is 0
     max_unreadable: float = 0.01
+    # of every image (null: what the files agree on, 3 where they do not)
+    channels: int | None = None
     # of each channel, in [0, 1]
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: tuple[float, ...] = IMAGENET_MEAN
     # of each channel, above 0
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -83,6 +86,12 @@ class DataConfig:
             raise ValueError(f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"data.max_unreadable={self.max_unreadable} is a share: 0 to 1")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"data.channels={self.channels} must be 1 or more, or null")
+        if not self.mean or not self.std:
+            raise ValueError("data.mean and data.std must have one value, or one for each channel")
+        if self.channels is not None:
+            normalization(self.mean, self.std, self.channels)  # raises
         if not min(self.std) > 0:
             raise ValueError(f"data.std={list(self.std)} must be above 0 in every channel")
 

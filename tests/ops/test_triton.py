@@ -12,7 +12,8 @@ import torch
 
 from anyres.config import UserError
 from anyres.deploy.fuse import fuse
-from anyres.ops.kernels import check_triton, kernel_for, kernel_operations, triton_here, triton_kernels
+from anyres.ops.kernels import check_triton, kernel_for, kernel_operations, triton_here
+from anyres.ops.triton_switch import triton_kernels
 from tests.command import anyres
 from tests.models.zoo import build
 
@@ -50,7 +51,8 @@ sys.modules["triton"] = None
 import torch
 import anyres
 from anyres.deploy.fuse import fuse
-from anyres.ops.kernels import kernel_for, triton_kernels
+from anyres.ops.kernels import kernel_for
+from anyres.ops.triton_switch import triton_kernels
 from tests.models.zoo import build, stirred
 models = {family: stirred(build(family)).eval() for family in ("cait", "rest", "restv2", "resmlp", "deit3")}
 assert not [name for name in sys.modules if name.startswith("anyres.ops.triton")]

@@ -47,10 +47,11 @@ def test_who_waits_for_images_is_told_so_once(waited: float, worked: float, advi
     assert re.fullmatch(rf"\d+ images/s  data {share:.0%}  \d+\.\d GiB  ETA 0:00:0\d", clock.facts())
 
 
-def test_the_line_has_room_on_a_narrow_terminal() -> None:
+def test_the_line_has_room_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (80, 140):
         console = Console(width=width, force_terminal=True, record=True)
-        with Bar(console, "run", 100, 0, 10) as bar:
+        monkeypatch.setattr("anyres.training.log.get_console", lambda console=console: console)
+        with Bar("run", 100, 0, 10) as bar:
             bar.show(50, "loss 1.234  1000 images/s  data 10%  0.9 GiB  ETA 0:00:10")
         assert "ETA 0:00:10" in console.export_text()
 

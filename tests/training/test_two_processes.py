@@ -25,15 +25,15 @@ def harm() -> None:
     """The last process is given a pixel that is no number at step 2."""
     import anyres.runs.train as wiring
 
-    feed = wiring.feed
+    batches = wiring.training_batches
 
-    def harmed(recipe: Any, images: Any, plan: Any, start: int, accelerator: Any) -> Iterator[Any]:
-        for step, batch in enumerate(feed(recipe, images, plan, start, accelerator), start):
+    def harmed(recipe: Any, task: Any, images: Any, plan: Any, start: int, accelerator: Any) -> Iterator[Any]:
+        for step, batch in enumerate(batches(recipe, task, images, plan, start, accelerator), start):
             if step == 2 and accelerator.process_index == accelerator.num_processes - 1:
                 batch.views[0][-1, 0, 0, 0] = float("nan")
             yield batch
 
-    wiring.feed = harmed  # type: ignore[assignment]
+    wiring.training_batches = harmed  # type: ignore[assignment]
 
 
 def losses(out: Path, tiny: TinyRun, processes: int) -> list[tuple[int, float]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from anyres.config import UserError, nearest, need
 from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
-from anyres.storage import cache_root, offline
+from anyres.storage import cache_root, locked, offline
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,10 @@ def read_torchvision(name: str) -> Found:
 
 
 def _open(kind: str, root: Path, options: dict[str, Any]) -> Any:
-    from filelock import FileLock
     from torchvision import datasets
 
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{kind}.lock"):
+        with locked(root / f".{kind}.lock"):
             return getattr(datasets, kind)(str(root), **options, download=not offline())
     except (RuntimeError, OSError, ValueError, ImportError) as error:  # absent, no network, damaged, scipy for SVHN
         told = " ".join(str(error).split())

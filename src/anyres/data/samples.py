@@ -25,9 +25,11 @@ _ALWAYS = 10.0  # so many unreadable images never do, so that a few bad files do
 
 @runtime_checkable
 class Images(Protocol):
-    """What the loader reads: DecodedImages, or anything like it. ``cached``: whether they lie in memory."""
+    """What the loader reads: DecodedImages, or anything like it. ``cached``: whether they lie in memory; ``channels``:
+    of each of them."""
 
     cached: bool
+    channels: int
 
     def __len__(self) -> int: ...
 

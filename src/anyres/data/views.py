@@ -20,14 +20,14 @@ _LONGEST = 8  # evaluation cuts an image that is more than so many times as elon
 
 @config
 class ViewGroup:
-    """``count`` views of one ``size``, cut and colored as ``augment`` says but for what is given here (null: its)."""
+    """Several views of one size, cut and colored as ``augment`` says but for what is given here."""
 
-    size: str | int
-    count: int = 1
-    crop_scale: tuple[float, float] | None = None
-    grayscale: float | None = None
-    blur: float | None = None
-    solarize: float | None = None
+    size: str | int  # as 224 or 320x192 (height x width), in pixels
+    count: int = 1  # of views
+    crop_scale: tuple[float, float] | None = None  # instead of augment's; null: augment's
+    grayscale: float | None = None  # instead of augment's; null: augment's
+    blur: float | None = None  # instead of augment's; null: augment's
+    solarize: float | None = None  # instead of augment's; null: augment's
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(Size.parse(self.size)))
@@ -42,16 +42,12 @@ class ViewGroup:
 
 @config
 class ViewsConfig:
-    """The views of each training image, sorted so that the largest area comes first.
+    """The views of each training image, sorted so that the largest area comes first."""
 
-    ``sizes``: as ``224`` or ``320x192`` (height x width). ``share``: one augmentation at the largest size, from which
-    the others are resized; else each view is augmented by itself. ``groups``: instead of sizes, groups of views each
-    with its own crop scale and colors, as multi-crop has them; ``sizes`` is then worked out. Groups of one size keep
-    the order they are given in, so DINO's two global views come first.
-    """
-
-    sizes: tuple[str | int, ...] = _SIZES
-    share: bool = False
+    sizes: tuple[str | int, ...] = _SIZES  # as 224 or 320x192 (height x width), in pixels
+    share: bool = False  # one augmentation at the largest size, from which the others are resized; else one for each
+    # instead of sizes: groups of views each with its own crop scale and colors, as multi-crop has them; groups of one
+    # size keep the order they are given in, so DINO's two global views come first
     groups: tuple[ViewGroup, ...] = ()
 
     def __post_init__(self) -> None:

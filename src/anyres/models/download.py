@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyres.config import UserError
+from anyres.config import UserError, first_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -66,7 +66,7 @@ class Download:
             ):
                 _persist(self, client, show)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # what trying again cannot mend
-            raise UserError(f"cannot fetch {self.shown}: {_said(error)}; check the address") from error
+            raise UserError(f"cannot fetch {self.shown}: {first_line(error)}; check the address") from error
 
 
 class _Dropped(Exception):
@@ -198,10 +198,6 @@ def _told(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _said(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def _why(error: BaseException) -> str:
     """A failed connection in a user's words, with what to do."""
     import socket
@@ -213,18 +209,19 @@ def _why(error: BaseException) -> str:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, _Dropped):
-        return _said(error)
+        return first_line(error)
     if any(isinstance(c, socket.gaierror) for c in causes):
         return "its host is not known; check the address and that this machine is online"
     if any(isinstance(c, ssl.SSLError) for c in causes):
         return (
-            f"the connection is not secure ({_said(error)}); check the address, this machine's clock and certificates"
+            f"the connection is not secure ({first_line(error)}); check the address, this machine's clock and "
+            "certificates"
         )
     if any(isinstance(c, ConnectionRefusedError) for c in causes):
         return "the connection is refused; check the address and its port, or try again later"
     if any(isinstance(c, TimeoutError) for c in causes):
         return "the server does not answer in time; try again, it goes on where it stopped"
-    return f"the connection failed ({_said(error)}); try again, it goes on where it stopped"
+    return f"the connection failed ({first_line(error)}); try again, it goes on where it stopped"
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 
 from anyres.config import UserError
+from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
+from anyres.data.channels import channels_of, normalization
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
 from anyres.data.sources import Source, Wanted, open_source
@@ -32,8 +35,8 @@ def open_images(
     """One split of the recipe's data (or of ``data``), decoded into memory if the recipe says so and they fit.
 
     ``wanted``: see ``Task.wanted``. ``fit`` checks the source's targets, or counts them otherwise, before anything is
-    decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. Raises
-    UserError.
+    decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. They are
+    read with ``data.channels``, or what their files agree on. Raises UserError.
     """
     source = data or recipe.data.source
     if source is None:
@@ -42,7 +45,18 @@ def open_images(
     budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
     largest = max(max(size) for size in recipe.views.parsed)
     dct_side = largest if training and recipe.data.dct else None
-    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side)
+    channels, note = channels_of(opened.records, recipe.data.channels)
+    if training:
+        for _, augment in recipe.views.plan(recipe.augment):
+            check_channels(augment, channels)
+    opened = replace(opened, notes=(*opened.notes, *([note] if note else [])))
+    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side, channels=channels)
+
+
+def with_channels(recipe: Recipe, channels: int) -> Recipe:
+    """The recipe with ``data.channels``, and a mean and deviation for each of them. Raises UserError."""
+    mean, std = normalization(recipe.data.mean, recipe.data.std, channels)
+    return replace(recipe, data=replace(recipe.data, channels=channels, mean=mean, std=std))
 
 
 def reference_images(recipe: Recipe, images: DecodedImages) -> DecodedImages:

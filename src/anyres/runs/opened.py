@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,18 @@ from anyres.config import UserError, nearest
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import Source
 from anyres.evaluation.classes import Names, read_names
-from anyres.evaluation.curve import EvalResult, measure_quality
+from anyres.evaluation.curve import EvalResult, Quality, measure_quality
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.probe import Pooled, pool
-from anyres.evaluation.speed import measure_costs
-from anyres.flow import Batch, Size, SizeResult, pick_device
+from anyres.evaluation.speed import measure_costs_of
+from anyres.flow import Size, SizeResult, pick_device
 from anyres.models import create_model, list_models, variant
 from anyres.models.contract import Backbone
 from anyres.models.index import Weights, known_weights
 from anyres.models.weights import load_weights, read_metadata, read_state, weights_file
 from anyres.models.zoo import ALIASES
 from anyres.recipe import Recipe, build_recipe, read_recipe
-from anyres.runs.inputs import open_images, reference_images, scored_batches
+from anyres.runs.inputs import open_images, reference_images, scored_batches, with_channels
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
 
@@ -126,33 +126,48 @@ class TrainedModel:
         )
         return pool(self.model, shown, len(images), self.settings)
 
-    def measure(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> list[EvalResult]:
-        """Quality at each size, then the cost of all of them in turn; a progress bar on stderr. Raises UserError."""
+    def quality(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> dict[Size, Quality]:
+        """Metrics and scores per image at each size; a progress bar on stderr. Raises UserError."""
         shown = track(sizes, f"scoring {name or self.name}", transient=True, disable=not get_console().is_terminal)
         reference = reference_images(self.recipe, images) if self.task.compares else None
-        quality = {}
+        found = {}
         for size in shown:
             evaluators = self.task.evaluators(self.model, self._reference(reference, size))
-            batches = scored_batches(self.recipe, self.task, images, size, self.device)
-            quality[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
-        costs = measure_costs(self.model, sizes, self.device, self.autocast, TIMED_S)
-        described = tuple(metric for metric in self.task.metrics if metric.key in quality[sizes[0]].metrics)
-        return [
-            EvalResult(
-                SizeResult(name or self.name, size, found.metrics, described, found.scores.n, costs[size]),
-                found.scores,
-            )
-            for size, found in quality.items()
-        ]
+            batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
+            found[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
+        return found
+
+    def measure(self, images: DecodedImages, sizes: Sequence[Size]) -> list[EvalResult]:
+        """Quality at each size, then the cost of all of them in turn. Raises UserError."""
+        return measure_models({self.name: self}, images, sizes)[self.name]
 
     def _reference(self, images: DecodedImages | None, size: Size) -> Reference | None:
         if images is None:
             return None
-
-        def batches() -> Iterator[Batch]:
-            return scored_batches(self.recipe, self.task, images, size, self.device)
-
+        batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
         return Reference(batches, len(images), len(images.source.classes))
+
+
+def measure_models(
+    models: Mapping[str, TrainedModel], images: DecodedImages, sizes: Sequence[Size]
+) -> dict[str, list[EvalResult]]:
+    """Quality of every model at each size; then the cost of all models and sizes, timed in turn in one window.
+
+    The models run on one device in one precision. Raises UserError.
+    """
+    qualities = {name: model.quality(images, sizes, name) for name, model in models.items()}
+    settings = next(iter(models.values())).settings
+    networks = {name: model.model for name, model in models.items()}
+    channels = images.channels
+    costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S, channels=channels)
+    results: dict[str, list[EvalResult]] = {}
+    for name, model in models.items():
+        results[name] = []
+        for size, (metrics, scores) in qualities[name].items():
+            described = tuple(metric for metric in model.task.metrics if metric.key in metrics)
+            result = SizeResult(name, size, metrics, described, scores.n, costs[name, size])
+            results[name].append(EvalResult(result, scores))
+    return results
 
 
 def load(what: str | Path, weights: str | None = None, classes: Path | None = None) -> TrainedModel:
@@ -182,6 +197,7 @@ def open_run(folder: Path) -> TrainedModel:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
     recipe = read_recipe(folder / RECIPE)
+    recipe = with_channels(recipe, recipe.data.channels or 3)  # runs of earlier versions name none
     about = read_metadata(folder / WEIGHTS).get("anyres")
     if about is None:
         raise UserError(f"{folder / WEIGHTS} was not written by `anyres train`: it does not say what its classes are")
@@ -210,6 +226,7 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     if names and len(names) != count:
         raise UserError(f"{len(names)} classes are named, and {source} has {count}: correct --classes")
     recipe = build_recipe(_values(model, row, _native_side(model, row, state), about), source)
+    recipe = with_channels(recipe, len(recipe.data.mean))
     task = task_of(about)
     if task.wanted != "text":  # it has classes
         names = names or ((),) * count
@@ -286,6 +303,8 @@ def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     if len(recipe.views.sizes) > 1 and variant(recipe.model["name"]).family == "resmlp":
         options["any_size"] = True
+    if recipe.data.channels not in (None, 3):
+        options["in_chans"] = recipe.data.channels
     torch.manual_seed(recipe.train.seed)
     return create_model(recipe.model["name"], outputs, **options)
 

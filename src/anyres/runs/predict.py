@@ -63,7 +63,8 @@ def predict(
     trained = open_model(model)
     options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
-    return [found for some in chunks(images) for found in answer([pixels_of(image) for image in some])]
+    channels = len(trained.recipe.data.mean)
+    return [found for some in chunks(images) for found in answer([pixels_of(image, channels) for image in some])]
 
 
 def predict_files(
@@ -71,11 +72,12 @@ def predict_files(
 ) -> Iterator[tuple[Path, Answer | Unreadable]]:
     """Each file with its answer, or with why it cannot be read; so many at a time that memory stays bounded."""
     answer = answerer(trained, options, how)
+    channels = len(trained.recipe.data.mean)
     for some in chunks(paths):
         decoded: dict[Path, Tensor | Unreadable] = {}
         for path in some:
             try:
-                decoded[path] = decode(Record(path, -1, str(path))).image
+                decoded[path] = decode(Record(path, -1, str(path)), channels=channels).image
             except Unreadable as error:
                 decoded[path] = error
         pictures = [image for image in decoded.values() if isinstance(image, Tensor)]

@@ -25,8 +25,9 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
+from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
+from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
     check_apart,
@@ -34,6 +35,7 @@ from anyres.runs.inputs import (
     open_images,
     scored_batches,
     training_batches,
+    with_channels,
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
@@ -113,6 +115,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         return report_again(recipe, run, report and accelerator.is_main_process)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
+    recipe = with_channels(recipe, images.channels)
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
@@ -262,6 +265,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
+        if recipe.data.channels is None or before.data.channels is None:
+            known = before.data
+            recipe = replace(recipe, data=replace(recipe.data, channels=known.channels, mean=known.mean, std=known.std))
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
@@ -350,6 +356,7 @@ def score_views(
         if task.compares:
             opened = partial(batches, training, size)
             reference = Reference(opened, len(training), len(training.source.classes))
-        quality = measure_quality(model, task.evaluators(model, reference), size, batches(held_out, size), how)
+        evaluators = task.evaluators(model, reference)
+        quality = measure_quality(model, evaluators, size, partial(batches, held_out, size), how)
         values[f"{key}/{size}"] = quality.metrics[key].value
     return {key: sum(values.values()) / len(values), **values}

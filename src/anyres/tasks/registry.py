@@ -47,7 +47,9 @@ def task_class(name: str) -> Any:
 
 
 def known_metrics() -> dict[str, Metric]:
-    """What the tasks that are known here measure, by key."""
+    """What the tasks that are registered here, or by other packages, measure, by key."""
+    for point in entry_points(group="anyres.tasks"):
+        task_class(point.name)
     return {metric.key: metric for task in _TASKS.values() for metric in task.metrics}
 
 

@@ -76,6 +76,8 @@ class Positions(GridCache):
 def bake(folded: nn.Module, image: Float[Tensor, "b k h w"]) -> None:
     """Turn every tensor that depends on the grid alone into a constant, for the size of ``image``."""
     tables = [module for module in folded.modules() if isinstance(module, GridCache)]
+    if not tables:
+        return
     for table in tables:
         table.made.clear()
     with torch.no_grad():
