@@ -7,8 +7,9 @@
 Each commit is cloned to a temporary folder, and its source is measured: `anyres.create_model` under seeds and under the
 golden files' synthetic weights, and `python -m anyres train`, left alone, and killed in the middle of an epoch and
 started again. Nothing else of anyres is called, so commits of another layout can be compared. Tensors are compared by
-SHA-256, and what a commit gave is kept in .bench_data. ``--demo-results`` compares the scores of two files that `anyres demo` wrote; ``--demo`` runs the demo of both
-commits (10 minutes each). The exit code is 1 if anything differs or is missing.
+SHA-256, and what a commit gave is kept in .bench_data. ``--demo-results`` compares the scores of two files that `anyres
+demo` wrote; ``--demo`` runs the demo of both commits (10 minutes each). The exit code is 1 if anything differs, is
+missing, or failed.
 """
 
 from __future__ import annotations
@@ -303,7 +304,7 @@ def main() -> int:
         for found, path in zip(facts, options.demo_results, strict=True):
             found.update(demo_facts(path))
     rows = compare((facts[0], facts[1]))
-    different = [row for row in rows if row["base"] != row["head"]]
+    different = [row for row in rows if row["base"] != row["head"] or row["head"] == "failed"]
     width = max(len(row["what"]) for row in rows)
     for row in rows:
         verdict = "DIFFERS" if row in different else "same"
