@@ -23,7 +23,6 @@ EMPTY_WORDS = {"utils", "util", "misc", "helpers", "helper", "common", "base", "
 
 KNOWN = {}
 
-
 @cache
 def modules() -> dict[str, Path]:
     """Module -> file."""
