@@ -36,7 +36,7 @@ check: $(READY)                          ## style, types, import contracts
 	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples)
 	$(BIN)/lint-imports
 
-bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab.md
+bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/view_memory.py
 	$(BIN)/python benchmarks/resume.py

@@ -23,14 +23,7 @@ EMPTY_WORDS = {"utils", "util", "misc", "helpers", "helper", "common", "base", "
 
 KNOWN = {
     "cycles": {"anyres.models.identify_checkpoint anyres.models.registry anyres.models.weights"},
-    "arguments": {
-        "anyres.deploy.predictor:__init__",
-    },
-    "consoles": {
-        "anyres.data.builtin",
-        "anyres.data.cache",
-        "anyres.models.download",
-    },
+    "consoles": {"anyres.models.download"},
 }
 
 

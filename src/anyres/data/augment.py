@@ -34,8 +34,10 @@ _RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p)\d+(\.\d+)?)*")
 
 @config
 class AugmentConfig:
-    """How a training view is cut and colored. Colors are done in the order of the fields, then the view is normalized,
-    erased and mixed on the device."""
+    """How a training view is cut and colored.
+
+    Colors are done in this order: three_augment, rand_augment or color jitter, grayscale, blur, solarize.
+    """
 
     # ``resized`` cuts a box of crop_scale and crop_ratio and resizes it; ``padded`` pads 4 black pixels around and cuts
     # at random (for pictures that have the view's size, as CIFAR's); ``simple`` (DeiT III's SRC) resizes so that the
@@ -177,11 +179,11 @@ def one_pixel(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c 1 1"]:
     return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
 
 
-def resize(image: UInt8[Tensor, "c h w"], size: Size) -> UInt8[Tensor, "c H W"]:
-    """Bicubic and antialiased."""
+def resize(image: UInt8[Tensor, "c h w"], size: Size, interpolation: str = "bicubic") -> UInt8[Tensor, "c H W"]:
+    """Antialiased; ``interpolation``: ``bicubic`` or ``bilinear``."""
     if size == (1, 1):
         return one_pixel(image)
-    made: Tensor = F.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+    made: Tensor = F.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     return made
 
 
