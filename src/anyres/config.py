@@ -5,8 +5,9 @@ A leaf: nothing of anyres is imported here.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any, TypeVar, dataclass_transform
@@ -50,6 +51,13 @@ def config(cls: type[C]) -> type[C]:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """``"; did you mean 'a' or 'b'?"`` for the known words nearest to ``word``, else an empty string."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=0.5)
+    return "; did you mean " + " or ".join(repr(by_lower[c]) for c in close) + "?" if close else ""
 
 
 def override(base: C, values: Mapping[str, Any], what: str) -> C:
