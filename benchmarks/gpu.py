@@ -17,10 +17,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -35,13 +35,16 @@ from anyres.deploy.fuse import fuse
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.ops import attention, mixed_heads, residual
-from anyres.ops.kernels import kernel_operations, triton_kernels
+from anyres.ops.kernels import kernel_operations
+from anyres.ops.triton_switch import triton_kernels
 from anyres.runs.bench import COMPARED, timm_name
 
 PARTS = ("kernels", "throughput", "step")
 BF16 = torch.bfloat16
 
 Call = Callable[[], object]
+Contenders = Mapping[str, Callable[[], Call]]
+"""Name -> what builds the call to be timed."""
 Facts = dict[str, Any]
 
 
@@ -119,12 +122,10 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
 
-def contest(
-    ours: dict[str, Callable[[], Call]], theirs: dict[str, Callable[[], Call]], clock: Clock
-) -> tuple[Facts, dict[str, list[float]], float]:
+def contest(ours: Contenders, theirs: Contenders, clock: Clock) -> tuple[Facts, dict[str, list[float]], float]:
     """Builds and times all; ``ratio``: theirs / ours of the fastest of either side, median and range over rounds."""
     calls, failed = {}, {}
-    for name, make in (ours | theirs).items():
+    for name, make in {**ours, **theirs}.items():
         try:
             calls[name] = make()
             calls[name]()
@@ -160,7 +161,7 @@ def peer(what: str) -> tuple[str, Callable[[], nn.Module]]:
 def at_size(module: nn.Module, name: str, size: int) -> nn.Module:
     """timm's models are made for one size."""
     if name == "timm" and hasattr(module, "set_input_size"):
-        module.set_input_size(size)
+        cast(Any, module).set_input_size(size)
     return module
 
 
@@ -189,7 +190,7 @@ def throughput(what: str, size: int, batch: int, clock: Clock, compiled: bool = 
         def running(module: nn.Module, engine: str, kernels: bool) -> Call:
             return partial(build(module, Backend(engine, "bf16", kernels), x), x)
 
-        engines = ["eager", *(["inductor"] if compiled else [])]
+        engines = ["eager", "inductor"] if compiled else ["eager"]
         ours = {
             str(Backend(engine, "bf16", kernels)): partial(running, folded, engine, kernels)
             for engine in engines
@@ -201,9 +202,7 @@ def throughput(what: str, size: int, batch: int, clock: Clock, compiled: bool = 
     return fitting(batch, measure)
 
 
-def images_per_second(
-    ours: dict[str, Callable[[], Call]], others: dict[str, Callable[[], Call]], clock: Clock, count: int, flops: int
-) -> Facts:
+def images_per_second(ours: Contenders, others: Contenders, clock: Clock, count: int, flops: int) -> Facts:
     """A contest whose calls take ``count`` images of ``flops`` each."""
     facts, times, rate = contest(ours, others, clock)
     speed = {each: count / statistics.median(times[each]) for each in times}

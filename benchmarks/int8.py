@@ -90,9 +90,8 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
         except UserError as error:
             found["failed"] = str(error)
             continue
-        pairs = [
-            (predictor.forward(b.views[0]).argmax(1), b.targets.of(0)) for b in batches(trained, trained.images(), SIDE)
-        ]
+        shown = batches(trained, trained.images(), SIDE)
+        pairs = [(predictor.forward(b.views[0]).argmax(1), b.targets.of(0)) for b in shown]
         answers[text] = torch.cat([answer for answer, _ in pairs])
         target = torch.cat([labels for _, labels in pairs])
         found["top1"][text] = round(100 * (answers[text] == target).double().mean().item(), 2)

@@ -26,7 +26,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import PIL
@@ -84,7 +84,7 @@ def _blacken() -> None:
     ImageOps.posterize = lambda image, bits: real(image, bits) if bits else Image.new("RGB", image.size)
 
 
-def peer(folder: Path, *, floats: bool) -> Iterator[int]:
+def peer(folder: Path, *, floats: bool) -> Generator[int]:
     """Sizes of batches, for ever."""
     data = PeerImages(sorted(folder.rglob("*.jpg")), floats=floats)
     sampler = RandomSampler(data, replacement=True, num_samples=10**7)
@@ -94,7 +94,7 @@ def peer(folder: Path, *, floats: bool) -> Iterator[int]:
         yield len(views[0])
 
 
-def ours(folder: Path, *, floats: bool, dct: bool = False) -> Iterator[int]:
+def ours(folder: Path, *, floats: bool, dct: bool = False) -> Generator[int]:
     """Sizes of batches, for ever."""
     source = open_source(str(folder), "trainval")
     images = DecodedImages(source, None, 0.0, dct_side=max(SIZES) if dct else None, progress=False)
@@ -109,7 +109,7 @@ def ours(folder: Path, *, floats: bool, dct: bool = False) -> Iterator[int]:
         yield len(batch.views[0])
 
 
-def images_per_s(start: Callable[[], Iterator[int]], seconds: float) -> float:
+def images_per_s(start: Callable[[], Generator[int]], seconds: float) -> float:
     """Of a fresh loader, after its first batches."""
     batches = start()
     for _ in itertools.islice(batches, WARM_UP):
@@ -121,7 +121,7 @@ def images_per_s(start: Callable[[], Iterator[int]], seconds: float) -> float:
     return count / spent
 
 
-def compare(a: Callable[[], Iterator[int]], b: Callable[[], Iterator[int]], seconds: float, rounds: int) -> dict:
+def compare(a: Callable[[], Generator[int]], b: Callable[[], Generator[int]], seconds: float, rounds: int) -> dict:
     """Images/s of peer and ours in turns; the ratio of each round, their median and spread."""
     pairs = [(images_per_s(a, seconds), images_per_s(b, seconds)) for _ in range(rounds)]
     ratios = sorted(second / first for first, second in pairs)
@@ -141,7 +141,7 @@ def stages(folder: Path) -> dict[str, dict[str, float]]:
     images = DecodedImages(source, None, 0.0, progress=False)
     how = AugmentConfig(rand_augment=RAND_AUGMENT)
     measured = measure_loading(images, how, ViewsConfig(sizes=SIZES), batch_size=BATCH, workers=0, seconds=3.0)
-    files = [record.source.read_bytes() for record in source.records[:100]]
+    files = [record.source.read_bytes() for record in source.records[:100] if isinstance(record.source, Path)]
     decoders = {
         "pillow": lambda data: Image.open(io.BytesIO(data)).convert("RGB"),
         "torchvision": lambda data: torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)),

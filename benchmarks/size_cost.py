@@ -25,6 +25,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.progress import track
+from torch import nn
 
 from anyres.deploy.engines.backend import Backend, build
 from anyres.deploy.fuse import fuse
@@ -52,7 +53,7 @@ FORMS = {"plain": Backend("eager", "fp32"), "folded": Backend("openvino", "bf16"
 def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:
     """Milliseconds of one image, and MiB above what the process held (in a process of its own)."""
     torch.manual_seed(0)
-    model = create_model(name, **OPTIONS[name]).eval()
+    model: nn.Module = create_model(name, **OPTIONS[name]).eval()
     x = torch.randn(1, 3, side, side)
     if form == "folded":
         model = fuse(model, (side, side))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shlex
@@ -10,7 +11,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -87,6 +89,22 @@ class Run:
 
     def _said(self, rank: int = 0) -> Path:
         return self.out.with_name(f"{self.out.name}.{rank}.txt")
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """The sentences that anyres logs meanwhile, with or without a command line that prints them."""
+    said: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("anyres")
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _anyres(words: list[str], said: Path, world: dict[str, str], before: Callable[[], None] | None) -> None:

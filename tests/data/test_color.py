@@ -108,7 +108,7 @@ def test_a_line_does_not_fill_the_memory(crop: str, shape: tuple[int, int]) -> N
 
 
 def test_probabilities_of_each_colour_step() -> None:
-    """DINO's second global view: jitter 0.8, grey 0.2, blur 0.1, solarised 0.2 (recipes X2), each by itself."""
+    """DINO's second global view: jitter 0.8, grey 0.2, blur 0.1, solarised 0.2 (DINO, appendix C), each by itself."""
     n = 500
     image = Image.fromarray(PIXELS)
     for name, p, done in (
@@ -137,7 +137,7 @@ def test_probabilities_of_each_colour_step() -> None:
     ],
 )
 def test_the_order_of_the_steps(monkeypatch: pytest.MonkeyPatch, options: dict[str, object], order: list[str]) -> None:
-    """DeiT III: one of three, then jitter. DINO: jitter, grey, blur, solarize (recipes D8 and X2)."""
+    """DeiT III: one of three, then jitter. DINO: jitter, grayscale, blur, solarize."""
     module = importlib.import_module("anyres.data.augment")
     done: list[str] = []
 
@@ -168,7 +168,7 @@ def test_options_that_exclude_each_other(options: dict[str, object], line: str) 
         AugmentConfig(**options)
 
 
-# recipes 0.1: the argument of each of RandAugment's 15 operations at magnitude m; +- is a fair coin
+# The argument of each of RandAugment's 15 operations at magnitude m; +- is a fair coin
 TABLE = {
     "AutoContrast": None,
     "Equalize": None,

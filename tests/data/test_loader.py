@@ -28,6 +28,7 @@ class Pictures:
     """n pictures in memory, each filled with its own number; those in ``bad`` cannot be read."""
 
     cached = True
+    channels = 3
 
     def __init__(self, n: int, bad: Sequence[int] = (), note: str | None = None) -> None:
         self.n, self.bad, self.note = n, set(bad), note

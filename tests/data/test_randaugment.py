@@ -75,7 +75,7 @@ def test_a_flat_picture_keeps_its_colour_and_bare_parts_have_the_fill(
 
 
 def test_magnitude_ten_makes_a_picture_black_and_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm then keeps 4 - int(0.4 m) = 0 bits (recipes 0.1), which Pillow 13 refuses."""
+    """timm then keeps 4 - int(0.4 m) = 0 bits, which Pillow 13 refuses."""
     _, ours = operations(monkeypatch, "rand-m9-mstd0.5-inc1")["PosterizeIncreasing"]
     ours.magnitude, ours.magnitude_std = 10, 0
     assert not ours(Drawn(picture(8, 8))).pixels.any()

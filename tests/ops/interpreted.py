@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from anyres.ops import attention, mixed_heads, residual
 from anyres.ops import triton as kernels
-from anyres.ops.kernels import kernel_operations, triton_kernels
+from anyres.ops.kernels import kernel_operations
+from anyres.ops.triton_switch import triton_kernels
 from tests.models.zoo import build, stirred
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

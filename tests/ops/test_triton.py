@@ -50,7 +50,8 @@ sys.modules["triton"] = None
 import torch
 import anyres
 from anyres.deploy.fuse import fuse
-from anyres.ops.kernels import kernel_for, triton_kernels
+from anyres.ops.kernels import kernel_for
+from anyres.ops.triton_switch import triton_kernels
 from tests.models.zoo import build, stirred
 models = {family: stirred(build(family)).eval() for family in ("cait", "rest", "restv2", "resmlp", "deit3")}
 assert not [name for name in sys.modules if name.startswith("anyres.ops.triton")]

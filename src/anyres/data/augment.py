@@ -36,33 +36,28 @@ _RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p)\d+(\.\d+)?)*")
 class AugmentConfig:
     """How a training view is cut and colored.
 
-    ``crop``: ``resized`` cuts a box of ``crop_scale`` of the area and ``crop_ratio`` (width/height) and resizes it;
-    ``padded`` pads 4 black pixels around and cuts at random (for pictures that have the view's size, as CIFAR's);
-    ``simple`` (DeiT III's SRC) resizes so that the view is just covered, pads 4 mirrored pixels and cuts at random.
-    Colors, in the order of doing: ``three_augment``: exactly one of grayscale, solarized and blurred (DeiT III), with
-    neither rand_augment nor erasing nor the three by themselves. ``rand_augment``: timm's string, as
-    ``rand-m9-mstd0.5-inc1``, or color jitter with the strengths ``brightness``, ``contrast``, ``saturation``, ``hue``
-    and the probability ``jitter``. ``grayscale``, ``blur`` (Gaussian, radius 0.1 to 2 pixels), ``solarize`` (values
-    from 128 on inverted): probabilities. ``erasing``: probability of a box of noise, drawn after normalising
-    (mix.erase).
+    Colors are done in this order: three_augment, rand_augment or color jitter, grayscale, blur, solarize.
     """
 
+    # ``resized`` cuts a box of crop_scale and crop_ratio and resizes it; ``padded`` pads 4 black pixels around and cuts
+    # at random (for pictures that have the view's size, as CIFAR's); ``simple`` (DeiT III's SRC) resizes so that the
+    # view is just covered, pads 4 mirrored pixels and cuts at random
     crop: Literal["resized", "padded", "simple"] = "resized"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter: float = 1.0
-    three_augment: bool = False
-    rand_augment: str | None = None
-    grayscale: float = 0.0
-    blur: float = 0.0
-    solarize: float = 0.0
-    erasing: float = 0.0
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area, least and most
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, least and most
+    flip: float = 0.5  # probability of mirroring left to right
+    brightness: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
+    contrast: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
+    saturation: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
+    hue: float = 0.0  # strength of color jitter: shifts from -x to x of the color wheel, at most 0.5
+    jitter: float = 1.0  # probability of color jitter
+    three_augment: bool = False  # DeiT III: exactly one of grayscale, solarize and blur, before color jitter
+    rand_augment: str | None = None  # timm's string, as rand-m9-mstd0.5-inc1, instead of color jitter
+    grayscale: float = 0.0  # probability of luma in all three channels
+    blur: float = 0.0  # probability of Gaussian blur of a radius of 0.1 to 2 pixels
+    solarize: float = 0.0  # probability of inverting values from 128 on
+    erasing: float = 0.0  # probability of a box of noise, drawn after normalizing (mix.erase)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of resized crops and RandAugment's geometry
 
     def __post_init__(self) -> None:
         if self.jitters and self.rand_augment:
@@ -184,11 +179,11 @@ def one_pixel(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c 1 1"]:
     return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
 
 
-def resize(image: UInt8[Tensor, "c h w"], size: Size) -> UInt8[Tensor, "c H W"]:
-    """Bicubic and antialiased."""
+def resize(image: UInt8[Tensor, "c h w"], size: Size, interpolation: str = "bicubic") -> UInt8[Tensor, "c H W"]:
+    """Antialiased; ``interpolation``: ``bicubic`` or ``bilinear``."""
     if size == (1, 1):
         return one_pixel(image)
-    made: Tensor = F.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+    made: Tensor = F.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     return made
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import rich
+from rich.progress import track
 
 from anyres.config import UserError
 from anyres.data.decode import Decoded, Unreadable, decode, decode_in_thread
@@ -23,7 +25,7 @@ class DecodedImages:
     All are decoded now, by threads, and kept when their estimated total is at most ``budget_gib`` GiB (``cached``);
     else each is decoded when asked for. ``images[i]`` -> Decoded, or raises Unreadable; the same either way.
     ``images.full(i)``: with all the pixels of the file, decoded anew. ``dct_side``: JPEGs may be decoded at a fraction
-    that keeps this short side (see decode).
+    that keeps this short side. ``channels``: of every image, as ``channels.channels_of`` says (see decode).
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class DecodedImages:
         budget_gib: float = 4.0,
         *,
         dct_side: int | None = None,
+        channels: int = 3,
         progress: bool = True,
     ) -> None:
-        self.source, self.short_side, self.dct_side = source, short_side, dct_side
+        self.source, self.short_side, self.dct_side, self.channels = source, short_side, dct_side, channels
         self._kept: list[Decoded | Unreadable] | None = None
         self._unreadable: dict[int, Unreadable] = {}
         self._converted: dict[int, tuple[str, str]] = {}
@@ -62,7 +65,7 @@ class DecodedImages:
                 raise Unreadable(kept.name, kept.reason)
             return kept
         try:
-            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side, self.dct_side)
+            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side, self.dct_side, self.channels)
         except Unreadable as error:
             done = error
         self._remember(i, done)
@@ -72,7 +75,7 @@ class DecodedImages:
 
     def full(self, i: int) -> Decoded:
         """Image i with all the pixels of its file, whatever is kept; raises Unreadable."""
-        return decode(self.source.records[i])
+        return decode(self.source.records[i], channels=self.channels)
 
     def report(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(unreadable, converted), as far as this process knows: (name, reason) and (name, what was done)."""
@@ -104,32 +107,12 @@ class DecodedImages:
     def _decode_all(self, records: Sequence[Record], *, progress: bool = False) -> list[Decoded | Unreadable]:
         def one(record: Record) -> Decoded | Unreadable:
             try:
-                return decode_in_thread(record, self.short_side, self.dct_side)
+                return decode_in_thread(record, self.short_side, self.dct_side, self.channels)
             except Unreadable as error:
                 return error
 
         with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             warnings.simplefilter("ignore")  # Pillow's, in all threads
             done = pool.map(one, records)
-            return list(_watched(done, len(records)) if progress else done)
-
-
-def _watched(done: Iterable[Decoded | Unreadable], total: int) -> Iterator[Decoded | Unreadable]:
-    """Pass on what is done; a progress bar on stderr from the second second on."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    start = time.monotonic()
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task("Decoding images", total=total)
-    shown = False
-    try:
-        for i, item in enumerate(done, 1):
-            if not shown and time.monotonic() - start > 1:
-                bar.start()
-                shown = True
-            bar.update(task, completed=i)
-            yield item
-    finally:
-        if shown:
-            bar.stop()
+            shown = progress and rich.get_console().is_terminal
+            return list(track(done, "Decoding images", len(records), transient=True, disable=not shown))

@@ -67,7 +67,6 @@ class LoaderOptions:
 
     workers: int | None = None  # processes; None: chosen by the images and the machine
     max_unreadable: float = 0.01  # share of the images that may be unreadable; ten always may, unless it is 0
-    channels: int = 3  # of the images, for which memory is set aside
     reuse: bool = False  # a batch's views may be overwritten once two more have been taken
     geometry: bool = False  # whether batches carry the geometry of each view
 
@@ -101,7 +100,7 @@ def train_batches(
     workers = choose_workers(images.cached) if options.workers is None else options.workers
     buffer = None
     if options.reuse and workers and _can_fork() and not torch.cuda.is_available():  # there batches are pinned
-        room = sum(options.channels * size.height * size.width for size in views.parsed)
+        room = sum(images.channels * size.height * size.width for size in views.parsed)
         buffer = SharedBatchBuffer(workers, PREFETCHED + 2, batch_size // world * room)
     dataset = TrainSamples(
         images,
@@ -124,6 +123,7 @@ def eval_batches(
     *,
     crop: float = 0.875,
     warp: bool = False,
+    interpolation: str = "bicubic",
     batch_size: int = 64,
     rank: Rank = Rank(),
     options: LoaderOptions = LoaderOptions(),
@@ -135,7 +135,9 @@ def eval_batches(
     _check_count(images, records)
     mine = [(0, i) for i in range(rank.rank, len(images), rank.world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(images, Annotated(records, reader), size, crop, warp, geometry=options.geometry)
+    dataset = EvalSamples(
+        images, Annotated(records, reader), size, crop, warp, interpolation, geometry=options.geometry
+    )
     workers = choose_workers(images.cached) if options.workers is None else options.workers
     batches = _batches(_make_loader(dataset, chunks, workers))
     return _without_empty(batches, must_read=rank.world == 1)

@@ -118,7 +118,9 @@ class _Maker:
             data = record.source.read_bytes() if isinstance(record.source, Path) else record.source
             data = data if isinstance(data, bytes) else data.read()
         with self.clock("decode"):
-            return decode(replace(record, source=data), self.images.short_side, self.images.dct_side).view
+            return decode(
+                replace(record, source=data), self.images.short_side, self.images.dct_side, self.images.channels
+            ).view
 
     def _views(self, picture: View, index: int) -> tuple[View, ...]:
         made = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from anyres.config import UserError
 from anyres.flow import Stored
 
-_FORMATS = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif jp2 tga ico"
+_FORMATS = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif jp2 tga ico npy"
 ENDINGS = frozenset("." + ending for ending in _FORMATS.split())
 FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_OF = {folder: split for split, folders in FOLDERS.items() for folder in folders}

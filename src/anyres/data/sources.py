@@ -13,8 +13,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
+
+from braceexpand import braceexpand
 
 from anyres.config import UserError, nearest
 from anyres.data.manifests import read_csv, read_jsonl
@@ -113,8 +116,43 @@ def _read_builtin(fine: bool) -> Found:
     return Found(parts)
 
 
+Reader = Callable[[Sequence[Path]], Found]
+"""The files of one set -> its images by split, with labels as text."""
 _SINGLE: dict[str, Callable[[Path], Found]] = {".csv": read_csv, ".jsonl": read_jsonl, ".ndjson": read_jsonl}
-_SEVERAL: dict[str, Callable[[Sequence[Path]], Found]] = {".tar": read_shards, ".parquet": read_parquet}
+_SEVERAL: dict[str, Reader] = {".tar": read_shards, ".parquet": read_parquet}
+READERS = "anyres.readers"
+"""The entry-point group in which another package names its readers, each by the ending it reads (``npz``)."""
+
+
+def register_reader(ending: str) -> Callable[[Reader], Reader]:
+    """Decorator: makes ``read(paths) -> Found`` the reader of files with this ending, such as ``.npz``.
+
+    ``--data set.npz`` then works everywhere, and so does a pattern or a folder of such files. ``paths``: the files of
+    one set. ``Found`` (``anyres.data.raw_dataset``) holds the images of each split (``train``, ``val``, ``test``) as
+    ``Item``: a name that stays, labels as text (one, several or none), and the source: a path, the bytes of an image
+    file, or an object whose ``read()`` returns such bytes. A package does the same for its users with an entry point in
+    the group ``anyres.readers``. Raises UserError for an ending that is taken.
+    """
+    ending = ending.lower()
+    if not ending.startswith(".") or ending in _SINGLE or ending in ENDINGS:
+        raise UserError(f"files ending in {ending!r} cannot have a reader: give an ending of your own, as .npz")
+
+    def register(read: Reader) -> Reader:
+        known = _SEVERAL.setdefault(ending, read)
+        if known.__qualname__ != read.__qualname__:
+            raise UserError(f"files ending in {ending!r} have a reader already: {known.__qualname__}")
+        return read
+
+    return register
+
+
+def _reader(ending: str) -> Reader | None:
+    """The reader of files with this ending; None: there is none."""
+    if ending and ending not in {*_SEVERAL, *_SINGLE, *ENDINGS}:
+        for point in entry_points(group=READERS):
+            if point.name.lstrip(".").lower() == ending[1:]:
+                register_reader(ending)(point.load())
+    return _SEVERAL.get(ending)
 
 
 def _read_files(paths: Sequence[Path]) -> Found:
@@ -123,8 +161,8 @@ def _read_files(paths: Sequence[Path]) -> Found:
     if len(endings) > 1:
         raise UserError(f"{paths[0].parent} has files of different kinds ({', '.join(endings)}): name one kind")
     (ending,) = endings
-    if ending in _SEVERAL:
-        return _SEVERAL[ending](paths)
+    if read := _reader(ending):
+        return read(paths)
     if ending in _SINGLE and len(paths) == 1:
         return _SINGLE[ending](paths[0])
     if ending in _SINGLE:
@@ -139,18 +177,26 @@ def _files_of(folder: Path) -> list[Path]:
     """The shards or parquet files of a folder that holds nothing else than files; none where there are pictures."""
     if _subfolders(folder) or _images_in(folder):
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SEVERAL and path.is_file())
+    return sorted(path for path in folder.iterdir() if _reader(path.suffix.lower()) and path.is_file())
 
 
 def expand(pattern: str) -> list[Path]:
     """``a-{00..12}.tar``, ``{train,val}/*.tar`` -> the files, in order. Raises UserError for one that is not there."""
     paths: list[Path] = []
-    for word in _braces(pattern):
+    for word in _words(pattern):
         found = _matching(Path(word))
         if not found or not found[0].is_file():
             raise UserError(f"no file {word}" + (f", of the pattern {pattern}" if word != pattern else ""))
         paths += found
     return list(dict.fromkeys(paths))
+
+
+def _words(pattern: str) -> list[str]:
+    """What a shell makes of braces: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:  # one without its other: a file may be called so
+        return [pattern]
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -159,33 +205,6 @@ def _matching(pattern: Path) -> list[Path]:
     if wild is None:
         return [pattern]
     return sorted(Path(*pattern.parts[:wild]).glob(str(Path(*pattern.parts[wild:]))))
-
-
-def _braces(pattern: str) -> list[str]:
-    """The words of a shell's brace expansion: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
-    start = pattern.find("{")
-    depth, commas, end = 0, [start], -1
-    for i in range(start, len(pattern)) if start >= 0 else ():
-        depth += (pattern[i] == "{") - (pattern[i] == "}")
-        if pattern[i] == "," and depth == 1:
-            commas.append(i)
-        if depth == 0:
-            end = i
-            break
-    if end < 0:
-        return [pattern]
-    inner, rest = pattern[start + 1 : end], _braces(pattern[end + 1 :])
-    if match := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        width = len(match[1]) if match[1].startswith("0") else 0
-        options = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
-        if not options:
-            raise UserError(f"the range {{{inner}}} of {pattern} is empty: write it as {{000..009}}")
-    elif len(commas) > 1:
-        pieces = [pattern[a + 1 : b] for a, b in zip(commas, [*commas[1:], end], strict=True)]
-        options = [word for piece in pieces for word in _braces(piece)]
-    else:
-        options = [f"{{{word}}}" for word in _braces(inner)]
-    return [f"{pattern[:start]}{option}{tail}" for option in options for tail in rest]
 
 
 def _missing(path: Path, data: str) -> str:

@@ -20,14 +20,14 @@ _LONGEST = 8  # evaluation cuts an image that is more than so many times as elon
 
 @config
 class ViewGroup:
-    """``count`` views of one ``size``, cut and colored as ``augment`` says but for what is given here (null: its)."""
+    """Several views of one size, cut and colored as ``augment`` says but for what is given here."""
 
-    size: str | int
-    count: int = 1
-    crop_scale: tuple[float, float] | None = None
-    grayscale: float | None = None
-    blur: float | None = None
-    solarize: float | None = None
+    size: str | int  # as 224 or 320x192 (height x width), in pixels
+    count: int = 1  # of views
+    crop_scale: tuple[float, float] | None = None  # instead of augment's; null: augment's
+    grayscale: float | None = None  # instead of augment's; null: augment's
+    blur: float | None = None  # instead of augment's; null: augment's
+    solarize: float | None = None  # instead of augment's; null: augment's
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(Size.parse(self.size)))
@@ -42,16 +42,12 @@ class ViewGroup:
 
 @config
 class ViewsConfig:
-    """The views of each training image, sorted so that the largest area comes first.
+    """The views of each training image, sorted so that the largest area comes first."""
 
-    ``sizes``: as ``224`` or ``320x192`` (height x width). ``share``: one augmentation at the largest size, from which
-    the others are resized; else each view is augmented by itself. ``groups``: instead of sizes, groups of views each
-    with its own crop scale and colors, as multi-crop has them; ``sizes`` is then worked out. Groups of one size keep
-    the order they are given in, so DINO's two global views come first.
-    """
-
-    sizes: tuple[str | int, ...] = _SIZES
-    share: bool = False
+    sizes: tuple[str | int, ...] = _SIZES  # as 224 or 320x192 (height x width), in pixels
+    share: bool = False  # one augmentation at the largest size, from which the others are resized; else one for each
+    # instead of sizes: groups of views each with its own crop scale and colors, as multi-crop has them; groups of one
+    # size keep the order they are given in, so DINO's two global views come first
     groups: tuple[ViewGroup, ...] = ()
 
     def __post_init__(self) -> None:
@@ -193,18 +189,19 @@ def eval_plan(image: Size, size: Size, crop: float = 0.875, warp: bool = False) 
 
 
 def eval_view(
-    image: UInt8[Tensor, "c h w"], size: Size, crop: float = 0.875, warp: bool = False
+    image: UInt8[Tensor, "c h w"], size: Size, crop: float = 0.875, warp: bool = False, interpolation: str = "bicubic"
 ) -> UInt8[Tensor, "c H W"]:
-    """The image resized to cover int(H / crop) x int(W / crop), then its center H x W; bicubic, antialiased.
+    """The image resized to cover int(H / crop) x int(W / crop), then its center H x W; antialiased.
 
     For a square of side S that is torchvision's Resize(int(S / crop)) and CenterCrop(S): within 2 gray levels of
     Pillow's pixels, 0.005 on average, in a fifth of its time. ``warp``: resized to H x W whatever its shape.
     An image more than 8 times as elongated as the view loses its ends first, for memory's sake.
-    ``eval_geometry`` says where the pixels come from. Raises UserError when ``crop`` is not in (0, 1].
+    ``interpolation``: ``bicubic`` or ``bilinear``. ``eval_geometry`` says where the pixels come from. Raises UserError
+    when ``crop`` is not in (0, 1].
     """
     plan = eval_plan(Size(*image.shape[-2:]), size, crop, warp)
     top, left, height, width = plan.kept
-    covered = resize(image[:, top : top + height, left : left + width], plan.covered)
+    covered = resize(image[:, top : top + height, left : left + width], plan.covered, interpolation)
     top, left = plan.at
     return covered[:, top : top + size.height, left : left + size.width].contiguous()
 

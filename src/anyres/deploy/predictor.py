@@ -57,6 +57,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]  # of each channel
     crop: float  # the centre crop's share of the short side, in (0, 1]
     warp: bool = False  # resize to the size without cropping
+    interpolation: str = "bicubic"  # or bilinear
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class Predictor:
     def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b c h w"]:
         """Images as model input: decoded, resized, cropped, normalized. Raises UserError."""
         how = self.preprocessing
-        views = [eval_view(pixels_of(picture), self.size, how.crop, how.warp) for picture in pictures]
+        decoded = (pixels_of(picture, len(how.mean)) for picture in pictures)
+        views = [eval_view(image, self.size, how.crop, how.warp, how.interpolation) for image in decoded]
         count = torch.arange(len(views))
         made = normalize(Batch((torch.stack(views),), Labels(count), count), how.mean, how.std, self.device)
         return made.views[0]
@@ -260,7 +262,8 @@ class Predictor:
 def preprocessing_of(model: Backbone) -> Preprocessing:
     """What the model's ``pretrained_cfg`` says."""
     config = model.pretrained_cfg
-    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), float(config["crop_pct"]))
+    crop, how = float(config["crop_pct"]), config["interpolation"]
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), crop, interpolation=how)
 
 
 def likeliest(shares: Float[Tensor, "b k"], names: Sequence[str], top: int) -> list[list[Prediction]]:
@@ -286,17 +289,17 @@ def machine(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def pixels_of(picture: Picture) -> UInt8[Tensor, "3 h w"]:
-    """An image decoded as in training: upright, RGB. Raises UserError."""
+def pixels_of(picture: Picture, channels: int = 3) -> UInt8[Tensor, "c h w"]:
+    """An image decoded as everywhere here: upright, with so many channels. Raises UserError."""
     if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-            raise UserError(f"a picture is uint8 (3, h, w), not {picture.dtype} {tuple(picture.shape)}")
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != channels:
+            raise UserError(f"an image is uint8 ({channels}, h, w), not {picture.dtype} {tuple(picture.shape)}")
         return picture
     if isinstance(picture, Image.Image):
         whole = io.BytesIO()  # through a file's bytes, so that alpha, palettes and depths are treated as a file's are
         ImageOps.exif_transpose(picture).save(whole, "PNG", compress_level=0)
-        return decode(Record(whole.getvalue(), -1, "the picture")).image
+        return decode(Record(whole.getvalue(), -1, "the picture"), channels=channels).image
     try:
-        return decode(Record(Path(picture), -1, str(picture))).image
+        return decode(Record(Path(picture), -1, str(picture)), channels=channels).image
     except Unreadable as error:
         raise UserError(f"{error.name} is unreadable: {error.reason}") from None

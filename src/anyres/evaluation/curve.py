@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,16 +39,25 @@ class Quality(NamedTuple):
 
 
 def measure_quality(
-    model: nn.Module, evaluators: Sequence[Evaluator], size: Size, batches: Iterable[Batch], how: EvalSettings
+    model: nn.Module,
+    evaluators: Sequence[Evaluator],
+    size: Size,
+    batches: Callable[[], Iterable[Batch]],
+    how: EvalSettings,
 ) -> Quality:
-    """Score ``model`` on ``batches`` of ``size`` with every evaluator.
+    """Score ``model`` with every evaluator, each on the images of ``batches()``, all of ``size``.
 
-    Raises UserError as ``Evaluator.run`` does, and ValueError for a batch of another size.
+    Raises UserError as ``Evaluator.run`` does, and ValueError for a batch of another size, and where two evaluators
+    measure the same.
     """
-    shown = _only(size, batches)
-    seen: Iterable[Batch] = list(shown) if len(evaluators) > 1 else shown
-    scored = [evaluator.run(model, seen, how) for evaluator in evaluators]
-    return Quality({key: value for one in scored for key, value in one.estimates().items()}, scored[0])
+    scored = [evaluator.run(model, _only(size, batches()), how) for evaluator in evaluators]
+    metrics: dict[str, Estimate] = {}
+    for one in scored:
+        found = one.estimates()
+        if both := found.keys() & metrics:
+            raise ValueError(f"two evaluators measure {min(both)!r}")
+        metrics |= found
+    return Quality(metrics, scored[0])
 
 
 def _only(size: Size, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -67,10 +76,11 @@ def write_csv(results: Sequence[SizeResult], path: Path) -> None:
     metrics, and more of the cost.
     """
     rows = [result.row() for result in results]
+    columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
     with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(rows[0] if rows else (*FIRST, "top1", *COST))
-        table.writerows(row.values() for row in rows)
+        table = csv.DictWriter(file, columns or [*FIRST, "top1", *COST], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def read_csv(path: Path, known: Mapping[str, Metric]) -> list[SizeResult]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor, nn
 
@@ -61,7 +62,13 @@ class LabelScores:
     @cached_property
     def average_precision(self) -> Float64[np.ndarray, " k"]:
         """Of each class, in [0, 1]; NaN for one that no image has."""
-        each: Float64[np.ndarray, " k"] = _average_precision(self.target, self.logits, np.ones((1, self.n)))[0]
+        from torchmetrics.functional.classification import multilabel_average_precision
+
+        shown = np.asarray(self.target.any(0))
+        chances = torch.from_numpy(self.logits[:, shown].astype(np.float64)).sigmoid()
+        target = torch.from_numpy(self.target[:, shown].astype(np.int64))
+        each = np.full(len(shown), np.nan)
+        each[shown] = multilabel_average_precision(chances, target, int(shown.sum()), average="none").numpy()
         return each
 
     @property
@@ -83,9 +90,11 @@ class LabelScores:
     @property
     def f1(self) -> float:
         """Mean F1 at 0.5 over the classes that any image has, in [0, 1]."""
-        hits, both = (self.predicted & self.target).sum(0), self.predicted.sum(0) + self.target.sum(0)
-        shown = self.target.any(0)
-        return float((2 * hits[shown] / both[shown]).mean())
+        from torchmetrics.functional.classification import multilabel_f1_score
+
+        shown = np.asarray(self.target.any(0))
+        decided, target = (torch.from_numpy(x[:, shown].astype(np.int64)) for x in (self.predicted, self.target))
+        return float(multilabel_f1_score(decided, target, int(shown.sum()), average="macro"))
 
     @property
     def loss(self) -> float:
@@ -147,7 +156,10 @@ def _judge(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 def _average_precision(
     target: Bool[np.ndarray, "n k"], logits: Float32[np.ndarray, "n k"], weights: Float64[np.ndarray, "r n"]
 ) -> Float64[np.ndarray, "r k"]:
-    """Of each class, for each of r weightings of the images; NaN where no image of any weight has it."""
+    """Of each class, for each of r weightings of the images; NaN where no image of any weight has it.
+
+    For the bootstrap, which torchmetrics would need a copy of the scores for each resample for.
+    """
     found = np.full((len(weights), target.shape[1]), np.nan)
     for c in np.flatnonzero(target.any(0)):
         order = np.argsort(-logits[:, c], kind="stable")

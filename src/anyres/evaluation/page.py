@@ -54,13 +54,17 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that a task adds: tables side by side, and one picture, as PNGs for light and dark readers."""
+    """A part of the page that a task adds: tables side by side, and one picture, as PNGs for light and dark readers.
+
+    ``anchor``: its address within the page, ``report.html#anchor``.
+    """
 
     title: str
     lead: str
     tables: Sequence[PageTable] = ()
     pictures: tuple[bytes, bytes] | None = None
     alt: str = ""
+    anchor: str = ""
 
 
 @dataclass(frozen=True)

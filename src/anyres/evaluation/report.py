@@ -55,7 +55,7 @@ def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] =
     table.add_column("model", overflow="fold")
     head, *others = points[0].described if points else (Metric("top1", "top-1"),)
     others = [metric for metric in others if metric.unit != "%"]
-    for name in ("size", head.name, "95 % interval", *(metric.name for metric in others), "ms", "images/s", "MACs"):
+    for name in ("size", _heading(head), "95 % interval", *map(_heading, others), "ms", "images/s", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     if comparisons:
         table.add_column("difference in points")
@@ -74,6 +74,11 @@ def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] =
             *([_difference(pairing)] if comparisons else []),
         )
     return table
+
+
+def _heading(metric: Metric) -> str:
+    """``top-1``, a share; ``MAE px``."""
+    return metric.name if metric.unit == "%" else f"{metric.name} {metric.unit}".rstrip()
 
 
 def _interval(estimate: Estimate, metric: Metric) -> str:

@@ -1,13 +1,13 @@
 """Switch between the plain form of an operation and its Triton kernel (docs/kernels.md).
 
 An operation that has a kernel asks ``kernel_for`` at every call. Kernels are off unless a caller opens
-``triton_kernels()``; models know nothing of them, and their state dicts are the same either way.
+``triton_switch.triton_kernels()``; models know nothing of them, and their state dicts are the same either way.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -34,17 +34,10 @@ def kernel_for(operation: str) -> Callable[..., Any] | None:
 
 
 @contextmanager
-def triton_kernels(enabled: bool = True) -> Iterator[None]:
-    """Inside, operations that have a Triton kernel call it; with ``enabled`` False nothing changes.
-
-    A kernel runs on CUDA tensors and calls the plain form for others. The switch holds for the whole process. Code
-    that ``torch.compile`` compiled inside has to be called inside, else it is compiled again.
-    """
+def using(kernels: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, ``kernel_for`` gives these kernels, by the names of their operations. It holds for the whole process."""
     before = dict(_in_use)
-    if enabled:
-        from anyres.ops import triton
-
-        _in_use.update({name: getattr(triton, name) for name in OPERATIONS})
+    _in_use.update(kernels)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from anyres.evaluation.report import write_html
 from anyres.flow import SizeResult
 from anyres.recipe import load_recipe
 from anyres.runs.inputs import evaluated_sizes
-from anyres.runs.opened import TrainedModel, open_run
+from anyres.runs.opened import TrainedModel, measure_models, open_run
 from anyres.runs.report import facts_of, samples_of
 from anyres.runs.train import train_run
 
@@ -40,15 +40,13 @@ def run_demo(out: Path, seed: int, epochs: int | None) -> Demo:
     """Train both models in ``out/any-size`` and ``out/single-size``; write ``curve.csv``, ``curve.png`` and
     ``report.html`` in ``out``. The same call again continues, or only compares anew."""
     changes = [f"train.seed={seed}", *([f"train.epochs={epochs}"] if epochs is not None else [])]
-    measured: dict[str, list[EvalResult]] = {}
     runs: dict[str, TrainedModel] = {}
     for name, recipe in RECIPES.items():
         log.info("%s: recipe %s", name, recipe)
         train_run(load_recipe(recipe, changes), out / name, report=False)
-    for name in RECIPES:
         runs[name] = open_run(out / name)
-        images = runs[name].images()
-        measured[name] = runs[name].measure(images, evaluated_sizes(runs[name].recipe), name)
+    images = runs[ANY].images()  # both recipes show the same ones in the same way
+    measured = measure_models(runs, images, evaluated_sizes(runs[ANY].recipe))
     pairings = compare_runs(measured)
     results = [found.result for those in measured.values() for found in those]
     trained_at = {name: run.recipe.views.parsed for name, run in runs.items()}

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from anyres.config import UserError
 from anyres.evaluation.curve import pick as pick_result
 from anyres.evaluation.curve import read_csv
 from anyres.flow import Size, SizeResult, parse_sizes
 from anyres.runs.inputs import describe_images, evaluated_sizes
-from anyres.runs.opened import DataSpec, ModelSpec, TrainedModel, load
+from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
 from anyres.runs.report import Evaluation, folder_for, report_on
 from anyres.tasks import known_metrics
 
@@ -32,6 +33,7 @@ def evaluate(model: Model, *, data: str | None = None, split: str | None = None,
     """
     trained = open_model(model)
     wanted = parse(sizes) or evaluated_sizes(trained.recipe)
+    trained.model.check_sizes(wanted)
     images = trained.images(DataSpec(data, split))
     return Evaluation(trained, images, tuple(trained.measure(images, wanted)))
 
@@ -48,21 +50,37 @@ def curve(
     folder of ``model``. Raises UserError, also where there is no such folder or it is another run's."""
     trained = open_model(model)
     folder = folder_for(trained, Path(out) if out is not None else None)
-    return report_on(trained, trained.images(DataSpec(data, split)), parse(sizes), folder)
+    wanted = parse(sizes)
+    trained.model.check_sizes(wanted)
+    return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
 
 
 def pick(run: str | Path, bound: float | None = None, max_ms: float | None = None) -> SizeResult:
-    """The size of a measured run that does the job; see ``evaluation.curve.pick``."""
-    return pick_result(read_csv(Path(run) / "curve.csv", known_metrics()), bound, max_ms)
+    """The size of a measured run that does the job.
+
+    ``run``: a folder with a ``curve.csv``. ``bound``: of the headline metric, at least; of one where less is better,
+    such as an error, at most; a share in [0, 1] where its unit is %. ``max_ms``: milliseconds for one image, at most.
+    With ``bound`` the cheapest that keeps every bound, with ``max_ms`` alone the best within it.
+
+    Returns the SizeResult. Raises UserError where there is no curve, no size keeps the bounds, or neither is given; and
+    where the headline metric is of a task that is not registered here, as nobody knows whether more of it is better.
+    """
+    known, path = known_metrics(), Path(run) / "curve.csv"
+    results = read_csv(path, known)
+    if results and results[0].headline.key not in known:
+        raise UserError(f"{path} has {results[0].headline.key!r}, of a task that is not registered: import its module")
+    return pick_result(results, bound, max_ms)
 
 
 def open_model(model: Model) -> TrainedModel:
-    """The model that is named. Raises UserError."""
+    """The model that is named; that it has learnt nothing is logged. Raises UserError."""
     if isinstance(model, TrainedModel):
         return model
-    if isinstance(model, ModelSpec):
-        return load(model.what, model.weights, model.classes)
-    return load(model)
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    trained = load(spec.what, spec.weights, spec.classes)
+    if trained.weights == UNTRAINED:
+        log.info("%s is as it was initialized: it has learnt nothing", trained.name)
+    return trained
 
 
 def parse(sizes: Sizes) -> tuple[Size, ...]:

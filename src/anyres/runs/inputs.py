@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 
 from anyres.config import UserError
+from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
+from anyres.data.channels import channels_of, normalization
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
 from anyres.data.sources import Source, Wanted, open_source
@@ -32,8 +35,8 @@ def open_images(
     """One split of the recipe's data (or of ``data``), decoded into memory if the recipe says so and they fit.
 
     ``wanted``: see ``Task.wanted``. ``fit`` checks the source's targets, or counts them otherwise, before anything is
-    decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. Raises
-    UserError.
+    decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. They are
+    read with ``data.channels``, or what their files agree on. Raises UserError.
     """
     source = data or recipe.data.source
     if source is None:
@@ -42,7 +45,18 @@ def open_images(
     budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
     largest = max(max(size) for size in recipe.views.parsed)
     dct_side = largest if training and recipe.data.dct else None
-    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side)
+    channels, note = channels_of(opened.records, recipe.data.channels)
+    if training:
+        for _, augment in recipe.views.plan(recipe.augment):
+            check_channels(augment, channels)
+    opened = replace(opened, notes=(*opened.notes, *([note] if note else [])))
+    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side, channels=channels)
+
+
+def with_channels(recipe: Recipe, channels: int) -> Recipe:
+    """The recipe with ``data.channels``, and a mean and deviation for each of them. Raises UserError."""
+    mean, std = normalization(recipe.data.mean, recipe.data.std, channels)
+    return replace(recipe, data=replace(recipe.data, channels=channels, mean=mean, std=std))
 
 
 def reference_images(recipe: Recipe, images: DecodedImages) -> DecodedImages:
@@ -105,6 +119,7 @@ def scored_batches(
         size,
         crop=crop_ratio(recipe),
         warp=recipe.evaluate.warp,
+        interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
         options=LoaderOptions(recipe.data.workers),
@@ -119,13 +134,19 @@ def crop_ratio(recipe: Recipe) -> float:
     return recipe.evaluate.crop or float(variant(recipe.model["name"]).preprocessing["crop_pct"])
 
 
+def interpolation_of(recipe: Recipe) -> str:
+    """How evaluation resizes an image: the recipe's way, or the model's own."""
+    own: str = variant(recipe.model["name"]).preprocessing["interpolation"]
+    return recipe.evaluate.interpolation or own
+
+
 def describe_preprocessing(recipe: Recipe) -> str:
     """How evaluation shows an image to the model, for people."""
     crop = crop_ratio(recipe)
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
     cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, center crop"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
-    return f"{cut}; bicubic, antialiased; mean {mean}, std {std}"
+    return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 
 
 def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:

@@ -21,7 +21,7 @@ from anyres.deploy.predictor import EngineOptions, pixels_of
 from anyres.flow import Batch, Labels, Record, Size
 from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.evaluate import Model, open_model
-from anyres.runs.inputs import crop_ratio
+from anyres.runs.inputs import crop_ratio, interpolation_of
 from anyres.runs.opened import TrainedModel
 from anyres.tasks import Answer, AnswerOptions
 
@@ -63,7 +63,8 @@ def predict(
     trained = open_model(model)
     options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
-    return [found for some in chunks(images) for found in answer([pixels_of(image) for image in some])]
+    channels = len(trained.recipe.data.mean)
+    return [found for some in chunks(images) for found in answer([pixels_of(image, channels) for image in some])]
 
 
 def predict_files(
@@ -71,11 +72,12 @@ def predict_files(
 ) -> Iterator[tuple[Path, Answer | Unreadable]]:
     """Each file with its answer, or with why it cannot be read; so many at a time that memory stays bounded."""
     answer = answerer(trained, options, how)
+    channels = len(trained.recipe.data.mean)
     for some in chunks(paths):
         decoded: dict[Path, Tensor | Unreadable] = {}
         for path in some:
             try:
-                decoded[path] = decode(Record(path, -1, str(path))).image
+                decoded[path] = decode(Record(path, -1, str(path)), channels=channels).image
             except Unreadable as error:
                 decoded[path] = error
         pictures = [image for image in decoded.values() if isinstance(image, Tensor)]
@@ -97,6 +99,8 @@ def answerer(
     if how.threshold is not None and trained.task.activation != "sigmoid":
         raise UserError(f"{trained.name} gives one answer an image: --threshold is for several labels, leave it out")
     size = options.size or trained.recipe.views.parsed[0]
+    if not options.cascade:
+        trained.model.check_sizes([size])
     engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
@@ -125,7 +129,8 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
 
 def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:
     """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
-    view = eval_view(image, size, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
+    recipe = trained.recipe
+    view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warp, interpolation_of(recipe))
     batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
     pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):

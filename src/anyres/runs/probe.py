@@ -35,13 +35,15 @@ class ProbeOptions:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """``found``: one row for each probe; ``train`` and ``test``: the images they were asked with, at ``size``."""
+    """``found``: one row for each probe; ``train`` and ``test``: the images they were asked with, at ``size``;
+    ``learnt_from``: how many of ``train`` could be read and have a label."""
 
     model: TrainedModel
     train: DecodedImages
     test: DecodedImages
     size: Size
     found: tuple[Probed, ...]
+    learnt_from: int
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary of plain values for each probe."""
@@ -68,10 +70,10 @@ class ProbeResult:
         published = [f"{row.knn} % by k-NN"] if row and row.knn else []
         published += [f"{row.linear} % linear"] if row and row.linear else []
         sentences = [f"published on ImageNet-1k: {', '.join(published)} ({row.source})"] if row and published else []
-        count, classes = len(self.train), len(self.train.source.classes)
+        counts = f"{self.learnt_from} training and {self.found[0].n} held-out images"
         return [
             *sentences,
-            f"{count} training and {len(self.test)} held-out images of {classes} classes, at {self.size} px",
+            f"{counts} of {len(self.train.source.classes)} classes, at {self.size} px",
             f"preprocessing: {describe_preprocessing(self.model.recipe)}",
         ]
 
@@ -79,13 +81,14 @@ class ProbeResult:
 def probe(trained: TrainedModel, where: DataSpec, size: Size | None, options: ProbeOptions) -> ProbeResult:
     """Probe a model's features at ``size`` (None: the largest it was trained at). Raises UserError."""
     size, how = size or trained.recipe.views.parsed[0], options.how
+    trained.model.check_sizes([size])
     train, test = probed_images(trained, where)
     classes = len(train.source.classes)
     bank, asked = (pooled(trained, images, size, options.keep) for images in (train, test))
     found = knn(bank, asked, classes, how.k, trained.device) if options.knn or not options.linear else []
     if options.linear or not options.knn:
         found.append(linear(bank, asked, classes, how, trained.device, watched("training the linear probe")))
-    return ProbeResult(trained, train, test, size, tuple(found))
+    return ProbeResult(trained, train, test, size, tuple(found), len(bank.target))
 
 
 def probed_images(trained: TrainedModel, where: DataSpec) -> tuple[DecodedImages, DecodedImages]:

@@ -20,7 +20,7 @@ from anyres.evaluation.page import ReportPage, Sample
 from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
-from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes
+from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel
 from anyres.storage import write_text
 from anyres.tasks import Task
@@ -63,6 +63,12 @@ class Evaluation:
         return tuple(found.result for found in self.results)
 
     @property
+    def task(self) -> Task:
+        """The model's task, naming the classes of these images."""
+        task: Task = self.model.task.naming(self.images.source)
+        return task
+
+    @property
     def best(self) -> EvalResult:
         """At the size with the best headline metric."""
 
@@ -84,7 +90,7 @@ class Evaluation:
         """Below the table, for people: what is wrong most often, the claim, and what has to be equal to compare."""
         best = self.best
         return [
-            *self.model.task.summary(best.scores, best.result.size),
+            *self.task.summary(best.scores, best.result.size),
             *compared(self),
             f"preprocessing: {describe_preprocessing(self.model.recipe)}",
             f"fingerprint: {pixels_of(self.model, [result.size for result in self.sizes])}",
@@ -114,7 +120,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     from anyres.evaluation.report import write_html
 
     trained, images, results = evaluation.model, evaluation.images, evaluation.sizes
-    best, task, metric = evaluation.best, trained.task, results[0].headline
+    best, task, metric = evaluation.best, evaluation.task, results[0].headline
     trained_at = {trained.name: trained.recipe.views.parsed} if trained.folder else {}
     write_csv(results, folder / "curve.csv")
     plot(results, folder / "curve.png", train_sizes=trained_at)
@@ -142,7 +148,7 @@ def write_mistakes(evaluation: Evaluation, out: Path) -> list[Path]:
     """Write the task's tables and pictures of what was right and wrong at each size; returns them."""
     by_size = {found.result.size: found.scores for found in evaluation.results}
     title = f"{evaluation.model.name} on {Path(evaluation.images.source.name).name}"
-    return evaluation.model.task.write_tables(by_size, title, out)
+    return evaluation.task.write_tables(by_size, title, out)
 
 
 def folder_for(trained: TrainedModel, out: Path | None) -> Path:
@@ -165,12 +171,13 @@ def samples_of(
     for place in range(0, len(order), max(1, len(order) // count))[:count]:
         index = int(order[place])
         answers = [
-            trained.task.sample(found.scores, place, name, found.result.size)
+            trained.task.naming(images.source).sample(found.scores, place, name, found.result.size)
             for name, trained, measured in scored
             for found in measured
         ]
         truth = scored[0][1].task.truth(images.source, index)
-        picture = to_pil_image(images[index].image)
+        image = images[index].image
+        picture = to_pil_image(image if len(image) <= 4 else image[:3])  # of many bands the first three
         samples.append(Sample(images.source.records[index].name, picture, truth, answers))
     return samples
 
@@ -186,7 +193,9 @@ def facts_of(trained: TrainedModel) -> list[tuple[str, str]]:
             ("task", trained.task.name),
             ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
             ("objective", objective.chosen),
-            ("consistency", f"{objective.consistency} on {objective.target}"),
+            ("labels", f"not used; scored by{trained.task.scored_by().removeprefix(' of')}")
+            if trained.task.wanted == "optional"
+            else ("consistency", f"{objective.consistency} on {objective.target}"),
             ("epochs", str(recipe.train.epochs)),
             ("seed", str(recipe.train.seed)),
             ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
@@ -235,7 +244,8 @@ def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str
 def pixels_of(trained: TrainedModel, sizes: Sequence[Size]) -> Fingerprint:
     """The fingerprint of how this machine shows images to the model."""
     recipe = trained.recipe
-    return fingerprint(sizes, crop_ratio(recipe), recipe.evaluate.warp, recipe.data.cache_side)
+    warp, short = recipe.evaluate.warp, recipe.data.cache_side
+    return fingerprint(sizes, crop_ratio(recipe), warp, short, interpolation_of(recipe))
 
 
 def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:

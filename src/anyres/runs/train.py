@@ -25,8 +25,9 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, kernel_operations, triton_kernels
+from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
+from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
 from anyres.runs.inputs import (
     check_apart,
@@ -34,8 +35,9 @@ from anyres.runs.inputs import (
     open_images,
     scored_batches,
     training_batches,
+    with_channels,
 )
-from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
+from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
 from anyres.storage import write_text
@@ -44,6 +46,7 @@ from anyres.training import checkpoint
 from anyres.training.log import check_trackers
 from anyres.training.loop import Callbacks
 from anyres.training.loop import train as run_loop
+from anyres.training.objectives import check_objective
 from anyres.training.objectives.objective import Exempting
 from anyres.training.optim import build_optimizer
 from anyres.training.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
@@ -107,12 +110,15 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         logging.getLogger("anyres").setLevel(logging.ERROR)
     check_folder(recipe, run)
     check_trackers(recipe.train.trackers)
+    check_objective(recipe.objective.chosen)
     check_kernels(recipe, accelerator.device)
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)
+    check_sizes(recipe)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
+    recipe = with_channels(recipe, images.channels)
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
@@ -187,7 +193,7 @@ def fit(
     ema = build_ema(trained, recipe.train.ema_decay)
     state = State(trained, ema, optimizer, copies=objective.copies, published=objective.published)
     if recipe.train.shard and accelerator.num_processes > 1:
-        state.split(objective.student, accelerator.device, objective.wholes)
+        state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)
     warnings = checkpoint.restore(run, state)
     check_same_images(state, len(training), run)
@@ -197,7 +203,7 @@ def fit(
         log.info(teacher.told())
     if recipe.train.compile:
         objective.student.compile()
-    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.twin is not None)  # split: no copy
+    prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.replica is not None)  # split: no copy
     state.optimizer = accelerator.prepare(state.optimizer)
 
     def evaluate(scored: nn.Module) -> dict[str, float]:
@@ -262,6 +268,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
+        before = with_channels(before, before.data.channels or 3)  # earlier versions read three
+        if recipe.data.channels is None:
+            recipe = with_channels(recipe, before.data.channels or 3)
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
@@ -309,7 +318,7 @@ def describe(
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
-        f"{', split over them' if state.twin is not None else ''}"
+        f"{', split over them' if state.replica is not None else ''}"
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
@@ -350,6 +359,7 @@ def score_views(
         if task.compares:
             opened = partial(batches, training, size)
             reference = Reference(opened, len(training), len(training.source.classes))
-        quality = measure_quality(model, task.evaluators(model, reference), size, batches(held_out, size), how)
+        evaluators = task.evaluators(model, reference)
+        quality = measure_quality(model, evaluators, size, partial(batches, held_out, size), how)
         values[f"{key}/{size}"] = quality.metrics[key].value
     return {key: sum(values.values()) / len(values), **values}

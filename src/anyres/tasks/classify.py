@@ -145,6 +145,7 @@ class Classify(ImageTask):
                 tables if worst else (),
                 (light, dark) if light is not None and dark is not None else None,
                 "Confusion matrix: a row for each class, colored where its images went.",
+                anchor="classes",
             )
         ]
 

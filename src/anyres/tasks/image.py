@@ -125,6 +125,10 @@ class ImageTask:
         """By itself."""
         return ""
 
+    def naming(self, source: Source) -> ImageTask:
+        """The task itself: it knows its classes."""
+        return self
+
     def describe(self, source: Source) -> Iterable[str]:
         """Nothing beside what every run is told."""
         return ()

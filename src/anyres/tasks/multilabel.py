@@ -127,7 +127,7 @@ class MultiLabel(ImageTask):
         ]
         lead = "The classes ranked worst, by average precision; the rest is of decisions at a probability of 0.5."
         table = PageTable("The classes ranked worst", (*columns, "images"), rows)
-        return [Section(f"Class by class, at {size} px", lead, (table,))]
+        return [Section(f"Class by class, at {size} px", lead, (table,), anchor="classes")]
 
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
         """All classes above a probability of 0.5, and how likely they are together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anyres.config import UserError, nearest
 from anyres.data.sources import Source, Wanted
@@ -15,7 +15,7 @@ from anyres.tasks.task import Configs, Task
 from anyres.tasks.unlabelled import Unlabelled
 from anyres.training.objectives import ObjectiveConfig
 
-T = TypeVar("T", bound=type[Task])
+T = TypeVar("T", bound=type)
 _TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled)}
 
 
@@ -25,10 +25,10 @@ def register_task(task: T) -> T:
     A package does the same for its users with an entry point in the group ``anyres.tasks``. Raises UserError for a name
     that is taken by another class.
     """
-    other = _TASKS.get(task.name)
-    if task.name == "auto" or (other is not None and other.__qualname__ != task.__qualname__):
-        raise UserError(f"task {task.name!r} is there already: choose another name")
-    _TASKS[task.name] = task
+    name = cast(type[Task], task).name
+    if name == "auto" or (name in _TASKS and _TASKS[name].__qualname__ != task.__qualname__):
+        raise UserError(f"task {name!r} is there already: choose another name")
+    _TASKS[name] = task
     return task
 
 
@@ -47,7 +47,9 @@ def task_class(name: str) -> Any:
 
 
 def known_metrics() -> dict[str, Metric]:
-    """What the tasks that are known here measure, by key."""
+    """What the tasks that are registered here, or by other packages, measure, by key."""
+    for point in entry_points(group="anyres.tasks"):
+        task_class(point.name)
     return {metric.key: metric for task in _TASKS.values() for metric in task.metrics}
 
 

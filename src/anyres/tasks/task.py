@@ -141,6 +141,10 @@ class Task(Protocol):
         ...
 
     # words
+    def naming(self, source: Source) -> Any:
+        """The task with the class names in which it answers for images of ``source``."""
+        ...
+
     def describe(self, source: Source) -> Iterable[str]:
         """What a run is told at its start."""
         ...

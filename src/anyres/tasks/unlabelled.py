@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -117,6 +117,10 @@ class Unlabelled(Classify):
     def with_loss(self, loss: str) -> Unlabelled:
         """There is no label to lose by."""
         return self
+
+    def naming(self, source: Source) -> Unlabelled:
+        """With the classes of the images: neighbors answer with those."""
+        return replace(self, classes=source.classes)
 
     def describe(self, source: Source) -> Iterable[str]:
         """How a run without labels is scored."""

@@ -123,7 +123,7 @@ def train(
             clock.restart()
             if stopping:
                 break
-    state.refresh()
+    state.sync()
     return "done" if progress.step == plan.steps else "stopped"
 
 
@@ -132,7 +132,7 @@ def _maybe_evaluate(state: State, plan: Plan, callbacks: Callbacks) -> dict[str,
     last = progress.step == plan.steps
     if not last and (every == 0 or progress.step % every):
         return {}
-    state.refresh()
+    state.sync()
     scores = callbacks.evaluate(state.evaluated)
     if scores:  # none where nothing is labelled
         first = next(iter(scores.values()))
@@ -143,7 +143,7 @@ def _maybe_evaluate(state: State, plan: Plan, callbacks: Callbacks) -> dict[str,
 
 
 def _save(accelerator: Accelerator, run: Path, state: State) -> None:
-    if accelerator.is_main_process or state.twin is not None:
+    if accelerator.is_main_process or state.replica is not None:
         checkpoint.save(run, state, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
 

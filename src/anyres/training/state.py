@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from anyres.training.shard import fill, shard
+from anyres.training.shard import copy_full, shard
 
 
 @dataclass
@@ -42,7 +42,7 @@ class State:
     """The model being trained, its moving average (None: not kept), the optimiser and the progress.
 
     ``copies``: what an objective keeps beside the model, by the name of its file in a checkpoint, and ``published``,
-    the one of them that is evaluated and published instead (see Objective). ``twin``: of a model that is split over
+    the one of them that is evaluated and published instead (see Objective). ``replica``: of a model that is split over
     processes, a whole one to be evaluated.
     """
 
@@ -52,12 +52,12 @@ class State:
     progress: Progress = field(default_factory=Progress)
     copies: Mapping[str, nn.Module] = field(default_factory=dict)
     published: nn.Module | None = None
-    twin: nn.Module | None = None
+    replica: nn.Module | None = None
 
-    def split(self, student: nn.Module, device: torch.device, also: Sequence[nn.Module] = ()) -> None:
+    def shard(self, student: nn.Module, device: torch.device, also: Sequence[nn.Module] = ()) -> None:
         """Split all weights over the processes; ``student`` calls the model, and ``also`` what an objective keeps
         beside it. The optimiser is to be built anew."""
-        self.twin = copy.deepcopy(self.evaluated).requires_grad_(False)
+        self.replica = copy.deepcopy(self.evaluated).requires_grad_(False)
         shard(student, device)
         if self.ema is not None:
             self.ema.foreach = False  # parameters are split, buffers are not
@@ -65,15 +65,15 @@ class State:
         for copied in also:
             shard(copied, device)
 
-    def refresh(self) -> None:
+    def sync(self) -> None:
         """Bring ``evaluated`` up to date: by all processes at once, before it is used."""
-        if self.twin is not None:
-            fill(self.twin, self._averaged)
+        if self.replica is not None:
+            copy_full(self.replica, self._averaged)
 
     @property
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and published: the objective's own, or the moving average if kept."""
-        return self._averaged if self.twin is None else self.twin
+        return self._averaged if self.replica is None else self.replica
 
     @property
     def _averaged(self) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyres.deploy.engines.engine import DTYPES, BuildSpec, Engine, Runner
-from anyres.ops.kernels import triton_kernels
+from anyres.ops.triton_switch import triton_kernels
 
 
 def build_eager(spec: BuildSpec) -> Runner:

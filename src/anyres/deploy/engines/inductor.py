@@ -12,7 +12,7 @@ from anyres.config import first_line
 from anyres.deploy.engines.engine import DTYPES, BackendUnavailable, BuildSpec, Engine, Runner
 from anyres.deploy.engines.exported import quiet
 from anyres.deploy.fuse.tracing import tracing_for_cpu
-from anyres.ops.kernels import triton_kernels
+from anyres.ops.triton_switch import triton_kernels
 
 RECOMPILE_LIMIT = 1024
 """Shapes of one model's class that are compiled in a process; beyond PyTorch's own 8 it would silently run eagerly."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -33,7 +33,16 @@ class ObjectiveParts:
 
 Terms = Callable[[Callable[[Tensor], StudentOutput], Batch, ObjectiveParts], Iterator[Term]]
 """``terms(student, batch, parts)``: see ``Objective.terms``; the recipe's options are ``parts.config.options``."""
-_REGISTERED: dict[str, Callable[[ObjectiveParts], Objective]] = {}
+
+
+class Registered(NamedTuple):
+    """An objective of someone's: what ``build``s it, and the name of that ``origin`` in Python."""
+
+    build: Callable[[ObjectiveParts], Objective]
+    origin: str
+
+
+_REGISTERED: dict[str, Registered] = {}
 
 
 def register_objective(name: str) -> Callable[[Terms], Terms]:
@@ -44,17 +53,24 @@ def register_objective(name: str) -> Callable[[Terms], Terms]:
     """
 
     def register(terms: Terms) -> Terms:
-        register_objective_class(name, lambda parts: FromTerms(name, terms, parts))
+        _register(name, lambda parts: FromTerms(name, terms, parts), terms)
         return terms
 
     return register
 
 
 def register_objective_class(name: str, build: Callable[[ObjectiveParts], Objective]) -> None:
-    """The same for an objective with state of its own: ``build(parts)`` makes it."""
-    if name in BUILT_IN or name == "auto":
+    """The same for an objective with state of its own: ``build(parts)`` makes it. Raises UserError likewise."""
+    _register(name, build, build)
+
+
+def _register(name: str, build: Callable[[ObjectiveParts], Objective], given: Callable[..., Any]) -> None:
+    origin = f"{given.__module__}.{given.__qualname__}"
+    if name in (*BUILT_IN, "auto"):
         raise UserError(f"objective {name!r} comes with anyres: choose another name")
-    _REGISTERED[name] = build
+    if name in _REGISTERED and _REGISTERED[name].origin != origin:  # the same one may be defined anew
+        raise UserError(f"objective {name!r} is there already, from {_REGISTERED[name].origin}: choose another name")
+    _REGISTERED[name] = Registered(build, origin)
 
 
 def registered_objective(name: str) -> Callable[[ObjectiveParts], Objective]:
@@ -69,7 +85,13 @@ def registered_objective(name: str) -> Callable[[ObjectiveParts], Objective]:
             f"objective.name={name} is not registered{nearest(name, known)} (known: {', '.join(known)}; see "
             "anyres.register_objective)"
         )
-    return _REGISTERED[name]
+    return _REGISTERED[name].build
+
+
+def check_objective(name: str) -> None:
+    """Raises UserError unless an objective of that name comes with anyres or is registered."""
+    if name not in BUILT_IN:
+        registered_objective(name)
 
 
 class FromTerms:
