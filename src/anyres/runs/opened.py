@@ -109,7 +109,8 @@ class TrainedModel:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
         fit = partial(self._fit, exact=self.folder is not None)
         split = where.split or self.recipe.data.eval_split
-        return open_images(self.recipe, split, where.data, self.task.wanted, fit)
+        wanted = "classes" if self.task.wanted == "optional" else self.task.wanted  # to be scored, images need labels
+        return open_images(self.recipe, split, where.data, wanted, fit)
 
     def _fit(self, source: Source, exact: bool) -> Source:
         return self.task.fit(source, self.names, exact)
