@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, config, first_line, nearest
 from anyres.models.contract import Backbone, Format, Traits
-from anyres.models.external import Size, attention_in, contract_fault, share_members, size_fault, told
+from anyres.models.external import Size, attention_in, contract_fault, empty_image, share_members, size_fault, told
 from anyres.storage import offline
 
 PREFIX = "timm:"
@@ -105,14 +106,13 @@ class Timm(Backbone):
 
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
-        made, dynamic = build(config)
+        made, self.options = build(config)
         share_members(self, "timm", made)
         self.config = config
         self.pretrained_cfg = preprocessing(config)
         self.num_classes = config.num_classes
         # What this model of timm's can do; asked here and nowhere else.
-        self.any_size = dynamic
-        self.resizable = not dynamic and hasattr(made, "set_input_size")
+        self.resizable = not self.options and hasattr(made, "set_input_size")
         self.maps_last = getattr(made, "output_fmt", "NCHW") == "NHWC"
         self.prefix_tokens = cast(int, getattr(made, "num_prefix_tokens", 0))
         self.two_heads = len(heads_of(made)) == 2
@@ -138,13 +138,13 @@ class Timm(Backbone):
     def at_size(self, x: Tensor) -> Any:
         """The model that sees ``x``: timm's own, or in evaluation a copy that is set to another size."""
         size: Size = (x.shape[-2], x.shape[-1])
-        if not self.resizable or self.training or size == self.pretrained_cfg["input_size"][1:]:
+        if not self.resizable or self.training or size == self.native:
             return self.timm
         values = [(p.data_ptr(), p._version) for p in self.parameters()]
         known, model = self.resized.get(size, (None, self.timm))
         if known != values:
             model = copy.deepcopy(self.timm)
-            model.set_input_size(img_size=size)  # type: ignore[operator]
+            set_size(model, size)
             self.resized = {size: (values, model)}
         return model
 
@@ -267,7 +267,7 @@ class Timm(Backbone):
 
     def _try(self, size: Size, training: bool) -> str:
         """What is wrong with a size, in one line; empty if nothing is."""
-        own: Size = self.pretrained_cfg["input_size"][1:]
+        own = self.native
         if training and self.resizable and size != own:
             return (
                 f"{self.name} learns at one size only, {told(own)} px, not at {told(size)} px: set views.sizes to "
@@ -278,10 +278,44 @@ class Timm(Backbone):
         )
 
     def fix_size(self, height: int, width: int) -> None:
-        """See ``Backbone``."""
-        if self.resizable and (height, width) != self.pretrained_cfg["input_size"][1:]:
-            self.timm.set_input_size(img_size=(height, width))  # type: ignore[operator]
-            self.pretrained_cfg["input_size"] = (self.config.in_chans, height, width)
+        """See ``Backbone``. Exporters cannot resample a position table as a ViT of any size does at every call.
+
+        A model of any size is built anew for this one, and taken if it then answers as before: not at sizes that are
+        padded to the patch, and Swin not where its windows would be others.
+        """
+        size = (height, width)
+        if not hasattr(self.timm, "set_input_size") or (self.resizable and size == self.native):
+            return
+        fixed = copy.deepcopy(self.timm)
+        try:
+            set_size(fixed, size)
+            if not self.resizable:
+                fixed = self._static(size, fixed.state_dict())
+        except (AssertionError, RuntimeError, UserError):
+            if self.resizable:
+                raise
+            return
+        share_members(self, "timm", fixed)
+        self.pretrained_cfg["input_size"] = (self.config.in_chans, height, width)
+
+    @torch.no_grad()
+    def _static(self, size: Size, state: Mapping[str, Tensor]) -> nn.Module:
+        """The model of this size alone. Raises RuntimeError if it answers otherwise."""
+        image = empty_image(self, size)
+        image = image + torch.linspace(-1, 1, image.numel()).reshape(image.shape).to(image).sin()
+        with torch.random.fork_rng(devices=[]):
+            made, _ = build(replace(self.config, img_size=size), choices=[dict.fromkeys(self.options, False)])
+        made.load_state_dict(state)
+        made.to(image).eval().requires_grad_(False)
+        if not torch.allclose(made(image), self.timm(image), rtol=1e-3, atol=1e-4):
+            raise RuntimeError("it answers otherwise")
+        return made
+
+    @property
+    def native(self) -> Size:
+        """Height and width in pixels that it is made for."""
+        height, width = self.pretrained_cfg["input_size"][1:]
+        return height, width
 
     @property
     def name(self) -> str:
@@ -289,8 +323,13 @@ class Timm(Backbone):
         return f"{PREFIX}{self.config.name}"
 
 
-def build(config: TimmConfig, *, pretrained: bool = False) -> tuple[nn.Module, bool]:
-    """timm's model, and whether it was told to take any size. Raises UserError with timm's reason in one line."""
+def build(
+    config: TimmConfig, *, pretrained: bool = False, choices: Sequence[dict[str, bool]] = ANY_SIZE
+) -> tuple[nn.Module, dict[str, bool]]:
+    """timm's model with the first of ``choices`` that it takes, and that one.
+
+    Raises UserError with timm's reason in one line.
+    """
     given: dict[str, Any] = {"num_classes": config.num_classes, "in_chans": config.in_chans}
     if config.drop_path:
         given["drop_path_rate"] = config.drop_path
@@ -298,13 +337,13 @@ def build(config: TimmConfig, *, pretrained: bool = False) -> tuple[nn.Module, b
         given["drop_rate"] = config.drop_rate
     if config.image is not None and config.image != tuple(_cfg(config.name).input_size[1:]):
         given["img_size"] = config.image
-    for options in ANY_SIZE:
+    for options in choices:
         try:
             overlay = cached_weights(config.name) if pretrained else None
             made: nn.Module = timm.create_model(
                 config.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **given, **options
             )
-            return made, bool(options)
+            return made, options
         except TypeError as error:
             unknown = re.findall(r"'(\w+)'", str(error)) if "unexpected keyword argument" in str(error) else []
             if {*unknown} & {*options}:
@@ -327,6 +366,13 @@ def cached_weights(name: str) -> dict[str, str]:
         return {}
     repository = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
     return {"file": hf_hub_download(repository, "model.safetensors", local_files_only=True)}
+
+
+def set_size(model: Any, size: Size) -> None:
+    """timm's own, without what torch remarks about its resampling."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.set_input_size(img_size=size)
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
