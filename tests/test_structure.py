@@ -23,6 +23,7 @@ EMPTY_WORDS = {"utils", "util", "misc", "helpers", "helper", "common", "base", "
 
 KNOWN = {}
 
+
 @cache
 def modules() -> dict[str, Path]:
     """Module -> file."""
