@@ -26,6 +26,7 @@ KNOWN = {
     "consoles": {"anyres.models.download"},
 }
 
+
 @cache
 def modules() -> dict[str, Path]:
     """Module -> file."""
