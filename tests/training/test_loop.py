@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import make_folder
-from tests.runs import listening
+from tests.runs import forget_the_end, listening, to_earlier_version
 
 from anyres.config import UserError
 from anyres.flow import Batch
@@ -22,6 +25,7 @@ from anyres.recipe import load_recipe
 from anyres.runs import train as wiring
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
+from anyres.tasks.classify import Classify
 from anyres.training import checkpoint
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
@@ -142,14 +146,20 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(
     assert all(torch.equal(weights[0][key], value) and value.isfinite().all() for key, value in weights[1].items())
 
 
-def test_the_best_scored_checkpoint_stays(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.7, 0.4, 0.6, 0.3, 0.2])
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_best_scored_checkpoint_stays(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher: bool
+) -> None:
+    values = [0.5, 0.7, 0.4, 0.6, 0.3, 0.2]
+    scores = iter(values if higher else [1 - value for value in values])
+    headline, *others = Classify.metrics
+    monkeypatch.setattr(Classify, "metrics", (replace(headline, higher_is_better=higher), *others))
     monkeypatch.setattr(wiring, "score_views", lambda *_: {"top1": next(scores)})
     changes = ["train.epochs=6", "train.eval_every=1", "train.checkpoint_every=5"]  # 4 steps each
     recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL[:2], "evaluate.sizes=[32]", *changes])
     train_run(recipe, tmp_path / "run", report=False)
     assert [p.name for p in checkpoint.found(tmp_path / "run")] == ["step_000024", "step_000020", "step_000008"]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["best_top1"] == 0.7
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["best_top1"] == (0.7 if higher else 1 - 0.7)
 
 
 EVERYTHING = [
@@ -202,6 +212,23 @@ def test_a_crash_between_checkpoints_changes_nothing(
     assert [line["step"] for line in whole if "skipped" in line] == [1]
     for name in ("model.safetensors",):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_a_run_of_an_earlier_version_opens_continues_and_is_done(tiny_run: TinyRun, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(tiny_run.folder, older)
+    to_earlier_version(older)
+    trained = open_run(older)
+    assert (trained.task.name, trained.classes) == ("classify", ("disc", "square", "stripes"))
+    words = [older if word == str(tiny_run.folder) else word for word in tiny_run.command]
+    assert "is done: it holds" in anyres(*words).err
+    forget_the_end(older)
+    answer = anyres(*words)
+    assert answer.code == 0, answer.err
+    assert "continuing from step" in answer.err
+    for name in ("metrics.jsonl", "model.safetensors", "recipe.yaml"):
+        assert (older / name).read_bytes() == (tiny_run.folder / name).read_bytes(), name
+    assert "data.mean" in refused(*words, "data.mean=[0.5, 0.5, 0.5]")
 
 
 COMPILED = """

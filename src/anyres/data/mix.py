@@ -21,18 +21,19 @@ Views = tuple[Float[Tensor, "b c _ _"], ...]
 
 @config
 class MixConfig:
-    """Mixup and CutMix: the alphas of their Beta distributions (0: off), and label smoothing: a share that all classes
-    divide among them, or in a multi-label set each class and its absence.
+    """Mixup, CutMix and label smoothing."""
 
-    ``prob``: probability that a batch is mixed. ``switch``: probability of CutMix where both are on. ``share``: one
-    draw for all views, else one for each, with a target for each.
-    """
-
+    # alpha of mixup's Beta distribution (0: off)
     mixup: float = 0.0
+    # alpha of CutMix's Beta distribution (0: off)
     cutmix: float = 0.0
+    # probability that a batch is mixed
     prob: float = 1.0
+    # probability of CutMix where both are on
     switch: float = 0.5
+    # a share of the target that all classes divide among them, or with several labels each class and its absence
     smoothing: float = 0.0
+    # one draw for all views, else one for each, with a target for each
     share: bool = True
 
     def __post_init__(self) -> None:
