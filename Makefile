@@ -6,7 +6,10 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test check bench docs clean lock
+# Scripts may call untyped functions; a wrong name or argument is an error there too.
+LOOSER := --allow-untyped-calls --allow-any-generics --no-warn-return-any --no-warn-unused-ignores
+
+.PHONY: setup demo test packaging check bench docs clean lock
 
 setup: $(READY)                          ## install anyres and its pinned dependencies into .venv
 
@@ -26,13 +29,17 @@ demo: $(READY)                           ## train on real photographs and compar
 test: $(READY)                           ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+packaging: $(READY)                      ## the wheel in an empty environment, and the lowest versions
+	$(BIN)/python -m pytest -n 0 -m packaging tests/test_packaging.py
+
 check: $(READY)                          ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples)
 	$(BIN)/lint-imports
 
-bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab.md
+bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/view_memory.py
 	$(BIN)/python benchmarks/resume.py

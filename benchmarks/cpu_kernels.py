@@ -52,11 +52,11 @@ def paired(a: Callable[[], None], b: Callable[[], None], runs: int) -> dict[str,
 def attention_pair(shape: tuple[int, int, int, int, int], runs: int) -> dict[str, float]:
     """Forward and backward in bf16."""
     b, g, n, m, d = shape
-    inputs = [torch.randn(b, g, k, d, dtype=torch.bfloat16, requires_grad=True) for k in (n, m, m)]
+    q, k, v = (torch.randn(b, g, length, d, dtype=torch.bfloat16, requires_grad=True) for length in (n, m, m))
     upstream = torch.randn(b, g, n, d, dtype=torch.bfloat16)
     return paired(
-        lambda: explicit_attention(*inputs).backward(upstream),
-        lambda: F.scaled_dot_product_attention(*inputs).backward(upstream),
+        lambda: explicit_attention(q, k, v).backward(upstream),
+        lambda: F.scaled_dot_product_attention(q, k, v).backward(upstream),
         runs,
     )
 
@@ -79,7 +79,7 @@ def depthwise_pair(channels: int, side: int, multiplier: int, runs: int) -> dict
 def plain_paths() -> Iterator[None]:
     """PyTorch's own attention and convolution everywhere."""
     forward, most = DepthwiseConv2d.forward, attention.MOST_KEYS
-    DepthwiseConv2d.forward, attention.MOST_KEYS = nn.Conv2d.forward, -1  # type: ignore[method-assign]
+    DepthwiseConv2d.forward, attention.MOST_KEYS = nn.Conv2d.forward, -1  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

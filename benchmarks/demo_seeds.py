@@ -11,11 +11,11 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from anyres.evaluation.curve import read_csv
-from anyres.flow import Size
 from anyres.runs.demo import ANY, SINGLE, run_demo
 from anyres.runs.opened import open_run
 
@@ -23,13 +23,13 @@ OWN = "96"  # the single-size model's own size
 SMALLEST, LARGEST = 64, 224  # between these any-size is to stay within 4 points of its best
 
 
-def run(seed: int, folder: Path) -> dict[str, object]:
+def run(seed: int, folder: Path) -> dict[str, Any]:
     """One seed's top-1 in per cent, by model and size, and what it cost."""
     if not (folder / "curve.csv").exists():
         run_demo(folder, seed, None)
     top1: dict[str, dict[str, float]] = {ANY: {}, SINGLE: {}}
-    for point in read_csv(folder / "curve.csv"):
-        top1[point.model][str(Size(point.height, point.width))] = round(100 * point.top1, 2)
+    for result in read_csv(folder / "curve.csv", {}):
+        top1[result.model][str(result.size)] = round(100 * result.metrics["top1"].value, 2)
     facts = {name: open_run(folder / name).facts for name in (ANY, SINGLE)}
     ours, twin = top1[ANY], top1[SINGLE]
     best = max(ours.values())

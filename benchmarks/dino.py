@@ -20,9 +20,9 @@ import torch
 from anyres.evaluation.probe import knn
 from anyres.flow import Size
 from anyres.recipe import load_recipe
-from anyres.runs.opened import build_model, open_run
+from anyres.runs.opened import DataSpec, build_backbone, open_run
+from anyres.runs.probe import probed_images
 from anyres.runs.train import train_run
-from anyres.runs.verbs import Where, probed_images
 
 SIZE, NEIGHBOURS = Size(64, 64), 20
 SET = ["data.source=groceries:fine", "data.train_split=trainval", "data.eval_split=test"]
@@ -33,7 +33,7 @@ def run(seed: int, epochs: int, work: Path) -> dict[str, float]:
     folder = work / f"{epochs}-{seed}"
     train_run(load_recipe("dino/nano", [*SET, f"train.seed={seed}", f"train.epochs={epochs}"]), folder)
     trained = open_run(folder)
-    train, test = probed_images(trained, Where(None, None))
+    train, test = probed_images(trained, DataSpec())
 
     def top1() -> float:
         bank, asked = (trained.pooled(images, SIZE) for images in (train, test))
@@ -41,7 +41,7 @@ def run(seed: int, epochs: int, work: Path) -> dict[str, float]:
         return round(100 * found[0].top1, 2)
 
     learned = top1()
-    trained.model.load_state_dict(build_model(trained.recipe, trained.model.num_classes).state_dict())
+    trained.model.load_state_dict(build_backbone(trained.recipe, trained.model.num_classes).state_dict())
     return {"trained": learned, "untrained": top1()}
 
 

@@ -12,8 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
+from anyres.cli.bench_results import show_comparison
 from anyres.flow import Size
-from anyres.runs.bench import COMPARED, Question, bench_models
+from anyres.runs.bench import COMPARED, BenchmarkConfig, bench_models
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "folding.json")
     options = parser.parse_args()
-    question = Question(
+    config = BenchmarkConfig(
         models=options.models,
         weights=None,
         sizes=[Size(224, 224)],
@@ -35,7 +36,7 @@ def main() -> None:
         threads=None,
         compiled=False,
     )
-    facts = bench_models(question, options.out, None)
+    facts = bench_models(config, options.out, show=show_comparison)
     for ratio in facts["ratios"]:
         if " in " in ratio["against"]:
             print(json.dumps(ratio))

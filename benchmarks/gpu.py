@@ -17,10 +17,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -29,18 +29,22 @@ from torch import Tensor, nn
 
 from anyres import create_model
 from anyres.config import UserError
-from anyres.deploy.engines.backend import Choice, Unavailable, build
+from anyres.deploy.engines.backend import Backend, build
+from anyres.deploy.engines.engine import BackendUnavailable
 from anyres.deploy.fuse import fuse
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.ops import attention, mixed_heads, residual
-from anyres.ops.kernels import use_triton
-from anyres.runs.bench import COMPARED, twin
+from anyres.ops.kernels import kernel_operations
+from anyres.ops.triton_switch import triton_kernels
+from anyres.runs.bench import COMPARED, timm_name
 
 PARTS = ("kernels", "throughput", "step")
 BF16 = torch.bfloat16
 
 Call = Callable[[], object]
+Contenders = Mapping[str, Callable[[], Call]]
+"""Name -> what builds the call to be timed."""
 Facts = dict[str, Any]
 
 
@@ -118,18 +122,16 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
 
-def contest(
-    ours: dict[str, Callable[[], Call]], theirs: dict[str, Callable[[], Call]], clock: Clock
-) -> tuple[Facts, dict[str, list[float]], float]:
+def contest(ours: Contenders, theirs: Contenders, clock: Clock) -> tuple[Facts, dict[str, list[float]], float]:
     """Builds and times all; ``ratio``: theirs / ours of the fastest of either side, median and range over rounds."""
     calls, failed = {}, {}
-    for name, make in (ours | theirs).items():
+    for name, make in {**ours, **theirs}.items():
         try:
             calls[name] = make()
             calls[name]()
         except torch.OutOfMemoryError:
             raise
-        except Unavailable as error:
+        except BackendUnavailable as error:
             failed[name] = str(error)
         except Exception as error:  # of a compiler: the others are measured all the same
             failed[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
@@ -150,7 +152,7 @@ def contest(
 def peer(what: str) -> tuple[str, Callable[[], nn.Module]]:
     """timm's model where it has one, else ours as it is trained."""
     try:
-        name = twin(what)
+        name = timm_name(what)
     except UserError:
         return "plain", lambda: create_model(what)
     return "timm", lambda: timm.create_model(name)
@@ -159,7 +161,7 @@ def peer(what: str) -> tuple[str, Callable[[], nn.Module]]:
 def at_size(module: nn.Module, name: str, size: int) -> nn.Module:
     """timm's models are made for one size."""
     if name == "timm" and hasattr(module, "set_input_size"):
-        module.set_input_size(size)
+        cast(Any, module).set_input_size(size)
     return module
 
 
@@ -186,11 +188,11 @@ def throughput(what: str, size: int, batch: int, clock: Clock, compiled: bool = 
         theirs = at_size(make_peer(), name, size).eval().to(clock.device)
 
         def running(module: nn.Module, engine: str, kernels: bool) -> Call:
-            return partial(build(module, Choice(engine, "bf16", kernels), x), x)
+            return partial(build(module, Backend(engine, "bf16", kernels), x), x)
 
-        engines = ["eager", *(["inductor"] if compiled else [])]
+        engines = ["eager", "inductor"] if compiled else ["eager"]
         ours = {
-            str(Choice(engine, "bf16", kernels)): partial(running, folded, engine, kernels)
+            str(Backend(engine, "bf16", kernels)): partial(running, folded, engine, kernels)
             for engine in engines
             for kernels in (False, True)
         }
@@ -200,9 +202,7 @@ def throughput(what: str, size: int, batch: int, clock: Clock, compiled: bool = 
     return fitting(batch, measure)
 
 
-def images_per_second(
-    ours: dict[str, Callable[[], Call]], others: dict[str, Callable[[], Call]], clock: Clock, count: int, flops: int
-) -> Facts:
+def images_per_second(ours: Contenders, others: Contenders, clock: Clock, count: int, flops: int) -> Facts:
     """A contest whose calls take ``count`` images of ``flops`` each."""
     facts, times, rate = contest(ours, others, clock)
     speed = {each: count / statistics.median(times[each]) for each in times}
@@ -223,17 +223,18 @@ def training_step(what: str, size: int, batch: int, clock: Clock, compiled: bool
 
         def stepping(make: Callable[[], nn.Module], kernels: bool, compile_it: bool) -> Call:
             model = make().train().to(clock.device)
-            if kernels and (clock.device.type != "cuda" or not use_triton(model)):
-                raise Unavailable("no part of it has a kernel here")
+            if kernels and (clock.device.type != "cuda" or not kernel_operations(model, (size, size), clock.device)):
+                raise BackendUnavailable("no part of it has a kernel here")
             optimizer = torch.optim.AdamW(model.parameters(), fused=clock.device.type == "cuda")
             run = torch.compile(model) if compile_it else model
 
             def step() -> None:
-                with torch.autocast(clock.device.type, BF16):
-                    logits = run(x)
-                    logits = logits[0] if isinstance(logits, tuple) else logits
-                    loss = F.cross_entropy(logits.float(), target)
-                loss.backward()
+                with triton_kernels(kernels):
+                    with torch.autocast(clock.device.type, BF16):
+                        logits = run(x)
+                        logits = logits[0] if isinstance(logits, tuple) else logits
+                        loss = F.cross_entropy(logits.float(), target)
+                    loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 

@@ -4,8 +4,8 @@
     python benchmarks/inference.py --batches 1 --bf16  # less time: ours in bf16, OpenVINO, eager PyTorch
 
 Peers: timm's model where it has one, else our own unfolded, by PyTorch (eager; compiled with --compiled) in float32 and
-bf16; OpenVINO and onnxruntime fed the plain unfolded model, as they are, and run as ours: in huge pages, and OpenVINO
-with parts of a batch side by side ("openvino, tuned"; part of "all peers"). Every configuration is a process of its
+bf16; OpenVINO and onnxruntime fed the plain unfolded model, as they are, and run as ours: OpenVINO with parts of
+a batch side by side ("openvino, tuned"; part of "all peers"). Every configuration is a process of its
 own, timed in turn (A B C A B C); ratios are of the medians of a round. The JSON is rewritten after every model. Weights
 are random: speed does not depend on them.
 """
@@ -16,9 +16,10 @@ import argparse
 import json
 from pathlib import Path
 
+from anyres.cli.bench_results import show_comparison
 from anyres.config import UserError
 from anyres.flow import Size
-from anyres.runs.bench import COMPARED, Question, bench_models, twin
+from anyres.runs.bench import COMPARED, BenchmarkConfig, bench_models, timm_name
 
 OURS = ["openvino:bf16", "openvino:fp32", "onnxruntime:fp32"]
 
@@ -38,7 +39,7 @@ def main() -> None:
     facts = json.loads(options.out.read_text()) if options.out.exists() else {}
     for batch in options.batches:
         for model in options.models:
-            question = Question(
+            config = BenchmarkConfig(
                 models=[model],
                 weights=None,
                 sizes=[Size(224, 224)],
@@ -51,14 +52,16 @@ def main() -> None:
                 compiled=options.compiled,
                 processes=options.processes,
             )
-            facts[f"{model} x {batch}{', compiled' if options.compiled else ''}"] = bench_models(question, None, None)
+            facts[f"{model} x {batch}{', compiled' if options.compiled else ''}"] = bench_models(
+                config, show=show_comparison
+            )
             options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def peer_of(model: str) -> str:
     """timm where it has the model."""
     try:
-        twin(model)
+        timm_name(model)
     except UserError:
         return "plain"
     return "timm"

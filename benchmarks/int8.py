@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from anyres.config import UserError
-from anyres.deploy.engines.backend import Choice
+from anyres.deploy.engines.backend import Backend
 from anyres.deploy.predictor import Predictor
 from anyres.deploy.timing import Job, measure
 from anyres.evaluation.speed import macs
@@ -29,8 +29,9 @@ from anyres.flow import Size
 from anyres.models import create_model
 from anyres.recipe import build_recipe
 from anyres.runs.bench import COMPARED
-from anyres.runs.cascade import batches, seen_by
-from anyres.runs.opened import open_images, open_run
+from anyres.runs.cascade import batches, preprocessing
+from anyres.runs.inputs import open_images
+from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 
 SIZE, BATCH = Size(224, 224), 8
@@ -48,12 +49,12 @@ def speed(name: str, rounds: int, seconds: float) -> dict[str, Any]:
     make = partial(create_model, name)
     flops = 2 * macs(make(), SIZE)
     images = tuple(torch.randn(BATCH, 3, *SIZE, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    choices = {precision: Choice("openvino", precision) for precision in ("bf16", "int8")}
+    choices = {precision: Backend("openvino", precision) for precision in ("bf16", "int8")}
     jobs = [Job(name, make, True, choice, SIZE, BATCH, flops, None, images) for choice in choices.values()]
-    rows, failed, matrix = measure(jobs, rounds=rounds, seconds=seconds, say=print)
+    rows, failed, matrix = measure(jobs, rounds=rounds, seconds=seconds, progress=print)
     facts: dict[str, Any] = {"matrix GFLOP/s": matrix, "rows": [row.facts() for row in rows]}
     if failed:
-        return facts | {"failed": [f"{each.job.choice}: {each.reason}" for each in failed]}
+        return facts | {"failed": [f"{each.job.backend}: {each.reason}" for each in failed]}
     each = [b / a for a, b in zip(*(row.rounds for row in rows), strict=True)]
     ratio = {"ratio": round(statistics.median(each), 3), "range": [round(min(each), 3), round(max(each), 3)]}
     return facts | ratio
@@ -84,12 +85,13 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
     for text in ("eager:fp32", "openvino:bf16", "openvino:int8"):
         try:
             predictor = Predictor(
-                trained.model, text, SIDE, batch=BATCH, seen=seen_by(trained), calibration=pictures, say=print
+                trained.model, text, SIDE, batch=BATCH, preprocessing=preprocessing(trained), calibration=pictures
             )
         except UserError as error:
             found["failed"] = str(error)
             continue
-        pairs = [(predictor.forward(b.views[0]).argmax(1), b.target) for b in batches(trained, trained.images(), SIDE)]
+        shown = batches(trained, trained.images(), SIDE)
+        pairs = [(predictor.forward(b.views[0]).argmax(1), b.targets.of(0)) for b in shown]
         answers[text] = torch.cat([answer for answer, _ in pairs])
         target = torch.cat([labels for _, labels in pairs])
         found["top1"][text] = round(100 * (answers[text] == target).double().mean().item(), 2)

@@ -8,7 +8,7 @@ processes. The peer decodes each image once with Pillow and hands it to three of
 torch's DataLoader collates. Two comparisons, each of like with like, in turns (A B A B), workers' start left out:
 
 * ``floats``: what the model is fed, normalised and with its boxes. Peer: in the workers; ours: in the main process.
-* ``bytes``: uint8 batches for a device to normalise. Peer: ``use_prefetcher=True``, as timm's own training does.
+* ``bytes``: uint8 batches for a device to normalize. Peer: ``use_prefetcher=True``, as timm's own training does.
 
 ``dct``: the same on 1000 x 750 JPEGs, with ``data.dct=true`` in ours. The photographs are the built-in set's. timm asks
 Pillow to keep 0 bits in 2 % of its posterisings, which Pillow 13 refuses: the peer makes these pictures black, as ours.
@@ -26,7 +26,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import PIL
@@ -40,10 +40,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from anyres.data.augment import AugmentConfig
 from anyres.data.builtin import load
 from anyres.data.cache import DecodedImages
-from anyres.data.loader import train_batches
+from anyres.data.loader import LoaderOptions, Steps, train_batches
 from anyres.data.loader_profile import measure_loading
-from anyres.data.mix import erase, normalise
+from anyres.data.mix import erase, normalize
 from anyres.data.sources import open_source
+from anyres.data.targets import reader_of
 from anyres.data.views import ViewsConfig
 
 SIZES = (224, 160, 128)
@@ -83,7 +84,7 @@ def _blacken() -> None:
     ImageOps.posterize = lambda image, bits: real(image, bits) if bits else Image.new("RGB", image.size)
 
 
-def peer(folder: Path, *, floats: bool) -> Iterator[int]:
+def peer(folder: Path, *, floats: bool) -> Generator[int]:
     """Sizes of batches, for ever."""
     data = PeerImages(sorted(folder.rglob("*.jpg")), floats=floats)
     sampler = RandomSampler(data, replacement=True, num_samples=10**7)
@@ -93,21 +94,22 @@ def peer(folder: Path, *, floats: bool) -> Iterator[int]:
         yield len(views[0])
 
 
-def ours(folder: Path, *, floats: bool, dct: bool = False) -> Iterator[int]:
+def ours(folder: Path, *, floats: bool, dct: bool = False) -> Generator[int]:
     """Sizes of batches, for ever."""
     source = open_source(str(folder), "trainval")
     images = DecodedImages(source, None, 0.0, dct_side=max(SIZES) if dct else None, progress=False)
     how = AugmentConfig(rand_augment=RAND_AUGMENT, erasing=ERASING)
-    options = {"batch_size": BATCH, "seed": 0, "start_step": 0, "stop_step": 10**6, "workers": WORKERS, "reuse": True}
-    for batch in train_batches(images, source.targets, how, ViewsConfig(sizes=SIZES), **options):
+    steps, options = Steps(BATCH, seed=0, start=0, stop=10**6), LoaderOptions(WORKERS, reuse=True)
+    views, reader = ViewsConfig(sizes=SIZES), reader_of(source)
+    for batch in train_batches(images, source.records, reader, how, views, steps, options=options):
         if floats:
-            batch = erase(normalise(batch, MEAN, STD, torch.device("cpu")), ERASING, 0, 0)  # noqa: PLW2901
+            batch = erase(normalize(batch, MEAN, STD, torch.device("cpu")), ERASING, 0, 0)  # noqa: PLW2901
         assert [v.shape[-1] for v in batch.views] == [*SIZES]
         assert batch.views[0].dtype == (torch.float32 if floats else torch.uint8)
         yield len(batch.views[0])
 
 
-def images_per_s(start: Callable[[], Iterator[int]], seconds: float) -> float:
+def images_per_s(start: Callable[[], Generator[int]], seconds: float) -> float:
     """Of a fresh loader, after its first batches."""
     batches = start()
     for _ in itertools.islice(batches, WARM_UP):
@@ -119,7 +121,7 @@ def images_per_s(start: Callable[[], Iterator[int]], seconds: float) -> float:
     return count / spent
 
 
-def compare(a: Callable[[], Iterator[int]], b: Callable[[], Iterator[int]], seconds: float, rounds: int) -> dict:
+def compare(a: Callable[[], Generator[int]], b: Callable[[], Generator[int]], seconds: float, rounds: int) -> dict:
     """Images/s of peer and ours in turns; the ratio of each round, their median and spread."""
     pairs = [(images_per_s(a, seconds), images_per_s(b, seconds)) for _ in range(rounds)]
     ratios = sorted(second / first for first, second in pairs)
@@ -139,7 +141,7 @@ def stages(folder: Path) -> dict[str, dict[str, float]]:
     images = DecodedImages(source, None, 0.0, progress=False)
     how = AugmentConfig(rand_augment=RAND_AUGMENT)
     measured = measure_loading(images, how, ViewsConfig(sizes=SIZES), batch_size=BATCH, workers=0, seconds=3.0)
-    files = [record.source.read_bytes() for record in source.records[:100]]
+    files = [record.source.read_bytes() for record in source.records[:100] if isinstance(record.source, Path)]
     decoders = {
         "pillow": lambda data: Image.open(io.BytesIO(data)).convert("RGB"),
         "torchvision": lambda data: torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)),

@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from torchvision import models
 
 from anyres.config import UserError
-from anyres.data.loader import train_batches
-from anyres.data.mix import normalise
+from anyres.data.loader import LoaderOptions, Steps, train_batches
+from anyres.data.mix import normalize
 from anyres.evaluation.curve import read_csv
 from anyres.flow import Size
 from anyres.recipe import Recipe, build_recipe
-from anyres.runs.opened import open_images, scored_batches
+from anyres.runs.inputs import open_images, scored_batches
 from anyres.runs.train import train_run
+from anyres.tasks import known_metrics
+from anyres.tasks.classify import Classify
 
 DATA = "groceries:fine"
 SIDE = 96
@@ -104,16 +106,18 @@ def fit_teacher(work: Path, draws: int = 6) -> tuple[Path, float]:
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=1e-2)
         torch.manual_seed(0)
         for _ in range(60):
-            for chosen in torch.randperm(len(inputs)).split(256):
+            for chosen in torch.split(torch.randperm(len(inputs)), 256):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(classifier(inputs[chosen]), labels[chosen], label_smoothing=0.1).backward()
+                loss = nn.functional.cross_entropy(classifier(inputs[chosen]), labels[chosen], label_smoothing=0.1)
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         network.classifier[1] = classifier
         torch.save(network.state_dict(), kept)
         held_out = open_images(recipe, "test")
+        task, size = Classify(held_out.source.classes), Size(SIDE, SIDE)
         right = [
-            network(batch.views[0]).argmax(1) == batch.target
-            for batch in scored_batches(recipe, held_out, Size(SIDE, SIDE), 0.875, torch.device("cpu"))
+            network(batch.views[0]).argmax(1) == batch.targets.of(0)
+            for batch in scored_batches(recipe, task, held_out, size, torch.device("cpu"))
         ]
         noted.write_text(json.dumps(round(100 * torch.cat(right).float().mean().item(), 2)))
     return kept, float(json.loads(noted.read_text()))
@@ -126,20 +130,18 @@ def training_features(recipe: Recipe, network: models.MobileNetV2, draws: int) -
     size, steps = recipe.data.batch_size, -(-len(images) // recipe.data.batch_size)
     loaded = train_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        Classify(images.source.classes),
         recipe.augment,
         recipe.views,
-        batch_size=size,
-        seed=0,
-        start_step=0,
-        stop_step=draws * steps,
-        workers=0,
+        Steps(size, seed=0, start=0, stop=draws * steps),
+        options=LoaderOptions(workers=0),
     )
     inputs, labels = [], []
     for raw in loaded:
-        batch = normalise(raw, recipe.data.mean, recipe.data.std, torch.device("cpu"))
+        batch = normalize(raw, recipe.data.mean, recipe.data.std, torch.device("cpu"))
         inputs.append(network.features(batch.views[0]).mean((2, 3)))  # (b, 1280, h, w) -> (b, 1280)
-        labels.append(batch.target)
+        labels.append(batch.targets.of(0))
     return torch.cat(inputs), torch.cat(labels)
 
 
@@ -157,8 +159,8 @@ def run(arm: str, seed: int, epochs: int, work: Path, weights: Path) -> dict[str
     """One run's test top-1 in per cent, by size."""
     folder = work / f"{arm.replace(' ', '-')}-{epochs}-{seed}"
     train_run(make_recipe(arm, seed, epochs, weights), folder)
-    points = read_csv(folder / "curve.csv")
-    return {str(Size(point.height, point.width)): round(100 * point.top1, 2) for point in points}
+    results = read_csv(folder / "curve.csv", known_metrics())
+    return {str(result.size): round(100 * result.best.value, 2) for result in results}
 
 
 def summary(runs: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.progress import track
+from torch import nn
 
-from anyres.deploy.engines.backend import Choice, build
+from anyres.deploy.engines.backend import Backend, build
 from anyres.deploy.fuse import fuse
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
@@ -46,13 +47,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SIDES = (64, 128, 224, 384, 512, 1024)
 FITTED = 224
-FORMS = {"plain": Choice("eager", "fp32"), "folded": Choice("openvino", "bf16")}
+FORMS = {"plain": Backend("eager", "fp32"), "folded": Backend("openvino", "bf16")}
 
 
 def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:
     """Milliseconds of one image, and MiB above what the process held (in a process of its own)."""
     torch.manual_seed(0)
-    model = create_model(name, **OPTIONS[name]).eval()
+    model: nn.Module = create_model(name, **OPTIONS[name]).eval()
     x = torch.randn(1, 3, side, side)
     if form == "folded":
         model = fuse(model, (side, side))

@@ -82,7 +82,7 @@ def main() -> None:
     out = parser.parse_args().out
     draw = random.Random(0)
     rectangles = [(draw.randint(1, 1024), draw.randint(1, 1024)) for _ in range(200)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for family in FAMILIES:
         torch.manual_seed(0)
         model = anyres.create_model(family.name, 10, **family.options).eval()

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import anyres
+from anyres.models.contract import Backbone
 
 Result = dict[str, Any]
-Make = Callable[..., nn.Module]
+Make = Callable[..., Backbone]
 Sizes = tuple[tuple[int, int, int], ...]
 FREE = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 
@@ -82,7 +83,7 @@ def maker(case: Case, quick: bool) -> Make:
     """Builds the case's model, always with the same weights, every one of them random, in evaluation mode."""
     options = case.options | (case.few | {"num_classes": 10} if quick else {})
 
-    def make(**more: Any) -> nn.Module:
+    def make(**more: Any) -> Backbone:
         torch.manual_seed(0)
         model = anyres.create_model(case.name, **(options | more))
         with torch.no_grad():

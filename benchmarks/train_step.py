@@ -26,14 +26,16 @@ import torch
 from torch import nn
 
 from anyres.data.augment import AugmentConfig
-from anyres.data.loader import train_batches
-from anyres.data.mix import MixConfig, mix, mix_rng, normalise
+from anyres.data.loader import LoaderOptions, Steps, train_batches
+from anyres.data.mix import MixConfig, mix, mix_rng, normalize
 from anyres.data.views import ViewsConfig
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.recipe import build_recipe
-from anyres.runs.opened import open_images
-from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
+from anyres.runs.inputs import open_images
+from anyres.tasks.classify import Classify
+from anyres.training.objectives import ObjectiveConfig
+from anyres.training.objectives.supervised import Supervised
 from anyres.training.parallel import autocast_dtype
 
 OBJECTIVE = ObjectiveConfig(consistency="smooth_l1")
@@ -48,21 +50,21 @@ def make_step(way: str, name: str, classes: int, seed: int) -> Step:
     torch.manual_seed(seed)
     model = create_model(name, classes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05, fused=way == "ours" or None)
-    student = Student(model, "cls")
+    objective = Supervised(model, OBJECTIVE, Classify().loss)
     dtype = autocast_dtype("auto") if way == "ours" else None
 
     def step(batch: Batch) -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            made = terms(student, batch, OBJECTIVE)
+            made = objective.terms(objective.student, batch)
             if way == "plain":
                 loss = torch.stack([term.loss for term in made]).sum()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 total = loss.detach()
             else:
                 total = torch.zeros(())
                 for term in made:
-                    term.loss.backward()
+                    term.loss.backward()  # type: ignore[no-untyped-call]
                     total += term.loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
@@ -74,7 +76,7 @@ def make_step(way: str, name: str, classes: int, seed: int) -> Step:
 def random_batch(classes: int = 1000) -> Batch:
     generator = torch.Generator().manual_seed(0)
     views = tuple(torch.randn(IMAGES, 3, side, side, generator=generator) for side in SIZES)
-    return Batch(views, torch.randn(IMAGES, classes, generator=generator).softmax(-1), torch.arange(IMAGES))
+    return Batch(views, Labels(torch.randn(IMAGES, classes, generator=generator).softmax(-1)), torch.arange(IMAGES))
 
 
 def times(rounds: int) -> dict[str, object]:
@@ -121,20 +123,18 @@ def photographs(steps: int, seed: int) -> Iterator[Batch]:
     images = open_images(recipe, "trainval", training=True)
     loaded = train_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        Classify(images.source.classes),
         AugmentConfig(crop_scale=(0.4, 1.0), interpolation="bilinear"),
         ViewsConfig(sizes=(96, 64, 48)),
-        batch_size=16,
-        seed=seed,
-        start_step=0,
-        stop_step=steps,
-        workers=0,
+        Steps(16, seed=seed, start=0, stop=steps),
+        options=LoaderOptions(workers=0),
     )
     for step, raw in enumerate(loaded):
-        batch = normalise(raw, recipe.data.mean, recipe.data.std, CPU)
+        batch = normalize(raw, recipe.data.mean, recipe.data.std, CPU)
         smooth = MixConfig(smoothing=0.1)
-        views, target = mix(batch.views, batch.target, 14, smooth, mix_rng(seed, step, 0))
-        yield Batch(views, target, batch.index)
+        views, target = mix(batch.views, batch.targets.of(0), 14, smooth, mix_rng(seed, step, 0))
+        yield Batch(views, Labels(target), batch.index)
 
 
 def curves(steps: int) -> dict[str, object]:

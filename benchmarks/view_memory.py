@@ -1,5 +1,5 @@
 """What per-view backward saves: the peak memory of a three-view step, each view back-propagated before the next one
-runs, against all views back-propagated together at the end. Same objective (recipes F1), same batch, same model.
+runs, against all views back-propagated together at the end. Same objective (ResFormer, section 3), batch and model.
 
     python benchmarks/view_memory.py
 
@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
-from anyres.training.objectives.objective import ObjectiveConfig, Student, terms
+from anyres.tasks.classify import Classify
+from anyres.training.objectives import ObjectiveConfig
+from anyres.training.objectives.supervised import Supervised
 
 STUDIES = {
     "resformer_small": (8, (224, 160, 128)),
@@ -47,14 +49,15 @@ def step(name: str, way: str, gradients: Path) -> dict[str, int]:
     if "recomputed" in way:
         model.set_grad_checkpointing()
     views = tuple(torch.randn(count, 3, side, side) for side in sizes)
-    batch = Batch(views, torch.randn(count, CLASSES).softmax(-1), torch.arange(count))
+    batch = Batch(views, Labels(torch.randn(count, CLASSES).softmax(-1)), torch.arange(count))
     held = peak()
-    made = terms(Student(model, "cls"), batch, ObjectiveConfig(consistency="smooth_l1"))
+    objective = Supervised(model, ObjectiveConfig(consistency="smooth_l1"), Classify().loss)
+    made = objective.terms(objective.student, batch)
     if way == "joint":
-        torch.stack([term.loss for term in made]).sum().backward()
+        torch.stack([term.loss for term in made]).sum().backward()  # type: ignore[no-untyped-call]
     else:
         for term in made:
-            term.loss.backward()
+            term.loss.backward()  # type: ignore[no-untyped-call]
     above = peak() - held
     save_file({key: p.grad for key, p in model.named_parameters() if p.grad is not None}, gradients)
     return {"held_before_mib": held // 1024, "step_mib": above // 1024}

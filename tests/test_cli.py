@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from anyres.cli import show
+from anyres.cli import listing
 from anyres.models.index import known_weights
 from anyres.models.registry import list_models
 from tests.command import COMMANDS, VERBS, anyres, parse, refused
@@ -59,7 +59,7 @@ def test_help_and_lists_start_without_torch() -> None:
 def test_models_are_listed_with_whole_names(width: int) -> None:
     """On a terminal of so many columns: nothing is cut, and no number is missing."""
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
-    show._list_models(console, list_models())
+    listing._list_models(console, list_models())
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
@@ -361,7 +361,7 @@ def test_data_that_changed_during_an_interruption_is_refused(tiny_run: TinyRun, 
 def test_ctrl_c_outside_the_loop_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While images are read there is nothing to save, and no traceback either."""
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("anyres.runs.train.train_run", interrupted)
@@ -373,7 +373,7 @@ def test_a_full_disk_is_one_line(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "runs/first/curve.csv")
 
-    monkeypatch.setattr("anyres.runs.verbs.report_on", full)
+    monkeypatch.setattr("anyres.runs.evaluate.report_on", full)
     line = refused("curve", tiny_run.folder, "--sizes", "32")
     assert line == "error: runs/first/curve.csv: No space left on device"
 
@@ -384,7 +384,7 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.\nMore lines.")
 
-    monkeypatch.setattr("anyres.runs.train.train", full)
+    monkeypatch.setattr("anyres.runs.train.run_loop", full)
     data = make_folder(tmp_path / "shapes", per_class=3)
     answer = anyres("train", "restv2_nano", "--data", data, "--out", tmp_path / "run", "views.sizes=[48, 32]")
     assert answer.code == 2
@@ -398,7 +398,7 @@ def test_warnings_are_notes_without_file_and_line(monkeypatch: pytest.MonkeyPatc
         print(warnings.formatwarning(UserWarning("this is new"), UserWarning, "file.py", 1), end="")
 
     monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
-    monkeypatch.setattr("anyres.cli.show.show_models", warned)
+    monkeypatch.setattr("anyres.cli.listing.show_models", warned)
     assert anyres("models").out == "note: this is new\n"
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from anyres.flow import Size
-from anyres.runs.bench import Question, jobs_for
+from anyres.runs.bench import BenchmarkConfig, jobs_for
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import make_folder
@@ -94,8 +94,8 @@ def test_speeds_side_by_side(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_an_engine_is_raced_as_it_is_and_run_as_ours(engine: str) -> None:
-    question = Question(["restv2_nano"], None, [], [], [f"{engine}:fp32"], [engine], 1, 0.1, 2)
-    jobs = jobs_for(question, "restv2_nano", Size(32, 32), 8)
+    config = BenchmarkConfig(["restv2_nano"], None, [], [], [f"{engine}:fp32"], [engine], 1, 0.1, 2)
+    jobs = jobs_for(config, "restv2_nano", Size(32, 32), 8)
     assert {job.name: job.tuned for job in jobs} == {"anyres": True, engine: False, f"{engine}, tuned": True}
 
 

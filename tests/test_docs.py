@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +62,7 @@ def committed() -> list[Path]:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         paths = [ROOT / name for name in listed.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        paths = [p for part in ("src", "tests", "docs", "benchmarks") for p in (ROOT / part).rglob("*")]
+        paths = [p for part in ("src", "tests", "docs", "benchmarks", "examples") for p in (ROOT / part).rglob("*")]
         paths += list(ROOT.iterdir())
     return [p for p in paths if p.is_file() and "__pycache__" not in p.parts]
 
@@ -95,7 +97,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 @PAGE_PARAMETERS
 def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`", prose(page))
+    named = re.findall(r"`((?:src|tests|docs|benchmarks|examples)/[\w./-]+)`", prose(page))
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
@@ -140,6 +142,28 @@ def test_python_snippets_run(
 def test_every_python_snippet_that_is_not_run_says_why() -> None:
     for page in PAGES:
         assert not re.search(r"<!--\s*not run:\s*-->", (ROOT / page).read_text()), page
+
+
+def test_what_is_made_by_a_script_is_up_to_date() -> None:
+    """The reference is what docstrings and comments say, and the examples are those that tests run."""
+    command = [sys.executable, ROOT / "docs" / "make_reference.py", "--check"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    assert made.returncode == 0, made.stderr
+
+
+def test_every_recipe_key_has_a_comment() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    keys = re.findall(
+        r"^- `(?!model\.)([a-z_]+(?:\[\])?(?:\.[a-z_\[\]]+)*)` \(.*", page.partition("## Recipe keys")[2], re.M
+    )
+    assert len(keys) > 100
+    assert not re.findall(r"^- `(?!model\.)[\w.\[\]]+` \([^)]*\)$", page.partition("## Recipe keys")[2], re.M)
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert not [page for page in sorted(pages) if f"]({page}" not in index]
 
 
 def test_makefile_says_what_each_verb_does() -> None:

@@ -9,18 +9,23 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from anyres.flow import Point, Size
+from anyres.evaluation.curve import EvalResult
+from anyres.evaluation.metrics import Scores
+from anyres.flow import Cost, Estimate, Size, SizeResult
 from anyres.models import create_model
 from anyres.models.index import known_weights
 from anyres.models.weights import save_weights
 from anyres.models.zoo import MODEL_STATS
 from anyres.recipe import Claim
-from anyres.runs.opened import _native_side, crop_ratio, open_images, open_trained, scored_batches, seen_as
-from anyres.runs.report import compared
+from anyres.runs.inputs import describe_preprocessing, open_images, scored_batches
+from anyres.runs.opened import DataSpec, _native_side, load
+from anyres.runs.report import Evaluation, compared
+from anyres.tasks.classify import Classify
 from tests.command import COMMANDS, anyres, parse, refused
 from tests.conftest import TinyRun
 from tests.pictures import draw
@@ -33,10 +38,13 @@ def test_help_shows_published_weights() -> None:
     assert "Published weights" in anyres("eval", "--help").out
 
 
+NO_SCORES = Scores(*[np.zeros(0, kind) for kind in (int, int, int, "f4", bool, bool, "f4")])
+
+
 @pytest.fixture(scope="module")
 def five(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's model with five classes, its own three in another order; the file does not name them."""
-    trained = open_trained(str(tiny_run.folder))
+    trained = load(str(tiny_run.folder))
     model = create_model("restv2_nano", 5)
     state = trained.model.state_dict()
     for key in ("head.weight", "head.bias"):
@@ -59,7 +67,7 @@ def test_a_file_is_measured_as_the_run_it_is_of(tiny_run: TinyRun) -> None:
     of_file = anyres("eval", "restv2_nano", "--weights", tiny_run.folder, *words)
     assert of_file.code == 0, of_file.err
     assert top1(of_run.out) == top1(of_file.out) != []
-    assert "centre crop; bicubic, antialiased; mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in of_file.out
+    assert "center crop; bicubic, antialiased; mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in of_file.out
 
 
 def test_the_order_of_classes_comes_from_a_file(tiny_run: TinyRun, five: Path, tmp_path: Path) -> None:
@@ -136,13 +144,13 @@ def test_each_row_of_the_index_is_seen_as_it_says() -> None:
     """Bicubic is the one way in which anyres resizes for evaluation: every row must say so."""
     assert {row.interpolation for row in known_weights()} == {"bicubic"}
     assert {row.crop_mode for row in known_weights()} == {"center", "squash"}
-    trained = open_trained("restv2_tiny.384", "none")
+    trained = load("restv2_tiny.384", "none")
     assert trained.recipe.evaluate.warp
-    assert seen_as(trained.recipe).startswith("warped to the size; bicubic")
+    assert describe_preprocessing(trained.recipe).startswith("warped to the size; bicubic")
     assert trained.recipe.claim.top1 == {"384": 83.7}
     assert trained.recipe.evaluate.sizes == (384,)
-    cropped = open_trained("resmlp_s12.224", "none").recipe
-    assert seen_as(cropped).startswith("short side to int(size / 0.9), centre crop")
+    cropped = load("resmlp_s12.224", "none").recipe
+    assert describe_preprocessing(cropped).startswith("short side to int(size / 0.9), center crop")
     assert cropped.model["img_size"] == 224
 
 
@@ -156,9 +164,9 @@ def test_a_warped_image_keeps_its_edges(tmp_path: Path) -> None:
             image.save(tmp_path / kind / f"{i}.png")
     seen = {}
     for name in ("restv2_tiny.384", "restv2_tiny.224"):
-        trained = open_trained(name, "none")
+        trained = load(name, "none")
         recipe, images = trained.recipe, open_images(trained.recipe, "val", str(tmp_path))
-        batches = scored_batches(recipe, images, Size(32, 32), crop_ratio(recipe), trained.device)
+        batches = scored_batches(recipe, trained.task, images, Size(32, 32), trained.device)
         seen[name] = next(batches).views[0][0, 0, 16, 2]
     assert seen["restv2_tiny.384"] > 2  # white, normalised
     assert seen["restv2_tiny.224"] < -2  # black
@@ -177,8 +185,8 @@ def test_the_grid_of_a_file_is_found_by_its_shapes() -> None:
 def test_a_run_beside_a_model_of_its_name(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_run.folder, tmp_path / "restv2_nano")
-    assert open_trained("restv2_nano").folder == Path("restv2_nano")
-    assert open_trained("restv2_nano", "none").folder is None
+    assert load("restv2_nano").folder == Path("restv2_nano")
+    assert load("restv2_nano", "none").folder is None
 
 
 def test_names_of_models_and_of_weights_differ() -> None:
@@ -248,14 +256,19 @@ def test_json_instead_of_the_table(tiny_run: TinyRun) -> None:
 def test_a_claim_for_more_classes_than_there_are(tiny_run: TinyRun, five: Path, tmp_path: Path) -> None:
     listed = tmp_path / "five.csv"
     listed.write_text("square\nhexagon\nstripes\nstar\ndisc\n")
-    trained = open_trained("restv2_nano", str(five), listed)
+    trained = load("restv2_nano", str(five), listed)
     trained = replace(trained, recipe=replace(trained.recipe, claim=Claim(source="us", top1={"48": 90.0})))
-    images = trained.images(str(tiny_run.data))
-    point = Point("m", 48, 48, 0.5, 0.3, 0.95, 0.9, 1.0, 9, 1.0, 1.0, 1)
-    first, second = compared(trained, images, [point])
+    images = trained.images(DataSpec(str(tiny_run.data)))
+
+    def sentences(high: float) -> list[str]:
+        metrics = {"top1": Estimate(0.5, 0.3, high), "top5": Estimate(0.9), "loss": Estimate(1.0)}
+        point = SizeResult("m", Size(48, 48), metrics, tuple(Classify.metrics), 9, Cost(1.0, 1.0, 1))
+        return compared(Evaluation(trained, images, (EvalResult(point, NO_SCORES),)))
+
+    first, second = sentences(high=0.95)
     assert "measured 50.00 %, a difference of -40.00; the 95 % interval 30.00 to 95.00 holds the claim" in first
     assert second == "the claim is for 5 classes, here are images of 3: not the same task"
-    assert compared(trained, images, [replace(point, top1_high=0.8)])[0].endswith("80.00 does not hold the claim")
+    assert sentences(high=0.8)[0].endswith("80.00 does not hold the claim")
 
 
 def test_a_run_keeps_its_evaluation(tiny_run: TinyRun, tmp_path: Path) -> None:

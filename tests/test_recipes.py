@@ -11,11 +11,12 @@ import yaml
 from anyres.config import UserError
 from anyres.models import list_models, variant
 from anyres.recipe import differences, dump_recipe, list_recipes, load_recipe, read_recipe
-from anyres.runs.opened import build_model, evaluated_sizes
+from anyres.runs.inputs import evaluated_sizes
+from anyres.runs.opened import build_backbone
 from anyres.training.optim import build_optimizer
 
 RECIPES = list(list_recipes())
-KNN = {"dino/vits16_100": 69.3, "dino/vits16_300": 73.3}  # shorter runs than the released one (recipes X1)
+KNN = {"dino/vits16_100": 69.3, "dino/vits16_300": 73.3}  # shorter runs than the released one, of DINO's README
 
 
 def test_there_are_recipes_and_each_says_what_it_is() -> None:
@@ -34,7 +35,7 @@ def test_a_recipe_reads_back_equal_and_builds(name: str, tmp_path: Path) -> None
     assert dump_recipe(again) == dump_recipe(recipe)
     assert load_recipe(str(file)) == recipe
     with torch.device("meta"):
-        model = build_model(recipe, 1000)
+        model = build_backbone(recipe, 1000)
     assert model.num_classes == 1000
     groups = build_optimizer(model, recipe.optim, model.no_weight_decay()).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
@@ -89,14 +90,14 @@ def test_overrides_reach_every_depth_and_have_yaml_values() -> None:
     assert recipe.data.cache_side is None
     assert recipe.views.share is True
     assert recipe.claim.top1 == {"64": 50.0}
-    assert build_model(recipe, 5).get_classifier().weight.shape[0] == 5
+    assert build_backbone(recipe, 5).get_classifier().weight.shape[0] == 5
     assert yaml.safe_load(dump_recipe(recipe))["model"]["depths"] == [1, 1, 1, 1]
 
 
 def test_an_integer_is_good_enough_where_a_number_is_wanted() -> None:
     recipe = load_recipe("nano", ["optim.lr=1", "model.drop_path=0", "mix.mixup=1"])
     assert recipe.optim.lr == 1.0
-    assert build_model(recipe, 2).training
+    assert build_backbone(recipe, 2).training
 
 
 def test_differences_name_key_and_both_values() -> None:

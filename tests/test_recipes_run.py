@@ -12,6 +12,7 @@ from anyres.recipe import list_recipes, load_recipe
 from anyres.runs.train import train_run
 from tests.command import anyres
 from tests.conftest import TinyRun
+from tests.runs import listening
 
 FOUR = {"dims": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
 VIT = {"dim": 32, "depth": 2, "heads": 2}
@@ -29,9 +30,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_a_recipe_makes_two_steps(
-    name: str, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_makes_two_steps(name: str, tiny_run: TinyRun, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     about = variant(recipe.model["name"])
     values = [f"model.{key}={value}" for key, value in SMALL[about.family].items()]
@@ -50,8 +49,9 @@ def test_a_recipe_makes_two_steps(
     values += ["data.batch_size=16", "data.workers=0", "train.epochs=1", "train.log_every=1", "evaluate.sizes=[32]"]
     values.append("train.precision=auto")  # accelerate refuses two precisions in one process
     values.append(f"data.source={tiny_run.data}")
-    train_run(load_recipe(name, values), tmp_path / "run", report=False)  # test_every_family_trains.py has reports
-    assert "1 epochs of 2 steps of 16 images" in capsys.readouterr().err
+    with listening() as said:
+        train_run(load_recipe(name, values), tmp_path / "run", report=False)  # test_every_family_trains.py has reports
+    assert any("1 epochs of 2 steps of 16 images" in line for line in said)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
 
 

@@ -1,8 +1,9 @@
 """anyres: train one vision backbone that holds its accuracy at every input size.
 
+run = anyres.train("restv2_nano", data="photos", out="runs/mine")
+print(anyres.curve("runs/mine", sizes=["64:320:32"]).rows())
+print(anyres.predict("runs/mine", ["photo.jpg"], size=96)[0].line)
 model = anyres.create_model("resformer_small", num_classes=10)
-anyres.load_weights(model, "runs/mine")
-anyres.list_models("rest*")
 """
 
 from __future__ import annotations
@@ -13,31 +14,75 @@ import wrapt
 
 if TYPE_CHECKING:
     from anyres.config import UserError
+    from anyres.data.sources import register_reader
+    from anyres.deploy.engines.backend import register_engine
     from anyres.deploy.fuse import fuse
     from anyres.deploy.predictor import Predictor
     from anyres.models.create import create_model
     from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
-
-__all__ = ["Predictor", "UserError", "create_model", "fuse", "list_models", "load_weights", "register_family"]
+    from anyres.runs.evaluate import curve, evaluate, pick
+    from anyres.runs.opened import load
+    from anyres.runs.predict import predict
+    from anyres.runs.train import train
+    from anyres.tasks import ImageTask, register_task
+    from anyres.training.objectives import Term, register_objective
 
 _HOMES = {
+    "ImageTask": "anyres.tasks",
     "Predictor": "anyres.deploy.predictor",
+    "Term": "anyres.training.objectives",
     "UserError": "anyres.config",
     "create_model": "anyres.models.create",
+    "curve": "anyres.runs.evaluate",
+    "evaluate": "anyres.runs.evaluate",
     "fuse": "anyres.deploy.fuse",
     "list_models": "anyres.models.registry",
+    "load": "anyres.runs.opened",
     "load_weights": "anyres.models.weights",
+    "pick": "anyres.runs.evaluate",
+    "predict": "anyres.runs.predict",
+    "register_engine": "anyres.deploy.engines.backend",
     "register_family": "anyres.models.registry",
+    "register_objective": "anyres.training.objectives",
+    "register_reader": "anyres.data.sources",
+    "register_task": "anyres.tasks",
+    "train": "anyres.runs.train",
 }
 
+__all__ = [
+    "ImageTask",
+    "Predictor",
+    "Term",
+    "UserError",
+    "create_model",
+    "curve",
+    "evaluate",
+    "fuse",
+    "list_models",
+    "load",
+    "load_weights",
+    "pick",
+    "predict",
+    "register_engine",
+    "register_family",
+    "register_objective",
+    "register_reader",
+    "register_task",
+    "train",
+]
 
-def __getattr__(name: str) -> Any:  # torch is imported when a model is wanted, not before
+
+def __getattr__(name: str) -> Any:  # torch is imported when something is wanted, not before
     from importlib import import_module
 
     if name not in _HOMES:
         raise AttributeError(f"module 'anyres' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
 
 @wrapt.when_imported("timm.models")

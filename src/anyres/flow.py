@@ -5,14 +5,15 @@ A leaf but for the users' error it raises.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from anyres.config import UserError
@@ -48,11 +49,11 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One image before decoding: where its bytes are, and its class index (-1: no label); of a multi-label set, the
-    indices of its classes, ascending."""
+    """One image before decoding: where its bytes are, and its class index (-1: no label); where images have several
+    labels, the indices of its classes, ascending; where labels are no classes, the label as it is written."""
 
     source: Path | bytes | Stored
-    target: int | tuple[int, ...]
+    target: int | tuple[int, ...] | str
     name: str  # what a message calls it: the path below the root, or the row of a table
 
 
@@ -112,6 +113,10 @@ class Labels:
     def to(self, device: torch.device) -> Labels:
         return replace(self, value=self.value.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Labels:
+        """In memory from which a GPU copies by itself; DataLoader calls this."""
+        return replace(self, value=self.value.pin_memory())
+
     def part(self, images: slice) -> Labels:
         return replace(self, value=self.value[:, images] if self.per_view else self.value[images])
 
@@ -143,67 +148,141 @@ class TargetReader(Protocol):
 class Batch:
     """The same b images as one or several views, largest first.
 
-    ``views[i]``: uint8 (b, 3, H_i, W_i) as loaded, float once normalised. ``target``: int64 (b,) class indices,
-    or float (b, k) after mixing or of multi-label sets, or (v, b, k) where each view was mixed by itself. ``index``:
-    int64 (b,) positions in the dataset. ``notes``: what had to be done to an image to read it, as (image name,
-    sentence). ``draw``: int64 (b,) how often the image came before in its epoch; None: never.
+    ``views[i]``: uint8 (b, c, H_i, W_i) as loaded, float once normalized. ``targets``: what the views are to be
+    answered with. ``index``: int64 (b,) positions in the dataset. ``notes``: what had to be done to an image to read
+    it, as (image name, sentence). ``draw``: int64 (b,) how often the image came before in its epoch; None: never.
+    ``geometry[image][view]``: where the view's pixels come from; () unless the loader was asked for it.
     """
 
-    views: tuple[Shaped[Tensor, "b 3 _ _"], ...]
-    target: Int64[Tensor, " b"] | Float[Tensor, "*v b k"]
+    views: tuple[Shaped[Tensor, "b c _ _"], ...]
+    targets: Targets
     index: Int64[Tensor, " b"]
     notes: tuple[tuple[str, str], ...] = ()
     draw: Int64[Tensor, " b"] | None = None
+    geometry: tuple[tuple[Geometry, ...], ...] = ()
+
+    def window(self, seen: range) -> Batch:
+        """The batch with the views that a step sees."""
+        views = slice(seen.start, seen.stop)
+        return replace(self, views=self.views[views], targets=self.targets.window(views))
 
 
 def seen_views(step: int, views: int, per_step: int | None) -> range:
-    """Which of R ``views`` a step sees: all, or s of them from step mod (R - s + 1) on (recipes F4)."""
+    """Which of R ``views`` a step sees: all, or s of them from step mod (R - s + 1) on (ResFormer's ``iter`` mode)."""
     if per_step is None:
         return range(views)
     start = step % (views - per_step + 1)
     return range(start, start + per_step)
 
 
-class Metric(NamedTuple):
-    """How good, in words: ``key`` and ``name`` of the share that decides, in files and for people, and of a second."""
+@dataclass(frozen=True)
+class Metric:
+    """How good, as a number: ``key`` in files, ``name`` for people.
+
+    ``unit`` is what follows a value: with ``%`` values are shares in [0, 1], shown times 100. ``over`` and ``interval``
+    say in words what it is a mean of and how its interval is worked out, where that is not plain.
+    """
 
     key: str
     name: str
-    second_key: str
-    second: str
+    unit: str = "%"
+    higher_is_better: bool = True
+    over: str = ""
+    interval: str = ""
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by when it is shown."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    def text(self, value: float, digits: int | None = None) -> str:
+        """``76.4 %``; a number with another unit has three significant digits, if ``digits`` does not say."""
+        shown = self.scale * value
+        number = f"{shown:.{digits}f}" if digits is not None else f"{shown:.1f}" if self.unit == "%" else f"{shown:.3g}"
+        return f"{number} {self.unit}".rstrip()
 
 
-METRICS = {"top1": Metric("top1", "top-1", "top5", "top-5"), "map": Metric("map", "mAP", "f1", "F1")}
+class Estimate(NamedTuple):
+    """A measured value and its 95 % interval (NaN where none was worked out)."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+DISTURBED = 1.5
+"""Largest over smallest median of the rounds, beyond which a timing says little."""
+
+
+def is_disturbed(rounds: Sequence[float]) -> bool:
+    """Whether the rounds of one timing (their medians, as times or as rates) differ by more than ``DISTURBED`` times.
+
+    Something else then ran on the machine during some of them.
+    """
+    return max(rounds) > DISTURBED * min(rounds)
 
 
 @dataclass(frozen=True)
-class Point:
+class Cost:
+    """What one image costs a model at one size. NaN: not measured."""
+
+    latency_ms: float  # median time of one batch of one image
+    images_per_s: float  # throughput in batches of several images
+    macs: int  # multiply-accumulates of one image
+    latency_low_ms: float = math.nan  # smallest median of a round
+    latency_high_ms: float = math.nan  # largest median of a round
+    disturbed: bool = False  # the rounds of one of the two timings differ too much: see ``is_disturbed``
+
+
+@dataclass(frozen=True)
+class SizeResult:
     """One model at one size: how good, how sure, how costly.
 
-    ``top1``, ``top5``, ``top1_low``, ``top1_high`` are shares in [0, 1] (95 % Wilson interval), ``loss`` is mean
-    cross-entropy in nats, ``latency_ms`` the median time of one batch of one image, ``macs`` multiply-accumulates
-    for one image. ``metric`` ``map``: of a multi-label set, ``top1`` is the mean average precision (95 % bootstrap
-    interval), ``top5`` the mean F1 at 0.5, ``loss`` binary; files name them ``map``, ``map_low``, ``map_high``, ``f1``.
+    ``metrics``: by the ``key`` of each of ``described``, of which the first is the headline. ``n``: images scored.
     """
 
     model: str
-    height: int
-    width: int
-    top1: float
-    top1_low: float
-    top1_high: float
-    top5: float
-    loss: float
+    size: Size
+    metrics: Mapping[str, Estimate]
+    described: tuple[Metric, ...]
     n: int
-    latency_ms: float
-    images_per_s: float
-    macs: int
-    metric: str = "top1"
+    cost: Cost
 
     @property
-    def named(self) -> Metric:
-        """What its shares are called."""
-        return METRICS[self.metric]
+    def headline(self) -> Metric:
+        """The metric that decides."""
+        return self.described[0]
+
+    @property
+    def best(self) -> Estimate:
+        """The headline's value."""
+        return self.metrics[self.headline.key]
+
+    def row(self) -> dict[str, str | int | float | bool]:
+        """Plain values under the names that files use: ``top1``, ``top1_low``, ``latency_ms``, ..."""
+        head, *others = self.described
+        values: dict[str, str | int | float | bool] = {
+            "model": self.model,
+            "height": self.size.height,
+            "width": self.size.width,
+            head.key: self.best.value,
+            "n": self.n,
+            "latency_ms": self.cost.latency_ms,
+            "macs": self.cost.macs,
+            f"{head.key}_low": self.best.low,
+            f"{head.key}_high": self.best.high,
+        }
+        for metric in others:
+            estimate = self.metrics[metric.key]
+            values[metric.key] = estimate.value
+            if not math.isnan(estimate.low):
+                values |= {f"{metric.key}_low": estimate.low, f"{metric.key}_high": estimate.high}
+        return values | {
+            "images_per_s": self.cost.images_per_s,
+            "latency_low_ms": self.cost.latency_low_ms,
+            "latency_high_ms": self.cost.latency_high_ms,
+            "disturbed": self.cost.disturbed,
+        }
 
 
 def pick_device() -> torch.device:
@@ -213,6 +292,13 @@ def pick_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has bf16 matrix instructions (CUDA 8.0 and later, AVX512-BF16, AMX, Arm BF16)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:

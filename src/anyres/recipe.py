@@ -18,49 +18,60 @@ from pydantic import TypeAdapter, ValidationError
 
 from anyres.config import UserError, config, nearest, override
 from anyres.data.augment import AugmentConfig
+from anyres.data.channels import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.mix import MixConfig
 from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
 from anyres.models import variant
 from anyres.models.registry import is_model, model_names
-from anyres.training.objectives.objective import DinoConfig, ObjectiveConfig
+from anyres.tasks import Configs, check
+from anyres.training.objectives import ObjectiveConfig
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import TrainConfig
 
 
 @config
 class Claim:
-    """What the recipe is expected to give: ``top1`` in per cent by size (``"224": 82.2``), of nearest neighbours where
-    there are no labels, and where that is said."""
+    """What the recipe is expected to give."""
 
+    # where that is said
     source: str = ""
+    # top-1 in percent by size, as "224": 82.2; of nearest neighbors where there are no labels
     top1: dict[str, float] = field(default_factory=dict)
 
 
 @config
 class DataConfig:
-    """``source``: images in any form that ``anyres data`` lists. ``batch_size`` is global, over all processes.
-    ``repeats``: each image comes so many times in a row with other draws (repeated augmentation: 3; off: 1), and an
-    epoch keeps its length, so it sees so many times fewer images. ``workers``: loader processes per process (null:
-    chosen by the data and the machine). ``cache_side``: images are kept decoded in memory with this short side when
-    all fit into ``cache_gib`` (null: never). ``dct``: training JPEGs whose short side is at least twice the largest
-    view's are decoded at 1/2, 1/4 or 1/8, never below that view (docs/data.md: what it does to pixels). Unreadable
-    images are left out and named; more than ``max_unreadable`` (a share) of them stop the run, but ten never do (0: one
-    does)."""
+    """Where images come from, and how they are loaded."""
 
+    # images in any form that `anyres data` lists
     source: str | None = None
+    # the split to train on
     train_split: Literal["train", "trainval"] = "train"
+    # the split that is scored
     eval_split: Literal["val", "test"] = "val"
+    # share of the training images that is held out where there is no val split
     val_share: float = 0.2
+    # images of a step, over all processes
     batch_size: int = 128
+    # each image comes so many times in a row with other draws, and an epoch keeps its length (repeated augmentation: 3)
     repeats: int = 1
+    # loader processes per process (null: chosen by the data and the machine)
     workers: int | None = None
+    # images are kept decoded in memory with this short side when all fit into cache_gib (null: never)
     cache_side: int | None = None
+    # memory for that, in GiB
     cache_gib: float = 2.0
+    # training JPEGs whose short side is at least twice the largest view's are decoded at 1/2, 1/4 or 1/8 of their size
     dct: bool = False
+    # share of the images that may be unreadable (they are left out and named); ten always may, unless it is 0
     max_unreadable: float = 0.01
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    # of every image (null: what the files agree on, 3 where they do not)
+    channels: int | None = None
+    # of each channel, in [0, 1]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    # of each channel, above 0
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -75,20 +86,29 @@ class DataConfig:
             raise ValueError(f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"data.max_unreadable={self.max_unreadable} is a share: 0 to 1")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"data.channels={self.channels} must be 1 or more, or null")
+        if not self.mean or not self.std:
+            raise ValueError("data.mean and data.std must have one value, or one for each channel")
+        if self.channels is not None:
+            normalization(self.mean, self.std, self.channels)  # raises
         if not min(self.std) > 0:
             raise ValueError(f"data.std={list(self.std)} must be above 0 in every channel")
 
 
 @config
 class EvalConfig:
-    """``sizes`` scored at the end and named in the report; ``crop``: centre-crop ratio (null: the model's own);
-    ``interpolation`` of the resizing (null: the model's own); ``warp``: the whole image is resized to the size whatever
-    its shape, as ResTv2's at 384 px, instead of cropped."""
+    """How a model is scored."""
 
+    # scored at the end and named in the report
     sizes: tuple[str | int, ...] = ("224",)
+    # center-crop ratio, above 0 to 1 (null: the model's own)
     crop: float | None = None
+    # of the resizing (null: the model's own)
     interpolation: Literal["bicubic", "bilinear"] | None = None
+    # the whole image is resized to the size whatever its shape, as ResTv2's at 384 px, instead of cropped
     warp: bool = False
+    # images at a time
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -101,11 +121,14 @@ class EvalConfig:
 
 @config
 class Recipe:
-    """A whole training run. ``model`` holds ``name`` and any option of that family's configuration; ``weights``, what
-    it starts from: anything ``anyres.load_weights`` takes, such as ``deit_base.224``, a file or a run folder."""
+    """A whole training run."""
 
+    # `name`, and any option of that family's configuration
     model: dict[str, Any]
+    # what it starts from: anything anyres.load_weights takes, such as deit_base.224, a file or a run folder
     weights: str | None = None
+    # auto: by the labels and the objective; classify, multilabel, unlabelled, or a task of yours
+    task: str = "auto"
     claim: Claim = field(default_factory=Claim)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -131,24 +154,12 @@ class Recipe:
         seen, sizes = self.objective.views_per_step, len(self.views.sizes)
         if seen is not None and seen > sizes:
             raise ValueError(f"objective.views_per_step={seen}, but views.sizes has {sizes}: give at most as many")
-        if self.objective.dino is not None:
-            self._check_dino(self.objective.dino)
+        check(self.task, self.configs)
 
-    def _check_dino(self, how: DinoConfig) -> None:
-        """Raises ValueError where something else does not go with training without labels."""
-        only = "objective.dino"
-        if self.mix.on:
-            raise ValueError(f"{only} has no labels to mix or smooth: set mix.mixup, mix.cutmix and mix.smoothing to 0")
-        if len(self.views.sizes) < 2 or self.views.share:
-            raise ValueError(
-                f"{only} compares views cut each by itself: give two views.sizes or more, views.share=false"
-            )
-        if self.train.ema_decay is not None:
-            raise ValueError(f"{only} publishes its teacher, an average already: set train.ema_decay=null")
-        if self.train.trainable != "all" or self.optim.layer_decay < 1:
-            raise ValueError(f"{only} trains all layers alike: set train.trainable=all and optim.layer_decay=1")
-        if how.warmup_epochs > self.train.epochs:
-            raise ValueError(f"{only}.warmup_epochs={how.warmup_epochs} is more than train.epochs={self.train.epochs}")
+    @property
+    def configs(self) -> Configs:
+        """The parts that have to suit a task."""
+        return Configs(self.objective, self.views, self.mix, self.optim, self.train)
 
 
 _ADAPTER = TypeAdapter(Recipe)
@@ -215,8 +226,13 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe file. Raises UserError when it is missing, not YAML, or not a recipe."""
-    return build_recipe(_read(path), str(path))
+    """A recipe file, also of an earlier version. Raises UserError when it is missing, not YAML, or not a recipe."""
+    values = _read(path)
+    objective = values.get("objective")
+    dino = objective.get("dino") if isinstance(objective, dict) else None
+    if isinstance(dino, dict) and "centre_momentum" in dino:
+        dino["center_momentum"] = dino.pop("centre_momentum")
+    return build_recipe(values, str(path))
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

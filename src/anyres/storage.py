@@ -1,4 +1,4 @@
-"""Where fetched things are kept, whether anything may be fetched, and the one way in which files are written. A leaf."""
+"""Where fetched things are kept, whether anything may be fetched, and the one way to write a file. A leaf."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from timm.data import auto_augment as timm_auto
 from torchvision.transforms.v2 import functional as F
 
 from anyres.data.augment import AugmentConfig, augment, seeded
-from anyres.data.color import grey, solarise
+from anyres.data.color import grayscale, solarize
+from anyres.data.geometry import whole
 from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 
@@ -34,8 +35,8 @@ def test_grey_and_solarised_are_pillows_for_every_value() -> None:
     every[:, 0] = np.arange(128)[:, None]
     every[:, 1] = 128 + np.arange(128)[:, None]
     image, tensor = Image.fromarray(every), torch.from_numpy(every.copy()).permute(2, 0, 1)
-    assert torch.equal(grey(tensor), pillow(image.convert("L").convert("RGB")))
-    assert torch.equal(solarise(tensor), pillow(ImageOps.solarize(image, threshold=128)))
+    assert torch.equal(grayscale(tensor), pillow(image.convert("L").convert("RGB")))
+    assert torch.equal(solarize(tensor), pillow(ImageOps.solarize(image, threshold=128)))
 
 
 def test_three_augment_does_exactly_one_of_three_each_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,7 @@ def test_a_line_does_not_fill_the_memory(crop: str, shape: tuple[int, int]) -> N
 
 
 def test_probabilities_of_each_colour_step() -> None:
-    """DINO's second global view: jitter 0.8, grey 0.2, blur 0.1, solarised 0.2 (recipes X2), each by itself."""
+    """DINO's second global view: jitter 0.8, grey 0.2, blur 0.1, solarised 0.2 (DINO, appendix C), each by itself."""
     n = 500
     image = Image.fromarray(PIXELS)
     for name, p, done in (
@@ -131,24 +132,24 @@ def test_probabilities_of_each_colour_step() -> None:
     ("options", "order"),
     [
         ({"three_augment": True}, ["three_augment", "jitter"]),
-        ({"grayscale": 1.0, "blur": 1.0, "solarize": 1.0}, ["jitter", "grey", "blur", "solarise"]),
-        ({"grayscale": 1.0, "solarize": 1.0, "jitter": 0.0}, ["grey", "solarise"]),
+        ({"grayscale": 1.0, "blur": 1.0, "solarize": 1.0}, ["jitter", "grayscale", "blur", "solarize"]),
+        ({"grayscale": 1.0, "solarize": 1.0, "jitter": 0.0}, ["grayscale", "solarize"]),
     ],
 )
 def test_the_order_of_the_steps(monkeypatch: pytest.MonkeyPatch, options: dict[str, object], order: list[str]) -> None:
-    """DeiT III: one of three, then jitter. DINO: jitter, grey, blur, solarise (recipes D8 and X2)."""
+    """DeiT III: one of three, then jitter. DINO: jitter, grayscale, blur, solarize."""
     module = importlib.import_module("anyres.data.augment")
     done: list[str] = []
 
     def recording(name: str) -> object:
         return lambda image: done.append(name) or image
 
-    for name in ("three_augment", "grey", "blur", "solarise"):
+    for name in ("three_augment", "grayscale", "blur", "solarize"):
         monkeypatch.setattr(module, name, recording(name))
     monkeypatch.setattr(module.v2, "ColorJitter", lambda *strengths: recording("jitter"))
     how = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3, crop_scale=(0.123, 1.0), **options)
     for _, step in module.steps(Size(8, 8), how):
-        step(IMAGE)
+        step(whole(IMAGE))
     assert done == order
 
 
@@ -167,7 +168,7 @@ def test_options_that_exclude_each_other(options: dict[str, object], line: str) 
         AugmentConfig(**options)
 
 
-# recipes 0.1: the argument of each of RandAugment's 15 operations at magnitude m; +- is a fair coin
+# The argument of each of RandAugment's 15 operations at magnitude m; +- is a fair coin
 TABLE = {
     "AutoContrast": None,
     "Equalize": None,

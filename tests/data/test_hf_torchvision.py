@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.loading import load
 from tests.data.test_loader import same
 from tests.data.test_shards import picture
 from torchvision import datasets
@@ -22,7 +23,6 @@ from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import decode
 from anyres.data.hf_torchvision import SETS
-from anyres.data.loader import train_batches
 from anyres.data.sources import open_source
 from anyres.data.views import ViewsConfig
 
@@ -64,7 +64,7 @@ def test_mnist_like_sets_are_grey_arrays_with_named_classes(tmp_path: Path) -> N
 
     def batches(workers: int) -> list:
         views = ViewsConfig(sizes=(20,))
-        return list(train_batches(images, train.targets, AugmentConfig(), views, workers=workers, **options))
+        return list(load(images, train.targets, AugmentConfig(), views, workers=workers, **options))
 
     assert same(batches(2), batches(0))
 
@@ -162,7 +162,7 @@ def test_mistakes_are_one_line(tmp_path: Path, data: str, line: str) -> None:
 
 def test_without_the_library_hugging_face_sets_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"hf:me/pets needs the datasets library, .*: pip install datasets"):
+    with pytest.raises(UserError, match=r"hf:me/pets needs datasets, .* run pip install 'anyres\[data\]'"):
         open_source("hf:me/pets", "train")
 
 
@@ -192,7 +192,6 @@ def hub_folder(root: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     data = f"hf:{hub_folder(tmp_path / 'pets')}"
     train, val = open_source(data, "train"), open_source(data, "val")

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.data.loading import evaluate, load
 from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded, Unreadable
-from anyres.data.loader import PREFETCHED, eval_batches, steps_per_epoch, train_batches
+from anyres.data.loader import PREFETCHED, steps_per_epoch
 from anyres.data.sources import open_source
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Size, seen_views
@@ -27,6 +28,7 @@ class Pictures:
     """n pictures in memory, each filled with its own number; those in ``bad`` cannot be read."""
 
     cached = True
+    channels = 3
 
     def __init__(self, n: int, bad: Sequence[int] = (), note: str | None = None) -> None:
         self.n, self.bad, self.note = n, set(bad), note
@@ -39,19 +41,22 @@ class Pictures:
             raise Unreadable(f"p{i}", "cut")
         return Decoded(torch.full((3, 12, 10), i % 256, dtype=torch.uint8), self.note, f"p{i}")
 
+    def full(self, i: int) -> Decoded:
+        return self[i]
+
 
 def train(
     images: object, start: int, stop: int, batch: int = 6, augment: AugmentConfig = JITTER, **more: object
 ) -> list[Batch]:
     targets = torch.arange(len(images)) % 2
     options = {"batch_size": batch, "seed": 5, "start_step": start, "stop_step": stop, "workers": 0, **more}
-    return list(train_batches(images, targets, augment, VIEWS, **options))
+    return list(load(images, targets, augment, VIEWS, **options))
 
 
 def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
     return len(a) == len(b) and all(
         torch.equal(x.index, y.index)
-        and torch.equal(x.target, y.target)
+        and torch.equal(x.targets.of(0), y.targets.of(0))
         and x.notes == y.notes
         and all(torch.equal(s, t) for s, t in zip(x.views, y.views, strict=True))
         for x, y in zip(a, b, strict=True)
@@ -65,13 +70,13 @@ def test_views_that_a_step_does_not_see_are_not_made(images: DecodedImages, shar
     views = ViewsConfig(sizes=("24", "16", "12"), share=share)
     options = {"batch_size": 6, "seed": 5, "start_step": 1, "stop_step": 6, "workers": workers}
 
-    def load(**more: object) -> list[Batch]:
-        return list(train_batches(images, images.source.targets, JITTER, views, **options, **more))
+    def made(**more: object) -> list[Batch]:
+        return list(load(images, images.source.targets, JITTER, views, **options, **more))
 
     def seen(step: int) -> range:
         return seen_views(step, 3, 2)
 
-    for step, every, some in zip(range(1, 6), load(), load(seen=seen), strict=True):
+    for step, every, some in zip(range(1, 6), made(), made(seen=seen), strict=True):
         assert torch.equal(every.index, some.index)
         for place, (a, b) in enumerate(zip(every.views, some.views, strict=True)):
             if place in seen(step) or (share and place == 0):  # the first is what the others are made of
@@ -109,8 +114,8 @@ def test_memory_used_again_holds_a_batch_until_two_more_are_taken(images: Decode
     places = set()
     before: tuple[Tensor, ...] = ()
     held: tuple[Tensor, ...] = ()
-    again = train_batches(images, images.source.targets, JITTER, VIEWS, **options, reuse=True)
-    for fresh, batch in zip(train_batches(images, images.source.targets, JITTER, VIEWS, **options), again, strict=True):
+    again = load(images, images.source.targets, JITTER, VIEWS, **options, reuse=True)
+    for fresh, batch in zip(load(images, images.source.targets, JITTER, VIEWS, **options), again, strict=True):
         time.sleep(0.01)  # lets workers run ahead
         assert same([fresh], [batch])
         assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))
@@ -127,7 +132,7 @@ def test_large_views_too_are_bit_equal_between_workers() -> None:
     runs = []
     for workers in (0, 2):
         targets = torch.zeros(8, dtype=torch.int64)
-        runs.append(list(train_batches(Noise(8), targets, JITTER, big, workers=workers, **options)))
+        runs.append(list(load(Noise(8), targets, JITTER, big, workers=workers, **options)))
     assert same(*runs)
 
 
@@ -144,7 +149,7 @@ def test_each_epoch_is_another_permutation_and_seeds_differ() -> None:
     assert all(len(set(epoch)) == 18 for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert train(Pictures(20), 0, 1)[0].index.tolist() != train(Pictures(20), 0, 1, seed=6)[0].index.tolist()
-    assert all((b.target == b.index % 2).all() for b in batches)
+    assert all((b.targets.of(0) == b.index % 2).all() for b in batches)
 
 
 def test_fewer_images_than_a_batch_come_again_with_other_draws() -> None:
@@ -163,7 +168,7 @@ def test_global_generators_are_left_alone() -> None:
     states = np.random.get_state()[1].tolist(), torch.get_rng_state(), torch.get_num_threads()  # noqa: NPY002
     train(Pictures(8), 0, 2, workers=1)
     train(Pictures(8), 0, 2)
-    list(eval_batches(Pictures(8), torch.zeros(8, dtype=torch.int64), Size(8, 8)))
+    list(evaluate(Pictures(8), torch.zeros(8, dtype=torch.int64), Size(8, 8)))
     assert np.random.get_state()[1].tolist() == states[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[1])
     assert torch.get_num_threads() == states[2]
@@ -174,7 +179,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_told() -> None:
     for batch in train(Pictures(40, bad=(7, 39)), 0, 6, batch=20, augment=plain):
         assert not {7, 39} & set(batch.index.tolist())
         assert [int(v[0, 0, 0]) for v in batch.views[0]] == batch.index.tolist()
-        assert (batch.target == batch.index % 2).all()
+        assert (batch.targets.of(0) == batch.index % 2).all()
         for name, told in batch.notes:
             following = {"p7": "p8", "p39": "p0"}[name]
             assert told == f"unreadable (cut): {following} takes its place"
@@ -208,10 +213,10 @@ def test_mistakes_are_found_at_the_call_not_at_the_first_batch() -> None:
     with pytest.raises(UserError, match="batch_size 6 cannot be shared by 4 processes: make it a multiple of 4"):
         train(Pictures(8), 0, 1, world=4)
     options = {"batch_size": 2, "seed": 0, "start_step": 0, "stop_step": 1}
-    with pytest.raises(UserError, match="8 images and 7 labels"):
-        train_batches(Pictures(8), torch.zeros(7, dtype=torch.int64), JITTER, VIEWS, **options)
-    with pytest.raises(UserError, match="0 images and 0 labels"):
-        eval_batches(Pictures(0), torch.zeros(0, dtype=torch.int64), Size(8, 8))
+    with pytest.raises(UserError, match="8 images and 7 records"):
+        load(Pictures(8), torch.zeros(7, dtype=torch.int64), JITTER, VIEWS, **options)
+    with pytest.raises(UserError, match="0 images and 0 records"):
+        evaluate(Pictures(0), torch.zeros(0, dtype=torch.int64), Size(8, 8))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -221,11 +226,11 @@ def test_evaluation_sees_each_readable_image_once(world: int, workers: int) -> N
     seen: list[int] = []
     told: list[str] = []
     for rank in range(world):
-        for batch in eval_batches(
+        for batch in evaluate(
             Pictures(14, bad), torch.arange(14), Size(8, 6), batch_size=2, rank=rank, world=world, workers=workers
         ):
             assert batch.views[0].shape[1:] == (3, 8, 6)
-            assert batch.target.tolist() == batch.index.tolist() == batch.views[0][:, 0, 0, 0].tolist()
+            assert batch.targets.of(0).tolist() == batch.index.tolist() == batch.views[0][:, 0, 0, 0].tolist()
             seen += batch.index.tolist()
             told += [name for name, note in batch.notes if note == "unreadable (cut): left out"]
     assert sorted(seen) == sorted(set(range(14)) - set(bad))
@@ -235,17 +240,17 @@ def test_evaluation_sees_each_readable_image_once(world: int, workers: int) -> N
 def test_evaluation_of_nothing_readable() -> None:
     targets = torch.arange(3)
     with pytest.raises(UserError, match=r"no image can be read, as p0: unreadable \(cut\)"):
-        list(eval_batches(Pictures(3, range(3)), targets, Size(8, 8)))
-    assert list(eval_batches(Pictures(3, range(3)), targets, Size(8, 8), rank=1, world=2)) == []
-    assert list(eval_batches(Pictures(3), targets, Size(8, 8), rank=3, world=4)) == []
+        list(evaluate(Pictures(3, range(3)), targets, Size(8, 8)))
+    assert list(evaluate(Pictures(3, range(3)), targets, Size(8, 8), rank=1, world=2)) == []
+    assert list(evaluate(Pictures(3), targets, Size(8, 8), rank=3, world=4)) == []
     with pytest.raises(UserError, match="crop"):
-        list(eval_batches(Pictures(3), targets, Size(8, 8), crop=2.0, workers=1))
+        list(evaluate(Pictures(3), targets, Size(8, 8), crop=2.0, workers=1))
 
 
 def test_abandoned_batches_end_their_workers(images: DecodedImages) -> None:
     import multiprocessing
 
-    batches = train_batches(
+    batches = load(
         images,
         torch.zeros(20, dtype=torch.int64),
         JITTER,

@@ -57,7 +57,9 @@ def test_what_is_measured_is_what_a_run_makes(shapes: Path, share: bool) -> None
     views = ViewsConfig(sizes=(32, 24), share=share)
     maker = stages._Maker(images, how, views)
     made = maker._views(maker._picture(1), 1)
-    assert all(torch.equal(a, b) for a, b in zip(made, make_views(images[1].image, how, views, 0, 0, 1), strict=True))
+    assert all(
+        torch.equal(a.pixels, b) for a, b in zip(made, make_views(images[1].image, how, views, 0, 0, 1), strict=True)
+    )
     assert ("shrink" in maker.clock.spent) == share
 
 
@@ -77,10 +79,10 @@ def test_advice_names_the_binding_stage_and_keys_that_there_are() -> None:
     off = load_recipe("folder", ["data.cache_side=null"])
 
     def advice(binds: str, *overrides: str, **more: object) -> str:
-        times = {"decode": 1.0, "crop": 1.0, "colours": 1.0, binds: 2.0}
+        times = {"decode": 1.0, "crop": 1.0, "colors": 1.0, binds: 2.0}
         values = {"loader": 100.0, "workers": 2, "processors": 2, "cached": False, "reducible": 0.0, **more}
         loading = Loading(times, **values)  # type: ignore[arg-type]
-        assert loading.binds == binds
+        assert loading.bottleneck == binds
         assert loading.per_core == 250
         told = list(advise(load_recipe("folder", ["data.cache_side=null", *overrides]), loading, 1000))
         for sentence in told:
@@ -93,7 +95,7 @@ def test_advice_names_the_binding_stage_and_keys_that_there_are() -> None:
     assert "data.dct" not in advice("decode", "data.dct=true", reducible=0.5)
     assert "data.workers=4 would load at most 1000 images/s" in advice("decode", processors=4)
     assert "cache" not in advice("decode", cached=True)
-    assert "rand_augment" in advice("colours")
+    assert "rand_augment" in advice("colors")
 
 
 def test_mistakes_are_one_line(shapes: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from anyres.data.mix import MixConfig, draw_box, erase, mix, mix_rng, normalise, smooth_one_hot
-from anyres.flow import Batch
+from anyres.data.mix import MixConfig, draw_box, erase, mix, mix_rng, normalize, smooth_one_hot
+from anyres.flow import Batch, Labels
 
 K = 4
 BOTH = MixConfig(mixup=0.8, cutmix=1.0, smoothing=0.1)
@@ -114,8 +114,8 @@ def test_the_generator_depends_on_seed_step_and_rank() -> None:
 
 def test_normalise() -> None:
     raw = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
-    batch = Batch((raw, raw[..., :2]), torch.tensor([0, 1]), torch.tensor([5, 9]))
-    done = normalise(batch, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), torch.device("cpu"))
+    batch = Batch((raw, raw[..., :2]), Labels(torch.tensor([0, 1])), torch.tensor([5, 9]))
+    done = normalize(batch, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), torch.device("cpu"))
     expected = (raw.numpy() / 255 - np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)) / np.array(
         [0.229, 0.224, 0.225]
     ).reshape(3, 1, 1)
@@ -130,7 +130,9 @@ def blank(index: list[int]) -> Batch:
     n = len(index)
     sizes = (40, 20)
     return Batch(
-        tuple(torch.full((n, 3, s, s), 9.0) for s in sizes), torch.zeros(n, dtype=torch.int64), torch.tensor(index)
+        tuple(torch.full((n, 3, s, s), 9.0) for s in sizes),
+        Labels(torch.zeros(n, dtype=torch.int64)),
+        torch.tensor(index),
     )
 
 

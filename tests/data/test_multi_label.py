@@ -17,13 +17,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.data.loading import evaluate, load
 from tests.data.test_shards import picture
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.hf_torchvision import _class_names
-from anyres.data.loader import eval_batches, train_batches
 from anyres.data.mix import MixConfig, mix
 from anyres.data.sources import Source, open_source
 from anyres.data.views import ViewsConfig
@@ -166,16 +166,16 @@ def test_batches_differ_from_single_label_ones_in_the_target_alone(tmp_path: Pat
     options = {"batch_size": 8, "seed": 3, "start_step": 2, "stop_step": 6, "repeats": 3, "workers": workers}
 
     def batches(targets: torch.Tensor) -> list:
-        return list(train_batches(images, targets, AugmentConfig(), ViewsConfig(sizes=(24, 16)), **options))
+        return list(load(images, targets, AugmentConfig(), ViewsConfig(sizes=(24, 16)), **options))
 
     for a, b in zip(batches(several.targets), batches(single), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
         assert torch.equal(a.index, b.index)
         assert torch.equal(a.draw, b.draw)
-        assert a.target.dtype == torch.float32
-        assert torch.equal(a.target, several.targets[a.index].float())
-    scored = list(eval_batches(images, several.targets, Size(16, 16), batch_size=7, workers=workers))
-    assert torch.equal(torch.cat([batch.target for batch in scored]), several.targets.float())
+        assert a.targets.of(0).dtype == torch.bool
+        assert torch.equal(a.targets.of(0), several.targets[a.index])
+    scored = list(evaluate(images, several.targets, Size(16, 16), batch_size=7, workers=workers))
+    assert torch.equal(torch.cat([batch.targets.of(0) for batch in scored]), several.targets)
 
 
 def test_mixing_and_smoothing_class_by_class() -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tests.data.loading import load
 from tests.data.test_loader import same
 from tests.data.test_shards import picture
 
@@ -15,7 +16,6 @@ from anyres.data import parquet
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
-from anyres.data.loader import train_batches
 from anyres.data.sources import open_source
 from anyres.data.views import ViewsConfig
 from anyres.flow import Record
@@ -77,9 +77,7 @@ def test_mapped_rows_are_the_same_in_workers(tmp_path: Path, monkeypatch: pytest
 
     def train(workers: int) -> list:
         options = {"batch_size": 4, "seed": 1, "start_step": 0, "stop_step": 6, "workers": workers}
-        return list(
-            train_batches(pictures, pictures.source.targets, AugmentConfig(), ViewsConfig(sizes=(16,)), **options)
-        )
+        return list(load(pictures, pictures.source.targets, AugmentConfig(), ViewsConfig(sizes=(16,)), **options))
 
     assert same(train(2), train(0))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import auto_augment as timm_auto
 
 from anyres.data.augment import AugmentConfig, seeded
-from anyres.data.randaugment import rand_augment
+from anyres.data.randaugment import Drawn, rand_augment
 from anyres.data.views import ViewsConfig, make_views
 from anyres.flow import Size
 
@@ -54,7 +54,7 @@ def test_every_operation_is_timms(monkeypatch: pytest.MonkeyPatch, text: str) ->
             random.seed(i)
             expected = np.asarray(theirs(Image.fromarray(pixels))).astype(int)
             random.seed(i)
-            error = np.abs(ours(pixels) - expected)
+            error = np.abs(ours(Drawn(pixels)).pixels - expected)
             assert error.max() <= ("Shear" in name or "Translate" in name), name
             wrong, total = wrong + (error > 0).sum(), total + error.size
             assert np.array_equal(pixels, before)
@@ -71,20 +71,20 @@ def test_a_flat_picture_keeps_its_colour_and_bare_parts_have_the_fill(
     for grey in range(256):
         flat = np.full((9, 12, 3), grey, np.uint8)
         expected = theirs.aug_fn(Image.fromarray(flat), value, **theirs.kwargs)
-        assert np.array_equal(ours.aug_fn(flat, value, **ours.kwargs), np.asarray(expected))
+        assert np.array_equal(ours.aug_fn(Drawn(flat), value, **ours.kwargs).pixels, np.asarray(expected))
 
 
 def test_magnitude_ten_makes_a_picture_black_and_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm then keeps 4 - int(0.4 m) = 0 bits (recipes 0.1), which Pillow 13 refuses."""
+    """timm then keeps 4 - int(0.4 m) = 0 bits, which Pillow 13 refuses."""
     _, ours = operations(monkeypatch, "rand-m9-mstd0.5-inc1")["PosterizeIncreasing"]
     ours.magnitude, ours.magnitude_std = 10, 0
-    assert not ours(picture(8, 8)).any()
+    assert not ours(Drawn(picture(8, 8))).pixels.any()
     ours.magnitude = 9
-    assert set(np.unique(ours(picture(8, 8)))) <= {0, 128}
+    assert set(np.unique(ours(Drawn(picture(8, 8))).pixels)) <= {0, 128}
     ten = rand_augment("rand-m10-n4-inc1", Size(16, 16), "bicubic")
     for i in range(60):
         with seeded(0, 0, i, 0):
-            assert ten(torch.from_numpy(picture(16, 16)).permute(2, 0, 1)).shape == (3, 16, 16)
+            assert ten(torch.from_numpy(picture(16, 16)).permute(2, 0, 1))[0].shape == (3, 16, 16)
 
 
 def test_views_do_not_depend_on_how_the_memory_lies(monkeypatch: pytest.MonkeyPatch) -> None:

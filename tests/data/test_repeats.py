@@ -9,14 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.loading import load
 from tests.data.test_loader import Noise, same
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
-from anyres.data.loader import _permutation, _Steps, steps_per_epoch, train_batches
+from anyres.data.loader import Rank, Steps, _permutation, _StepKeys, steps_per_epoch
 from anyres.data.mix import erase
 from anyres.data.views import ViewsConfig
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 
 PLAIN = AugmentConfig()
 
@@ -33,7 +34,10 @@ def ours(n: int, world: int, batch_size: int, epoch: int = 0, repeats: int = 3, 
     """The images that each rank of ours sees in an epoch."""
     per_epoch = steps_per_epoch(n, batch_size)
     steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-    ranks = [_Steps(n, batch_size, seed, steps, rank, world, repeats) for rank in range(world)]
+    ranks = [
+        _StepKeys(n, Steps(batch_size, seed, steps.start, steps.stop, repeats), Rank(rank, world))
+        for rank in range(world)
+    ]
     return [[i % n for keys in rank for _, i in keys] for rank in ranks]
 
 
@@ -57,7 +61,7 @@ def test_imagenet_on_eight_devices() -> None:
     expected = published([int(i) for i in _permutation(n, 7, 0)], world)
     for rank in (0, 3, 7):
         for step in (0, 1, 700, 1250):
-            (keys,) = _Steps(n, 1024, 7, range(step, step + 1), rank, world, 3)
+            (keys,) = _StepKeys(n, Steps(1024, 7, step, step + 1, 3), Rank(rank, world))
             assert [i % n for _, i in keys] == expected[rank][step * 128 : (step + 1) * 128]
     assert len({i for rank in expected for i in rank}) == 1_281_024 // 3
 
@@ -69,8 +73,11 @@ def test_any_set_batch_and_world(n: int, world: int, share: int, repeats: int, e
     batch = world * share
     per_epoch = steps_per_epoch(n, batch)
     steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-    ranks = [list(_Steps(n, batch, 7, steps, rank, world, repeats)) for rank in range(world)]
-    whole = list(_Steps(n, batch, 7, steps, 0, 1, repeats))
+    ranks = [
+        list(_StepKeys(n, Steps(batch, 7, steps.start, steps.stop, repeats), Rank(rank, world)))
+        for rank in range(world)
+    ]
+    whole = list(_StepKeys(n, Steps(batch, 7, steps.start, steps.stop, repeats), Rank()))
     samples = [key for keys in whole for key in keys]
     assert len(samples) == max(batch, n // batch * batch) > 0
     assert len(set(samples)) == len(samples)
@@ -88,7 +95,7 @@ def train(start: int, stop: int, **more: object) -> list[Batch]:
     options = {"batch_size": 6, "seed": 5, "start_step": start, "stop_step": stop, "workers": 0, "repeats": 3, **more}
     targets = torch.arange(20) % 2
     jitter = AugmentConfig(brightness=0.4, rand_augment=None)
-    return list(train_batches(Noise(20), targets, jitter, ViewsConfig(sizes=("32", "20")), **options))
+    return list(load(Noise(20), targets, jitter, ViewsConfig(sizes=("32", "20")), **options))
 
 
 def test_the_copies_are_one_image_seen_differently_whatever_the_workers_start_and_world() -> None:
@@ -113,13 +120,13 @@ def test_the_copies_are_erased_differently() -> None:
     n = 24
     views = (torch.full((n, 3, 40, 40), 9.0),)
     index, draw = torch.arange(n) // 3, torch.arange(n) % 3
-    done = erase(Batch(views, index, index, draw=draw), 1.0, 0, 0)
+    done = erase(Batch(views, Labels(index), index, draw=draw), 1.0, 0, 0)
     assert len({view.numpy().tobytes() for view in done.views[0]}) == n
-    first = erase(Batch((torch.full((1, 3, 40, 40), 9.0),), index[3:4], index[3:4]), 1.0, 0, 0)
+    first = erase(Batch((torch.full((1, 3, 40, 40), 9.0),), Labels(index[3:4]), index[3:4]), 1.0, 0, 0)
     assert torch.equal(first.views[0][0], done.views[0][3])  # the first copy has the draws of an image that comes once
 
 
 def test_off_is_each_image_once_in_slices() -> None:
     order = np.asarray(_permutation(20, 7, 0))
-    keys = list(_Steps(20, 6, 7, range(3), 1, 2, 1))
+    keys = list(_StepKeys(20, Steps(6, 7, 0, 3), Rank(1, 2)))
     assert [[i for _, i in step] for step in keys] == [order[6 * s + 3 : 6 * s + 6].tolist() for s in range(3)]

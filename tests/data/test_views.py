@@ -46,7 +46,7 @@ def test_shared_views_are_the_largest_resized_without_antialiasing() -> None:
     assert torch.equal(large, make_views(IMAGE, PLAIN, ViewsConfig(sizes=("64",)), 1, 2, 3)[0])
 
 
-MULTI_CROP = (  # DINO's ten views (recipes X1 and X2), small
+MULTI_CROP = (  # DINO's ten views, small
     ViewGroup(size=16, count=8, crop_scale=(0.05, 0.4), blur=0.5),
     ViewGroup(size=32, blur=1.0),
     ViewGroup(size=32, blur=0.1, solarize=0.2),
@@ -123,7 +123,7 @@ def test_a_view_of_one_pixel_is_a_mean_colour(how: AugmentConfig, share: bool) -
 @pytest.mark.parametrize("side", [32, 48, 96, 112])
 @pytest.mark.parametrize("turn", [False, True])
 def test_a_square_is_resize_and_centre_crop(side: int, crop: float, turn: bool) -> None:
-    """Against torchvision on PIL images: the published evaluation transform (recipes 0.11)."""
+    """Against torchvision on PIL images: the published evaluation transform."""
     array = SMOOTH.transpose(1, 0, 2) if turn else SMOOTH
     pipeline = transforms.Compose(
         [
@@ -140,7 +140,7 @@ def test_a_square_is_resize_and_centre_crop(side: int, crop: float, turn: bool) 
 
 
 def test_published_resize_sides() -> None:
-    """recipes F5: the short side before the crop; seen here as the one column that an unresized image would lose."""
+    """The short side before the crop; seen here as the one column that an unresized image would lose."""
     known = {
         96: 109,
         112: 128,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.deploy.cascade import Cascade, CascadePredictor, answered, choose, sure, temperature
+from anyres.deploy.cascade import Cascade, CascadePredictor, answering_stage, choose, confidence, temperature
 from anyres.deploy.predictor import Predictor
 from anyres.flow import Size
 from tests.models.zoo import build, stirred
@@ -31,9 +31,9 @@ def answers(
     return {size: truth + noise[size] * torch.randn(n, 5, generator=generator) for size in SIZES}, target
 
 
-def looks_of(made: Cascade, logits: dict[Size, Tensor]) -> Tensor:
-    sureness = [sure(logits[size], t) for size, t in zip(made.parsed, made.temperatures, strict=True)]
-    return answered(sureness, made.thresholds)
+def stages_of(made: Cascade, logits: dict[Size, Tensor]) -> Tensor:
+    confidences = [confidence(logits[size], t) for size, t in zip(made.parsed, made.temperatures, strict=True)]
+    return answering_stage(confidences, made.thresholds)
 
 
 @settings(deadline=None, max_examples=15)
@@ -44,11 +44,11 @@ def test_what_is_chosen_is_what_its_thresholds_do(seed: int, max_loss: float) ->
     assert made.expected_loss <= max_loss
     assert made.speedup >= 1
     assert made.parsed[-1] == SIZES[-1]
-    looks = looks_of(made, logits)
-    right = torch.stack([logits[s].argmax(1) == target for s in made.parsed])[looks, torch.arange(200)]
+    stages = stages_of(made, logits)
+    right = torch.stack([logits[s].argmax(1) == target for s in made.parsed])[stages, torch.arange(200)]
     assert made.top1 == pytest.approx(100 * right.double().mean().item())
-    assert made.shares == pytest.approx([(looks == i).double().mean().item() for i in range(len(made.sizes))])
-    spent = [sum(COSTS[s] for s in made.parsed[: look + 1]) for look in looks.tolist()]
+    assert made.shares == pytest.approx([(stages == i).double().mean().item() for i in range(len(made.sizes))])
+    spent = [sum(COSTS[s] for s in made.parsed[: stage + 1]) for stage in stages.tolist()]
     assert made.speedup == pytest.approx(COSTS[SIZES[-1]] * 200 / sum(spent))
 
 
@@ -56,10 +56,10 @@ def test_a_larger_budget_is_never_slower_and_none_costs_no_answer() -> None:
     logits, target = answers(400, 1)
     speeds = [choose(logits, target, COSTS, loss).speedup for loss in (0.0, 0.1, 0.5, 2.0, 100.0)]
     assert speeds == sorted(speeds)
-    assert speeds[-1] == pytest.approx(9.0)  # everything is answered at the first look
+    assert speeds[-1] == pytest.approx(9.0)  # everything is answered at the first stage
     exact = choose(logits, target, COSTS, 0.0)
-    looks = looks_of(exact, logits)
-    said = torch.stack([logits[s].argmax(1) for s in exact.parsed])[looks, torch.arange(400)]
+    stages = stages_of(exact, logits)
+    said = torch.stack([logits[s].argmax(1) for s in exact.parsed])[stages, torch.arange(400)]
     assert torch.equal(said, logits[SIZES[-1]].argmax(1))
 
 
@@ -70,8 +70,8 @@ def test_the_promise_holds_on_other_images() -> None:
         logits, target = answers(3300, seed)
         made = choose({s: x[:300] for s, x in logits.items()}, target[:300], COSTS, 0.5)
         rest, labels = {s: x[300:] for s, x in logits.items()}, target[300:]
-        looks = looks_of(made, rest)
-        right = torch.stack([rest[s].argmax(1) == labels for s in made.parsed])[looks, torch.arange(3000)]
+        stages = stages_of(made, rest)
+        right = torch.stack([rest[s].argmax(1) == labels for s in made.parsed])[stages, torch.arange(3000)]
         lost.append(100 * ((rest[SIZES[-1]].argmax(1) == labels).double().mean() - right.double().mean()).item())
     assert sum(lost) / len(lost) <= 0.5
 
@@ -85,20 +85,20 @@ def test_the_temperature_is_what_the_logits_were_multiplied_by() -> None:
 
 def test_pictures_and_pixels_go_as_far_as_they_must(tmp_path: Path) -> None:
     model = stirred(build("restv2", classes=5))
-    looks = [Predictor(model, "eager", size, batch=3) for size in SIZES[:2]]
+    stages = [Predictor(model, "eager", size, batch=3) for size in SIZES[:2]]
     pictures = [
         torch.randint(0, 256, (3, 80, 70), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
         for i in range(10)
     ]
-    views = [look.prepare(pictures) for look in looks]
-    small, large = (look.forward(view) for look, view in zip(looks, views, strict=True))
-    threshold = float(sure(small, 2.0).median())
+    views = [stage.prepare(pictures) for stage in stages]
+    small, large = (stage.forward(view) for stage, view in zip(stages, views, strict=True))
+    threshold = float(confidence(small, 2.0).median())
     cascade = Cascade(("32", "64"), (2.0, 0.5), (threshold,), 0.3, 10, 0.1, 90.0, 0.0, (0.5, 0.5), 1.5)
     cascade.write(tmp_path / "cascade.json")
     assert Cascade.read(tmp_path / "cascade.json") == cascade
-    runner = CascadePredictor(looks, cascade)
+    runner = CascadePredictor(stages, cascade)
     shares = runner.forward(views)
-    early = sure(small, 2.0) >= threshold
+    early = confidence(small, 2.0) >= threshold
     expected = torch.where(early[:, None], (small / 2).softmax(1), (large / 0.5).softmax(1))
     torch.testing.assert_close(shares, expected)
     assert runner.answered == [int(early.sum()), 10 - int(early.sum())]
@@ -118,7 +118,7 @@ def test_mistakes_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "cascade.json").write_text(text)
         with pytest.raises(UserError, match="holds no cascade"):
             Cascade.read(tmp_path / "cascade.json")
-    look = Predictor(build("restv2"), "eager", 32)
+    stage = Predictor(build("restv2"), "eager", 32)
     cascade = Cascade(("32", "64"), (1.0, 1.0), (0.5,), 0.3, 10, 0.1, 90.0, 0.0, (0.5, 0.5), 1.5)
     with pytest.raises(UserError, match="32, 64 px: give a predictor for each"):
-        CascadePredictor([look], cascade)
+        CascadePredictor([stage], cascade)

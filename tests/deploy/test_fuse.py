@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.config import UserError
-from anyres.deploy.fuse import folded as forms
-from anyres.deploy.fuse import fuse, shrunk
+from anyres.deploy.fuse import fuse
 from anyres.deploy.fuse.folded import Folded
-from anyres.deploy.fuse.tables import KEPT_GRIDS, PerGrid
+from anyres.deploy.fuse.tables import KEPT_GRIDS, GridCache
+from anyres.deploy.fuse.tracing import is_tracing_for_cpu, tracing_for_cpu
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models import create_model
@@ -112,59 +112,37 @@ def test_the_model_is_untouched_and_the_folded_one_wants_no_gradient(family: str
 @pytest.mark.parametrize("family", TRACED)
 @torch.no_grad()
 def test_traced_at_one_size(family: str) -> None:
-    """What compilers and exporters see is another form of some layers, and its tables are constants."""
+    """Its tables are constants."""
     model, x = pair(family)[0], image(40, 72, 2)
-    pinned = fuse(model, size=(40, 72))
-    assert deviation(pinned(x), model(x)) <= TOLERANCE.get(family, 1e-5)
-    program = torch.export.export(pinned, (x,))
+    baked = fuse(model, size=(40, 72))
+    assert deviation(baked(x), model(x)) <= TOLERANCE.get(family, 1e-5)
+    program = torch.export.export(baked, (x,))
     assert deviation(program.module()(x), model(x)) <= TOLERANCE.get(family, 1e-5)
     made = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not made & {"aten.arange.default", "aten.einsum.default", "aten.sin.default"}
-    if any(isinstance(module, PerGrid) for module in pinned.modules()):
+    if any(isinstance(module, GridCache) for module in baked.modules()):
         with pytest.raises(UserError, match=r"folded for \(5, 9\) tokens and got \(8, 8\)"):
-            pinned(image(64, 64))
+            baked(image(64, 64))
 
 
-@pytest.mark.parametrize("family", ["rest", "restv2"])
-def test_a_traced_program_takes_many_tokens_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shrunk, "ROWS", 30)
-    _, folded = pair(family)
-    x = image(40, 52, 2)
-    program = torch.export.export(folded, (x,))
-    splits = [node for node in program.graph.nodes if node.target == torch.ops.aten.split.Tensor]
-    assert {node.args[1] % 16 for node in splits} == {0}
-    assert deviation(program.module()(x), folded(x)) < TOLERANCE.get(family, 1e-5)
+ONE_FORM = {"cait": "stack", "rest": "rsqrt", "restv2": "pixel_shuffle", "deit": "rms_norm", "patchconvnet": "rms_norm"}
+"""An operation that one of each family's two forms has alone: for CPU compilers, or of ResTv2 the plain one."""
 
 
-@pytest.mark.parametrize("family", ["deit", "resmlp", "restv2"])
+@pytest.mark.parametrize("family", ONE_FORM)
 @torch.no_grad()
-def test_a_traced_program_takes_wide_hidden_layers_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many tokens; the same answer."""
-    monkeypatch.setattr(forms, "HIDDEN", 24)  # the last part is smaller
-    _, folded = pair(family)
-    x, products = image(40, 52, 2), []
-    for fewest in (10**12, 1):
-        monkeypatch.setattr(forms, "FEWEST_PRODUCTS", fewest)
-        program = torch.export.export(folded, (x,))
-        products.append(sum(node.target == torch.ops.aten.linear.default for node in program.graph.nodes))
-        assert deviation(program.module()(x), folded(x)) < 1e-5
-    assert products[1] > products[0]
-
-
-@pytest.mark.parametrize("family", ["deit", "rest", "restv2"])
-@torch.no_grad()
-def test_a_traced_program_pads_tokens_for_wide_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a multiple of 16; the same answer."""
-    _, folded = pair(family)
-    x, rows = image(40, 52, 2), []
-    for wide in (10**12, 1):
-        monkeypatch.setattr(forms, "WIDE", wide)
-        program = torch.export.export(folded, (x,))
-        layers = [node for node in program.graph.nodes if node.target == torch.ops.aten.linear.default]
-        given = [node.args[0].meta["val"].shape for node in layers]
-        rows.append(sum(shape[:-1].numel() % 16 for shape in given))
-        assert deviation(program.module()(x), folded(x)) < TOLERANCE.get(family, 1e-5)
-    assert rows[1] < rows[0]
+def test_the_form_for_cpus_is_taken_only_where_it_is_switched_on(family: str) -> None:
+    """Eager or traced, both forms are the same function; neither tracing nor exporting chooses."""
+    model, folded = pair(family)
+    x, names = image(40, 72, 2), {}
+    for on in (False, True):
+        with tracing_for_cpu(on):
+            assert deviation(folded(x), model(x)) <= TOLERANCE.get(family, 1e-5)
+            program = torch.export.export(folded, (x,))
+        assert deviation(program.module()(x), model(x)) <= TOLERANCE.get(family, 1e-5)
+        names[on] = {str(node.target).split(".")[-2:][0] for node in program.graph.nodes if node.op == "call_function"}
+    assert ONE_FORM[family] in names[family != "restv2"] - names[family == "restv2"]
+    assert not is_tracing_for_cpu()
 
 
 @pytest.mark.parametrize("side", [64, 384])
@@ -176,11 +154,11 @@ def test_rest_attends_among_tokens_where_that_is_less_work(side: int) -> None:
     grid = (side // 8, side // 8)
     x = torch.randn(2, grid[0] * grid[1], 32, generator=torch.Generator().manual_seed(0))
     calls: list[int] = []
-    watch = attn.among.register_forward_hook(lambda *_: calls.append(1))
+    watch = attn.absorbed.register_forward_hook(lambda *_: calls.append(1))
     found = attn(x, grid)
     watch.remove()
     assert attn.saves(32, grid) == (side == 64) == bool(calls)
-    assert deviation(attn.among(x, grid), cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
+    assert deviation(attn.absorbed(x, grid), cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
     assert deviation(found, cast(Any, model.stage2)[0].attn(x, grid)) <= 3e-5
 
 
@@ -206,8 +184,10 @@ def test_refuses() -> None:
         folded.train()
     with pytest.raises(UserError, match="folded already"):
         fuse(folded)
-    with pytest.raises(UserError, match="a Linear cannot be folded"):
-        fuse(nn.Linear(2, 2))
+    linear = nn.Linear(2, 2)
+    copied = fuse(linear)
+    assert copied is not linear
+    assert torch.equal(copied.weight, linear.weight)
     with pytest.raises(UserError, match="at least one pixel, not 0x8"):
         fuse(build("deit"), size=(0, 8))
 

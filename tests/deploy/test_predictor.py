@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import signal
+import subprocess
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -16,15 +18,20 @@ from PIL import Image
 from anyres.config import UserError
 from anyres.deploy import predictor as module
 from anyres.deploy.engines import backend as backends
-from anyres.deploy.engines import compiled_cache as programs
-from anyres.deploy.engines.backend import Choice, Run, Unavailable, build, candidates, has_bf16
+from anyres.deploy.engines import compiled_cache, inductor
+from anyres.deploy.engines.backend import Backend, build, candidates, register_engine
+from anyres.deploy.engines.engine import BackendUnavailable, BuildSpec, Engine, Runner
+from anyres.deploy.engines.exported import exported
+from anyres.deploy.engines.openvino import keep_matrices_bf16, openvino_core
 from anyres.deploy.engines.openvino_no_telemetry import openvino
 from anyres.deploy.fuse import fuse
-from anyres.deploy.predictor import LIMITS, Predictor, Seen, distance
+from anyres.deploy.predictor import LIMITS, Predictor, Preprocessing, distance
+from anyres.flow import has_bf16
 from anyres.ops.kernels import triton_here
 from tests.models.zoo import build as build_model
 from tests.models.zoo import stirred
 from tests.pictures import draw
+from tests.test_docs import ROOT
 
 CPU = torch.device("cpu")
 PIXELS = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
@@ -44,7 +51,7 @@ def test_each_engine_answers_as_the_plain_model(choice: str) -> None:
         truth = model(PIXELS)
     pictures = [torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8) for _ in range(4)] if "int8" in choice else []
     made = Predictor(model, choice, "64x48", batch=2, calibration=pictures)
-    assert distance(made(PIXELS), truth) <= LIMITS[Choice.parse(choice).precision]
+    assert distance(made(PIXELS), truth) <= LIMITS[Backend.parse(choice).precision]
 
 
 def test_int8_without_attention_is_not_smoothed() -> None:
@@ -60,7 +67,7 @@ def test_parts_of_a_batch_answer_as_the_whole(batch: int, threads: int) -> None:
     """By 3, 2, 1 and 1 streams."""
     model, x = stirred(build_model("rest", classes=5)), torch.randn(batch, 3, 32, 32)
     whole, parts = (
-        build(model, Choice("openvino", "fp32"), x, threads=threads, tuned=tuned) for tuned in (False, True)
+        build(model, Backend("openvino", "fp32"), x, threads=threads, tuned=tuned) for tuned in (False, True)
     )
     for pixels in (x, x.flip(0)):
         torch.testing.assert_close(parts(pixels), model(pixels), rtol=1e-4, atol=1e-4)
@@ -75,11 +82,11 @@ def test_matrices_on_the_left_stay_narrow_in_openvino() -> None:
     folded = fuse(stirred(build_model("resmlp", classes=7)), (64, 48))
     products: dict[bool, set[str]] = {}
     for narrow in (False, True):
-        graph = openvino.convert_model(backends.exported(folded, PIXELS))
+        graph = openvino.convert_model(exported(folded, PIXELS))
         graph.reshape(list(PIXELS.shape))
         if narrow:
-            backends._keep_narrow(graph)
-        core, settings = backends._openvino_core(), {"INFERENCE_PRECISION_HINT": "bf16"}
+            keep_matrices_bf16(graph)
+        core, settings = openvino_core(), {"INFERENCE_PRECISION_HINT": "bf16"}
         made = core.compile_model(graph, "CPU", settings).get_runtime_model().get_ops()
         facts = [op.get_rt_info() for op in made]
         products[narrow] = {f["runtimePrecision"].astype(str) for f in facts if f["layerType"].astype(str) == "MatMul"}
@@ -89,7 +96,7 @@ def test_matrices_on_the_left_stay_narrow_in_openvino() -> None:
 def test_signals_arrive_once_openvino_has_come_and_gone() -> None:
     """Each OpenVINO core makes itself a stack for them: two that ended in the order they began ended the process."""
     model = build_model("deit3", classes=3)
-    engines = deque(build(model, Choice("openvino", "fp32"), torch.randn(1, 3, 32, 32)) for _ in range(2))
+    engines = deque(build(model, Backend("openvino", "fp32"), torch.randn(1, 3, 32, 32)) for _ in range(2))
     engines.popleft()
     engines.popleft()
     gc.collect()
@@ -105,25 +112,27 @@ def test_any_number_of_images_in_pieces() -> None:
     made = Predictor(model, "onnxruntime", 64, batch=4)
     x = torch.randn(7, 3, 64, 64)
     torch.testing.assert_close(made(x), model.eval()(x), rtol=1e-4, atol=1e-4)
-    assert [shape.batch for shape in made.programs.made] == [4]  # 4 and 3, which is filled up
+    assert [shape.batch for shape in made.cache.made] == [4]  # 4 and 3, which is filled up
     assert made(x[:2]).shape == (2, 4)
-    assert [shape.batch for shape in made.programs.made] == [4, 2]
+    assert [shape.batch for shape in made.cache.made] == [4, 2]
 
 
-def test_auto_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = [Choice("eager", "fp32"), Choice("openvino", "fp32")]
+def test_auto_measures_once_and_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "anyres")
+    tried = [Backend("eager", "fp32"), Backend("openvino", "fp32")]
     monkeypatch.setattr(module, "candidates", lambda *_: tried)  # the compiler takes a minute
     model = stirred(build_model("restv2", classes=5))
-    said: list[str] = []
-    first = Predictor(model, "auto", 64, say=said.append)
-    assert {timing.choice for timing in first.timings} == {"eager:fp32", "openvino:fp32"}
+    first = Predictor(model, "auto", 64)
+    assert {timing.backend for timing in first.timings} == {"eager:fp32", "openvino:fp32"}
     assert first.timings[0].ms <= first.timings[1].ms
-    assert str(first.choice) == first.timings[0].choice
-    assert "the fastest of 2 here" in said[-1]
+    assert str(first.backend) == first.timings[0].backend
+    assert "the fastest of 2 here" in caplog.messages[-1]
     monkeypatch.setattr(module, "ROUNDS", 0)  # it would fail if it measured again
-    again = Predictor(model, "auto", 64, say=said.append)
-    assert (again.choice, again.timings) == (first.choice, first.timings)
-    assert "as measured before" in said[-1]
+    again = Predictor(model, "auto", 64)
+    assert (again.backend, again.timings) == (first.backend, first.timings)
+    assert "as measured before" in caplog.messages[-1]
     kept = tmp_path / "cache" / "backends.json"
     assert len(json.loads(kept.read_text())) == 1
     kept.write_text("{ damaged")
@@ -131,17 +140,20 @@ def test_auto_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.Mo
     assert Predictor(model, "auto", 64).timings
 
 
-def test_auto_believes_no_engine_that_answers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crooked(model: torch.nn.Module, choice: Choice, *rest: object) -> Run:
-        run = build(model, choice, *rest)  # type: ignore[arg-type]
+def test_auto_believes_no_engine_that_answers_otherwise(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "anyres")
+
+    def crooked(model: torch.nn.Module, choice: Backend, *rest: object, **options: object) -> Runner:
+        run = build(model, choice, *rest, **options)  # type: ignore[arg-type]
         return run if choice.engine == "eager" else lambda x: run(x) + 1
 
     monkeypatch.setattr(module, "build", crooked)
-    monkeypatch.setattr(module, "candidates", lambda *_: [Choice("eager", "fp32"), Choice("openvino", "fp32")])
-    said: list[str] = []
-    made = Predictor(stirred(build_model("resmlp", classes=5)), "auto", 64, say=said.append)
-    assert str(made.choice) == "eager:fp32"
-    assert "openvino:fp32 is left out: its logits are" in said[0]
+    monkeypatch.setattr(module, "candidates", lambda *_: [Backend("eager", "fp32"), Backend("openvino", "fp32")])
+    made = Predictor(stirred(build_model("resmlp", classes=5)), "auto", 64)
+    assert str(made.backend) == "eager:fp32"
+    assert "openvino:fp32 is left out: its logits are" in caplog.messages[0]
 
 
 def test_candidates_here() -> None:
@@ -184,9 +196,12 @@ def test_the_training_model_stays_as_it_is() -> None:
             "backend 'openvion' is none of auto, eager, inductor, onnxruntime, openvino; did",
         ),
         ({"backend": "eager:fp16"}, "precision 'fp16' is none of fp32, bf16, int8"),
-        ({"precision": "fp8"}, "precision 'fp8' is none of auto, fp32, bf16, int8"),
+        ({"backend": "auto:fp8"}, "precision 'fp8' is none of fp32, bf16, int8"),
         ({"backend": "openvino:int8"}, "openvino:int8 needs some real images to read its ranges from"),
-        ({"backend": "onnxruntime:bf16"}, "onnxruntime has no bf16 on CPUs"),
+        (
+            {"backend": "onnxruntime:bf16"},
+            "onnxruntime has no bf16 for these models: use eager or inductor or openvino",
+        ),
         ({"size": "big"}, "size 'big' is neither a side"),
         ({"batch": 0}, "batch=0 must be 1 or more"),
     ],
@@ -213,20 +228,22 @@ def test_another_size_or_a_broken_picture(tmp_path: Path) -> None:
 def test_pictures_are_seen_as_asked() -> None:
     model = build_model("restv2", classes=3)
     grey = Image.new("RGB", (50, 40), (128, 128, 128))
-    seen = Seen((0.5,) * 3, (0.25,) * 3, 1.0)
-    made = Predictor(model, "eager", 32, seen=seen)
+    seen = Preprocessing((0.5,) * 3, (0.25,) * 3, 1.0)
+    made = Predictor(model, "eager", 32, preprocessing=seen)
     assert torch.allclose(made.prepare([grey]), torch.full((1, 3, 32, 32), (128 / 255 - 0.5) / 0.25), atol=1e-6)
 
 
 def test_many_sizes_compile_only_what_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[tuple[str, tuple[int, ...]]] = []
 
-    def counted(model: torch.nn.Module, choice: Choice, example: torch.Tensor, *rest: object) -> Run:
+    def counted(
+        model: torch.nn.Module, choice: Backend, example: torch.Tensor, *rest: object, **options: object
+    ) -> Runner:
         built.append((choice.engine, tuple(example.shape[2:])))
-        return build(model, choice, example, *rest)  # type: ignore[arg-type]
+        return build(model, choice, example, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "build", counted)
-    monkeypatch.setattr(programs, "KEPT", 3)
+    monkeypatch.setattr(compiled_cache, "KEPT", 3)
     model = stirred(build_model("deit", classes=4))  # patches of 8: sides that round up alike share a program
     made = Predictor(model, "onnxruntime", 64, batch=2, any_size=True)
     plain = model.eval()
@@ -244,7 +261,7 @@ def test_many_sizes_compile_only_what_comes_again(monkeypatch: pytest.MonkeyPatc
     assert ask(33, 40, 37, 39) == [("onnxruntime", (40, 24))]  # one program for the four
     assert ask(16, 24, 16, 24, 40) == [("onnxruntime", (16, 24)), ("onnxruntime", (24, 24))]
     assert ask(32, 32, 40) == [("onnxruntime", (32, 24))]  # the fourth takes the place of 16
-    assert [shape.height for shape in made.programs.made] == [24, 32, 40]
+    assert [shape.height for shape in made.cache.made] == [24, 32, 40]
     assert made(torch.randn(1, 3, 24, 24)).shape == (1, 4)
 
 
@@ -272,21 +289,23 @@ def test_more_shapes_are_compiled_than_pytorchs_limit(
 
     own = torch.compile
     monkeypatch.setattr(torch, "compile", lambda made, dynamic, options: own(made, dynamic=dynamic, backend=backend))
-    monkeypatch.setattr(backends, "MOST_PROGRAMS", most or backends.MOST_PROGRAMS)
+    monkeypatch.setattr(inductor, "RECOMPILE_LIMIT", most or inductor.RECOMPILE_LIMIT)
     torch._dynamo.reset()
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
     for batch in range(1, 11):
-        build(model, Choice("inductor", "fp32"), torch.randn(batch, 3, 8, 8))
+        build(model, Backend("inductor", "fp32"), torch.randn(batch, 3, 8, 8))
     assert len(compiled) == expected
     torch._dynamo.reset()
 
 
 def test_kernels_want_a_cuda_device() -> None:
-    assert str(Choice.parse("inductor+triton:bf16")) == "inductor+triton:bf16"
-    assert Choice.parse("eager+triton") == Choice("eager", "fp32", kernels=True)
+    assert str(Backend.parse("inductor+triton:bf16")) == "inductor+triton:bf16"
+    assert Backend.parse("eager+triton") == Backend("eager", "fp32", kernels=True)
     with pytest.raises(UserError, match="backend 'openvino\\+triton' is none of auto, eager"):
-        Choice.parse("openvino+triton")
-    with pytest.raises(Unavailable, match=r"^eager\+triton:fp32: Triton's kernels need a CUDA device, here it is cpu$"):
+        Backend.parse("openvino+triton")
+    with pytest.raises(
+        BackendUnavailable, match=r"^eager\+triton:fp32: Triton's kernels need a CUDA device, here it is cpu$"
+    ):
         Predictor(build_model("cait"), "eager+triton", 64).forward(torch.randn(1, 3, 64, 64))
     assert not any(choice.kernels for choice in candidates(CPU, ("fp32", "bf16")))
     if triton_here():
@@ -296,8 +315,107 @@ def test_kernels_want_a_cuda_device() -> None:
 
 def test_several_labels_are_decided_each_by_itself() -> None:
     model = stirred(build_model("resmlp", classes=4))
-    made = Predictor(model, "eager", 64, multi_label=True)
+    made = Predictor(model, "eager", 64, activation="sigmoid")
     picture = torch.randint(0, 256, (3, 70, 60), dtype=torch.uint8)
     shares = made(made.prepare([picture])).sigmoid()[0]
     (found,) = made.predict([picture], top=4)
     assert [one.probability for one in found] == pytest.approx(sorted(shares.tolist(), reverse=True))
+
+
+def test_inductor_compiles_each_shape_once() -> None:
+    """Counted by PyTorch's compiler itself: one graph when the runner is built, none when it runs again.
+
+    In a process of its own, as the tests' checker of annotations breaks graphs.
+    """
+    code = """
+import torch
+from anyres.deploy.engines.backend import Backend, build
+from anyres.deploy.fuse import fuse
+from tests.models.zoo import build as build_model, stirred
+counters = torch._dynamo.utils.counters
+model, x = stirred(build_model("deit", classes=3, depth=1)), torch.randn(2, 3, 16, 24)
+run = build(fuse(model, (16, 24)), Backend("inductor"), x)
+compiled = dict(counters["stats"])
+generated = sum(n for name, n in counters["inductor"].items() if name.startswith("fxgraph_cache_"))
+assert compiled["unique_graphs"] == 1, compiled
+assert generated >= 1, counters["inductor"]
+for pixels in (x, x.flip(0)):
+    with torch.no_grad():
+        torch.testing.assert_close(run(pixels), model.eval()(pixels), rtol=1e-4, atol=1e-4)
+assert dict(counters["stats"]) == compiled, counters["stats"]
+assert not counters["graph_break"], counters["graph_break"]
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_an_engine_is_one_table_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered, it can be named, is measured by auto, and refuses what its entry rules out."""
+    monkeypatch.setattr(backends, "ENGINES", dict(backends.ENGINES))
+
+    def doubling(spec: BuildSpec) -> Runner:
+        return lambda x: 2 * spec.model(x)
+
+    register_engine(Engine("doubling", doubling, ("fp32",)))
+    assert Backend("doubling") in candidates(CPU)
+    model = stirred(build_model("resmlp", classes=3))
+    made = Predictor(model, "doubling", 64)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), 2 * model.eval()(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(BackendUnavailable, match="doubling has no bf16"):
+        Predictor(model, "doubling:bf16", 64)(x)
+    with pytest.raises(UserError, match="cannot be called 'eager'"):
+        register_engine(Engine("eager", doubling, ("fp32",)))
+
+
+class Unfolded(torch.nn.Sequential):
+    """A model of another package, by the contract: no folded form."""
+
+    def __init__(self) -> None:
+        conv = torch.nn.Conv2d(3, 8, 3, 2, 1)
+        super().__init__(
+            conv, torch.nn.GELU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
+        )
+        self.num_classes = 4
+        self.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino"])
+def test_a_model_without_a_folded_form_runs_unfolded(engine: str) -> None:
+    model = Unfolded().eval()
+    x = torch.randn(2, 3, 24, 40)
+    copied = fuse(model, (24, 40))
+    assert type(copied) is Unfolded
+    assert copied is not model
+    with torch.no_grad():
+        assert torch.equal(copied(x), model(x))
+        run = build(copied, Backend(engine), x)
+        torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+class Unconvertible(Unfolded):
+    """Uses an operation that OpenVINO does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        smaller = torch.nn.functional.interpolate(x, (16, 16), mode="bicubic", antialias=True)
+        return super().forward(smaller)
+
+
+def test_an_operation_that_an_engine_lacks_is_one_line() -> None:
+    x = torch.randn(1, 3, 24, 40)
+    with pytest.raises(BackendUnavailable, match=r"openvino:fp32: OpenVINO cannot convert this model: .*bicubic2d_aa"):
+        build(Unconvertible().eval(), Backend("openvino"), x)
+
+
+def test_huge_pages_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[bool] = []
+    monkeypatch.setattr(backends, "use_huge_pages", lambda: moved.append(True))
+    model = build_model("resmlp", classes=3)
+    x = torch.randn(1, 3, 64, 64)
+    Predictor(model, "openvino", 64)(x)
+    assert not moved
+    Predictor(model, "openvino", 64, huge_pages=True)(x)
+    assert moved

@@ -11,8 +11,8 @@ from PIL import Image
 from anyres.evaluation.confusion import Confusion, confusion, write_tables
 from anyres.evaluation.metrics import Scores, wilson
 from anyres.evaluation.plots.heatmap import MOST_CLASSES, heat_map
-from anyres.evaluation.report import console_mistakes
 from anyres.flow import Size
+from anyres.tasks.classify import Classify
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -59,11 +59,11 @@ def test_the_worst_come_first_with_their_intervals() -> None:
         ("bee", "ant", 2, 0.4),
         ("ant", "bee", 2, 0.2),
     ]
-    assert console_mistakes(found, Size(96, 64)) == [
+    assert Classify(NAMES).summary(scores(MIXED), Size(96, 64)) == [
         "worst classes at 96x64 px: bee 60.0 % of 5, ant 80.0 % of 10",
         "most often mistaken at 96x64 px: 2 bee for ant, 2 ant for bee",
     ]
-    assert console_mistakes(counted([(0, 0), (1, 1)]), Size(96, 96)) == []
+    assert Classify(NAMES).summary(scores([(0, 0), (1, 1)]), Size(96, 96)) == []
 
 
 def test_thousands_of_classes_need_no_square_of_memory() -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from anyres.config import UserError
+from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.metrics import compare, score, wilson
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 
-CPU = torch.device("cpu")
+CPU = EvalSettings(torch.device("cpu"))
 
 
 class Means(nn.Module):
@@ -29,7 +31,7 @@ class Means(nn.Module):
 
 def batches(index: list[int], images: torch.Tensor, target: torch.Tensor, size: int = 4) -> list[Batch]:
     parts = [torch.tensor(index[i : i + size]) for i in range(0, len(index), size)]
-    return [Batch(views=(images[part],), target=target[part], index=part) for part in parts]
+    return [Batch(views=(images[part],), targets=Labels(target[part]), index=part) for part in parts]
 
 
 @pytest.fixture
@@ -66,9 +68,11 @@ def test_images_met_twice_count_once(images: tuple[torch.Tensor, torch.Tensor]) 
     alone = score(Means(), batches(list(range(10)), pixels, target), CPU)
     second = score(Means(), batches([6, 7, 8, 9, 0, 1], pixels, target), CPU)
     columns: list[torch.Tensor] = []
-    score(Means(), batches([6, 7, 8, 9, 0, 1], pixels, target), CPU, gather=lambda t: columns.append(t) or t)
+    how = replace(CPU, gather=lambda t: columns.append(t) or t)
+    score(Means(), batches([6, 7, 8, 9, 0, 1], pixels, target), how)
     others = iter(columns)
-    both = score(Means(), batches(list(range(6)), pixels, target), CPU, gather=lambda t: torch.cat([t, next(others)]))
+    how = replace(CPU, gather=lambda t: torch.cat([t, next(others)]))
+    both = score(Means(), batches(list(range(6)), pixels, target), how)
     assert second.n == 5
     assert both.n == alone.n == 9
     assert both.index.tolist() == alone.index.tolist()
@@ -86,7 +90,7 @@ def test_autocast_is_honoured(images: tuple[torch.Tensor, torch.Tensor]) -> None
             return logits
 
     model = Seen()
-    scores = score(model, batches(list(range(10)), *images), CPU, autocast=torch.bfloat16)
+    scores = score(model, batches(list(range(10)), *images), replace(CPU, autocast=torch.bfloat16))
     assert model.dtype is torch.bfloat16
     assert scores.losses.dtype == np.float32
     score(model, batches(list(range(10)), *images), CPU)

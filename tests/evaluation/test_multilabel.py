@@ -16,8 +16,11 @@ from torch import nn
 
 from anyres.config import UserError
 from anyres.evaluation.curve import pick, read_csv, write_csv
+from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.multilabel import LabelScores, score_labels, write_label_table
-from anyres.flow import Batch, Point, Size
+from anyres.flow import Batch, Cost, Labels, Size, SizeResult
+from anyres.tasks import known_metrics
+from anyres.tasks.multilabel import MultiLabel
 
 
 def made(seed: int, n: int, k: int, levels: int) -> LabelScores:
@@ -71,7 +74,7 @@ class Answers(nn.Module):
 def batches(scores: LabelScores, order: list[int]) -> list[Batch]:
     views = torch.from_numpy(scores.logits)[:, None, None].expand(-1, 3, 1, -1)
     target = torch.from_numpy(scores.target).float()
-    return [Batch((views[[i]],), target[[i]], torch.tensor([i])) for i in order]
+    return [Batch((views[[i]],), Labels(target[[i]]), torch.tensor([i])) for i in order]
 
 
 def test_every_image_counts_once_whatever_the_order() -> None:
@@ -79,21 +82,21 @@ def test_every_image_counts_once_whatever_the_order() -> None:
     order = [4, 8, 0, 1, 2, 7, 6, 5, 3, 4, 0]
     padded = lambda local: torch.cat([local, torch.full_like(local[:2].long(), -1).to(local.dtype)])  # noqa: E731
     for gather in (lambda local: local, padded):
-        found = score_labels(Answers(), batches(scores, order), torch.device("cpu"), gather=gather)
+        found = score_labels(Answers(), batches(scores, order), EvalSettings(torch.device("cpu"), gather=gather))
         assert found.index.tolist() == list(range(9))
         assert (found.target == scores.target).all()
         assert (found.logits == scores.logits).all()
 
 
 def test_what_cannot_be_scored_is_one_line() -> None:
-    scores, cpu = made(3, 4, 3, 5), torch.device("cpu")
+    scores, cpu = made(3, 4, 3, 5), EvalSettings(torch.device("cpu"))
     nothing = LabelScores(scores.index, np.zeros_like(scores.target), scores.logits)
     with pytest.raises(UserError, match="none has a label"):
         score_labels(Answers(), batches(nothing, [0, 1]), cpu)
     lost = LabelScores(scores.index, scores.target, np.where(scores.index[:, None] == 2, np.nan, scores.logits))
     with pytest.raises(UserError, match="not finite for 1 images, the first at position 2"):
         score_labels(Answers(), batches(lost, [0, 1, 2]), cpu)
-    narrow = [Batch((b.views[0][..., :2],), b.target, b.index) for b in batches(scores, [0])]
+    narrow = [Batch((b.views[0][..., :2],), b.targets, b.index) for b in batches(scores, [0])]
     with pytest.raises(UserError, match="images have 3 classes, but the model knows 2"):
         score_labels(Answers(), narrow, cpu)
 
@@ -104,13 +107,16 @@ def test_files_call_it_what_it_is(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "per_class.csv").read_text().splitlines()))
     assert list(rows[0]) == ["size", "class", "n", "average_precision", "precision", "recall", "f1"]
     assert [float(row["average_precision"]) for row in rows] == [row.average_precision for row in scores.rows("abc")]
-    timing = {"latency_ms": 2.0, "images_per_s": 500.0, "macs": 7}
-    point = Point(model="m", height=24, width=24, n=scores.n, **timing, **scores.headline())
+    cost = Cost(2.0, 500.0, 7, 1.9, 2.1)
+    point = SizeResult("m", Size(24, 24), scores.estimates(), tuple(MultiLabel.metrics), scores.n, cost)
     write_csv([point], tmp_path / "curve.csv")
     head = (tmp_path / "curve.csv").read_text().splitlines()[0]
-    assert head == "model,height,width,map,n,latency_ms,macs,map_low,map_high,f1,loss,images_per_s"
-    assert read_csv(tmp_path / "curve.csv") == [point]
-    assert not math.isnan(point.top1)
-    assert point.top1 < 0.999
+    first = "model,height,width,map,n,latency_ms,macs,map_low,map_high,f1,loss,images_per_s"
+    assert head == f"{first},latency_low_ms,latency_high_ms,disturbed"
+    (again,) = read_csv(tmp_path / "curve.csv", known_metrics())
+    assert again.row() == point.row()
+    assert again.described == point.described
+    assert not math.isnan(point.best.value)
+    assert point.best.value < 0.999
     with pytest.raises(UserError, match=r"no size reaches mAP 99\.9 %"):
         pick([point], 0.999)

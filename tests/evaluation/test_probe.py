@@ -10,9 +10,10 @@ from torch import nn
 
 from anyres.config import UserError
 from anyres.evaluation import probe
+from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.metrics import wilson
 from anyres.evaluation.probe import Neighbours, Pooled, ProbeConfig, digest, keep, kept, knn, linear, pool
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
 
 CPU = torch.device("cpu")
@@ -138,8 +139,10 @@ def test_features_are_what_the_classifier_sees(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name, 3, **({"depth": 2} if name == "vit_tiny" else {})).train()
     images, target = torch.randn(5, 3, 64, 64), torch.tensor([0, 2, -1, 1, 0])
-    batches = [Batch((images[i : i + 2],), target[i : i + 2], torch.arange(i, min(i + 2, 5))) for i in (0, 2, 4)]
-    pooled = pool(model, batches, 5, CPU)
+    batches = [
+        Batch((images[i : i + 2],), Labels(target[i : i + 2]), torch.arange(i, min(i + 2, 5))) for i in (0, 2, 4)
+    ]
+    pooled = pool(model, batches, 5, EvalSettings(CPU))
     assert model.training
     labelled = [0, 1, 3, 4]
     assert pooled.target.tolist() == [0, 2, 1, 0]
@@ -157,12 +160,12 @@ def test_what_cannot_be_probed_is_one_line() -> None:
     with pytest.raises(UserError, match=r"diverged at lr=1e\+38"):
         linear(train, train, 3, ProbeConfig(lr=1e38, epochs=9), CPU)
     model = create_model("restv2_nano", 3)
-    blank = Batch((torch.randn(2, 3, 32, 32),), torch.full((2,), -1), torch.arange(2))
+    blank = Batch((torch.randn(2, 3, 32, 32),), Labels(torch.full((2,), -1)), torch.arange(2))
     with pytest.raises(UserError, match="none has a label"):
-        pool(model, [blank], 2, CPU)
-    broken = Batch((torch.full((2, 3, 32, 32), math.nan),), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        pool(model, [blank], 2, EvalSettings(CPU))
+    broken = Batch((torch.full((2, 3, 32, 32), math.nan),), Labels(torch.zeros(2, dtype=torch.int64)), torch.arange(2))
     with pytest.raises(UserError, match="features are not finite"):
-        pool(model, [broken], 2, CPU)
+        pool(model, [broken], 2, EvalSettings(CPU))
     for wrong in ({"k": ()}, {"k": (5, 0)}, {"epochs": 0}, {"lr": 0.0}, {"lr": math.nan}, {"batch_size": 0}):
         with pytest.raises(UserError):
             ProbeConfig(**wrong)  # type: ignore[arg-type]
@@ -199,8 +202,8 @@ def test_a_backbone_that_asks_its_neighbours_answers_as_they_vote(monkeypatch: p
     torch.manual_seed(0)
     model = create_model("restv2_nano", 0).eval()
     views, target = torch.randn(60, 3, 32, 32), torch.arange(60) % 4
-    batches = [Batch((views[i : i + 20],), target[i : i + 20], torch.arange(20)) for i in (0, 20, 40)]
-    everything = pool(model, batches, 60, CPU)
+    batches = [Batch((views[i : i + 20],), Labels(target[i : i + 20]), torch.arange(20)) for i in (0, 20, 40)]
+    everything = pool(model, batches, 60, EvalSettings(CPU))
     bank, asked = (Pooled(everything.vectors[a:b], target[a:b]) for a, b in ((0, 45), (45, 60)))
     monkeypatch.setattr(probe, "ROOM", 100)
     with torch.no_grad():

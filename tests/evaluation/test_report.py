@@ -2,6 +2,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from anyres.config import UserError
 from anyres.evaluation.metrics import compare
-from anyres.evaluation.report import Pairing, Prediction, ReportPage, Sample, console_table, write_html
+from anyres.evaluation.page import PageTable, Pairing, ReportPage, Sample, SampleAnswer, Section
+from anyres.evaluation.report import console_table, write_html
 from anyres.flow import Size
 
-from .curves import SIZES, TRAINED, curve
+from .curves import SIZES, TRAINED, curve, pixel_errors
 
 NASTY = '<b>Bold & "quoted"</b><script>alert(1)</script>'
 CHROMIUM = Path("/usr/bin/chromium")
@@ -34,11 +36,17 @@ def pairings() -> list[Pairing]:
 def sample(name: str, truth: str, side: tuple[int, int]) -> Sample:
     draws = np.random.default_rng(len(name))
     predictions = [
-        Prediction(model, Size(*size), truth if size[0] > 32 else "Arla-Ecological-Medium-Fat-Milk", draws.random())
+        SampleAnswer(
+            model,
+            Size(*size),
+            truth if size[0] > 32 else "Arla-Ecological-Medium-Fat-Milk",
+            f"{100 * draws.random():.0f} %",
+            right=size[0] > 32,
+        )
         for model in ("any-size", "single-size 96")
         for size in SIZES[:5]
     ]
-    predictions.append(Prediction("any-size", Size(96, 160), truth, 0.5))
+    predictions.append(SampleAnswer("any-size", Size(96, 160), truth, "50 %", right=True))
     return Sample(name, Image.new("RGB", side, (200, 120, 40)), truth, predictions)
 
 
@@ -143,6 +151,56 @@ def test_a_page_of_points_alone(tmp_path: Path) -> None:
     assert "About the" not in html
     with pytest.raises(UserError, match="the curve is empty"):
         write_html(tmp_path / "r.html", ReportPage(title="t", claim="c", points=[]))
+
+
+def test_a_page_of_an_error_in_pixels(tmp_path: Path) -> None:
+    """A headline with a unit of its own and without intervals; answers that are not simply right or wrong."""
+    answers = [SampleAnswer("ruler", point.size, "17.5 px", "off by 3.5 px") for point in pixel_errors()]
+    samples = [Sample("a.jpg", Image.new("RGB", (90, 60)), "14 px", answers)]
+    section = Section(
+        "Far off", "The largest errors.", [PageTable("Far off", ("image", "error px"), [("a.jpg", NASTY)])]
+    )
+    page = ReportPage("Ruler", "Mean error.", pixel_errors(), samples=samples, sections=[section, section])
+    write_html(tmp_path / "r.html", page)
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(html)
+    assert not outline.open
+    assert "nan" not in outline.text.lower()
+    assert "nan" not in "".join(value for _, name, value in outline.attributes if name not in ("src", "srcset")).lower()
+    for words in (
+        "MAE, size and time",
+        "MAE\N{NO-BREAK SPACE}px",
+        "17.5 px",
+        "off by 3.5 px",
+        "The largest errors.",
+        NASTY,
+    ):
+        assert words in outline.text, words
+    assert "%, on a scale" not in outline.text
+    assert "Accuracy" not in outline.text
+    assert not [value for _, name, value in outline.attributes if (name, value) == ("class", "wrong")]
+    ids = [value for _, name, value in outline.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    alt = next(value for tag, name, value in outline.attributes if (tag, name) == ("img", "alt"))
+    assert alt.startswith("MAE by image size. ruler: 5.5 px at 32, 3.5 px at 64")
+
+
+def test_the_console_table_of_an_error_in_pixels() -> None:
+    buffer = io.StringIO()
+    Console(file=buffer, width=150).print(console_table(pixel_errors()))
+    head, first, *_ = buffer.getvalue().splitlines()
+    assert "MAE px" in head
+    assert first.split()[:4] == ["ruler", "32", "5.5", "\N{EN DASH}"]
+    assert "nan" not in buffer.getvalue()
+
+
+def test_a_disturbed_time_is_shown_with_its_range() -> None:
+    point = curve()[0]
+    disturbed = replace(point, cost=replace(point.cost, latency_low_ms=2.0, latency_high_ms=40.0, disturbed=True))
+    buffer = io.StringIO()
+    Console(file=buffer, width=150).print(console_table([disturbed]))
+    assert "3.10 (2.00 \N{EN DASH} 40.0, disturbed)" in buffer.getvalue()
 
 
 def test_the_console_table() -> None:

@@ -1,11 +1,19 @@
 import time
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anyres.evaluation.speed import FEWEST_RUNS, WARM_UP, latency, macs
+from anyres.evaluation.speed import (
+    FEWEST_CALLS,
+    THROUGHPUT_BATCH,
+    WARM_UP,
+    Timing,
+    macs,
+    measure_costs,
+    measure_costs_of,
+    time_in_turn,
+)
 from anyres.flow import Size
 
 CPU = torch.device("cpu")
@@ -60,7 +68,7 @@ def test_counting_leaves_the_model_alone() -> None:
 
 
 class Sleeper(nn.Module):
-    """Slow in its warm-up, then 4 ms a run; says how it was called."""
+    """Takes 4 ms a run; says how it was called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,21 +76,36 @@ class Sleeper(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls.append((tuple(x.shape), self.training, torch.is_inference_mode_enabled()))
-        time.sleep(0.1 if len(self.calls) <= WARM_UP else 0.004)
+        time.sleep(0.004)
         return x
 
 
-def test_latency_is_the_median_without_the_warm_up() -> None:
-    model = Sleeper().train()
-    result = latency(model, Size(8, 12), CPU, batch=2, budget_s=0.2)
-    assert 4 <= result.p10 <= result.median_ms <= result.p90
-    assert result.median_ms < 50
-    assert result.runs >= FEWEST_RUNS
-    assert len(model.calls) == WARM_UP + result.runs
-    assert set(model.calls) == {((2, 3, 8, 12), False, True)}
+def test_sizes_are_timed_in_turn_in_one_window() -> None:
+    """No size has all its rounds before the next one has any."""
+    model, sizes = Sleeper().train(), [Size(8, 12), Size(16, 16)]
+    found = measure_costs(model, sizes, CPU, budget_s=0.1, rounds=3, channels=1)
+    assert list(found) == sizes
+    assert {call[1:] for call in model.calls} == {(False, True)}
     assert model.training
-    assert result.images_per_s == pytest.approx(2000 / result.median_ms)
+    shapes = [shape for shape, *_ in model.calls]
+    turns = [shape for shape, before in zip(shapes[1:], shapes[:-1], strict=True) if shape != before]
+    assert len(turns) >= 4 * 3  # two sizes of two batches, three rounds
+    assert set(shapes) == {(b, 1, *size) for b in (1, THROUGHPUT_BATCH) for size in sizes}
+    for cost in found.values():
+        assert 4 <= cost.latency_low_ms <= cost.latency_ms <= cost.latency_high_ms < 50
+        assert 0 < cost.images_per_s <= THROUGHPUT_BATCH / 0.004
 
 
-def test_a_budget_of_nothing_still_measures() -> None:
-    assert latency(nn.Identity(), Size(4, 4), CPU, budget_s=0.0).runs == FEWEST_RUNS
+def test_models_are_timed_in_turn() -> None:
+    fast, slow = nn.Identity(), Sleeper()
+    found = measure_costs_of({"fast": fast, "slow": slow}, [Size(4, 4)], CPU, budget_s=0.0)
+    assert found["fast", Size(4, 4)].latency_ms < found["slow", Size(4, 4)].latency_ms
+
+
+def test_a_timing_whose_rounds_differ_is_disturbed() -> None:
+    """Something else ran in one of the rounds."""
+    rounds = iter([0.001] * (WARM_UP + 1 + FEWEST_CALLS) + [0.02] * (1 + FEWEST_CALLS))
+    slept = time_in_turn({"now and then": lambda: time.sleep(next(rounds))}, CPU, budget_s=0.0, rounds=2)
+    assert slept["now and then"].disturbed
+    assert not Timing((4.0, 4.4, 5.9)).disturbed
+    assert Timing((4.0, 6.1)).disturbed

@@ -30,14 +30,18 @@ BATCH, LAYER = norm(nn.BatchNorm2d(6)), norm(nn.LayerNorm(6, eps=1e-3))
 POINTWISE = nn.Conv2d(6, 5, 1).double()
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], tuple[int, ...]]] = {
-    "after_affine": (lambda: fold.after_affine(A, SCALE, SHIFT), lambda x: A(SCALE * x + SHIFT), (3, 6)),
-    "after_affine, no bias": (lambda: fold.after_affine(BARE, SCALE, SHIFT), lambda x: BARE(SCALE * x + SHIFT), (3, 6)),
-    "before_scale": (lambda: fold.before_scale(A, GAMMA), lambda x: GAMMA * A(x), (3, 6)),
-    "before_scale, none": (lambda: fold.before_scale(A, None), A, (3, 6)),
-    "times": (lambda: fold.times(A, -0.3), lambda x: -0.3 * A(x), (3, 6)),
-    "beside": (lambda: fold.beside([A, B]), lambda x: torch.cat((A(x), B(x)), 1), (3, 6)),
-    "added": (lambda: fold.added([A, B]), lambda x: A(x[:, :6]) + B(x[:, 6:]), (3, 12)),
-    "chained": (lambda: fold.chained(A, C), lambda x: C(A(x)), (3, 6)),
+    "fold_input_affine": (lambda: fold.fold_input_affine(A, SCALE, SHIFT), lambda x: A(SCALE * x + SHIFT), (3, 6)),
+    "fold_input_affine, no bias": (
+        lambda: fold.fold_input_affine(BARE, SCALE, SHIFT),
+        lambda x: BARE(SCALE * x + SHIFT),
+        (3, 6),
+    ),
+    "fold_output_scale": (lambda: fold.fold_output_scale(A, GAMMA), lambda x: GAMMA * A(x), (3, 6)),
+    "fold_output_scale, none": (lambda: fold.fold_output_scale(A, None), A, (3, 6)),
+    "scale": (lambda: fold.scale(A, -0.3), lambda x: -0.3 * A(x), (3, 6)),
+    "concat_outputs": (lambda: fold.concat_outputs([A, B]), lambda x: torch.cat((A(x), B(x)), 1), (3, 6)),
+    "sum_outputs": (lambda: fold.sum_outputs([A, B]), lambda x: A(x[:, :6]) + B(x[:, 6:]), (3, 12)),
+    "compose": (lambda: fold.compose(A, C), lambda x: C(A(x)), (3, 6)),
     "convolution": (lambda: fold.convolution(CONV, BATCH), lambda x: BATCH(CONV(x)), (2, 4, 7, 5)),
     "convolution, no norm": (lambda: fold.convolution(CONV), CONV, (2, 4, 7, 5)),
     "depthwise": (
@@ -72,6 +76,6 @@ def test_shares_no_weights(case: str) -> None:
 def test_dtype_is_the_layers_and_the_arithmetic_is_wider() -> None:
     """A bf16 layer's fold is rounded once: it is the nearest bf16 to the exact product."""
     layer, scale = nn.Linear(64, 64).bfloat16(), torch.randn(64).bfloat16()
-    folded = fold.after_affine(layer, scale, torch.zeros(64).bfloat16())
+    folded = fold.fold_input_affine(layer, scale, torch.zeros(64).bfloat16())
     assert folded.weight.dtype == torch.bfloat16
     torch.testing.assert_close(folded.weight, (layer.weight.double() * scale.double()).bfloat16(), rtol=0, atol=0)

@@ -12,7 +12,7 @@ import torch
 
 from anyres.config import UserError
 from anyres.deploy.fuse import fuse
-from anyres.ops.kernels import PLAIN, check_triton, triton_here
+from anyres.ops.kernels import check_triton, kernel_operations, triton_here
 from tests.command import anyres
 from tests.models.zoo import build
 
@@ -45,26 +45,32 @@ def test_anyres_starts_without_triton_and_off_cuda_a_kernel_is_its_plain_form() 
     Without triton: as on macOS and Windows.
     """
     code = """
-import copy, sys
+import sys
 sys.modules["triton"] = None
 import torch
 import anyres
 from anyres.deploy.fuse import fuse
-from anyres.ops.kernels import use_triton
+from anyres.ops.kernels import kernel_for
+from anyres.ops.triton_switch import triton_kernels
 from tests.models.zoo import build, stirred
 models = {family: stirred(build(family)).eval() for family in ("cait", "rest", "restv2", "resmlp", "deit3")}
-assert not [name for name in sys.modules if name.startswith("anyres.ops.triton")]
+assert not [name for name in sys.modules if name == "anyres.ops.triton"]
 del sys.modules["triton"]
-for family, plain in models.items():
-    fast, x = copy.deepcopy(plain), torch.randn(2, 3, 64, 48)
-    assert bool(use_triton(fast)) == (family != "resmlp")
-    assert use_triton(copy.deepcopy(fast)) == 0  # copied with the model, and in place already
-    folded = fuse(plain)
-    twin = copy.deepcopy(folded)
-    assert bool(use_triton(twin)) == (family != "resmlp")
-    with torch.no_grad():
-        assert torch.equal(fast(x), plain(x)), family
-        assert torch.equal(twin(x), folded(x)), family
+for family, model in models.items():
+    x = torch.randn(2, 3, 64, 48)
+    for form in (model, fuse(model)):
+        with torch.no_grad():
+            plain = form(x)
+            with triton_kernels():
+                assert kernel_for("add_norm").__module__ == "anyres.ops.triton.residual"
+                assert torch.equal(form(x), plain), family
+        assert kernel_for("add_norm") is None
+with triton_kernels(False):
+    assert kernel_for("add_norm") is None
+with triton_kernels():
+    with triton_kernels():
+        pass
+    assert kernel_for("add_norm") is not None
 """
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=HERE.parents[1])
@@ -75,9 +81,9 @@ for family, plain in models.items():
 @pytest.mark.parametrize("folded", [False, True])
 def test_which_parts_have_kernels(family: str, folded: bool) -> None:
     model = build(family)
-    modules = (fuse(model) if folded else model).modules()
-    held = [value for module in modules for value in vars(module).values()]
-    assert {plain.__name__ for plain in PLAIN for value in held if value is plain} == PARTS[family]
+    form = fuse(model) if folded else model
+    assert kernel_operations(form, (64, 48), torch.device("cpu")) == PARTS[family]
+    assert model.training
 
 
 def test_refusals_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""DINO (recipes X1, X3, T; traps X-3, X-10, X-17): the loss, the teacher and its centre, the schedules, whole runs."""
+"""DINO (Caron et al., ICCV 2021): the loss, the teacher and its center, the schedules, whole runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,18 @@ from safetensors.torch import load_file
 from tests.command import anyres, refused
 from tests.models.zoo import SMALL, build
 from tests.pictures import make_folder
+from tests.runs import forget_the_end, to_earlier_version
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.models.dino import ProjectionHead
 from anyres.models.weights import load_weights
 from anyres.recipe import load_recipe
-from anyres.training.objectives.dino import MomentumTeacher, Projected
-from anyres.training.objectives.objective import DinoConfig, ObjectiveConfig, terms
+from anyres.runs.opened import open_run
+from anyres.training.objectives import DinoConfig
+from anyres.training.objectives.dino import Dino, MomentumTeacher
 from anyres.training.optim import OptimConfig, build_optimizer, clip_each
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
@@ -37,19 +40,20 @@ from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, make_step
 
 SMALL_HEAD = DinoConfig(out_dim=24, hidden=16, bottleneck=8)
+HALF = replace(SMALL_HEAD, momentum=0.5)
 SIZES = ((32, 32), (32, 32), (24, 16), (16, 16))
 
 
-def make_student(family: str = "dino", config: DinoConfig = SMALL_HEAD) -> Projected:
+def make_dino(family: str = "dino", config: DinoConfig = SMALL_HEAD) -> Dino:
     backbone = build(family, classes=0)
     head = ProjectionHead(backbone.num_features, config.out_dim, config.hidden, config.bottleneck)
-    return Projected(backbone, head)
+    return Dino(backbone, head, config)
 
 
 def make_batch(count: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     torch.manual_seed(seed)
     views = tuple(torch.randn(count, 3, h, w, dtype=dtype) for h, w in SIZES)
-    return Batch(views, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    return Batch(views, Labels(torch.zeros(count, dtype=torch.int64)), torch.arange(count))
 
 
 def np_log_softmax(x: np.ndarray) -> np.ndarray:
@@ -58,47 +62,47 @@ def np_log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def pair() -> tuple[Projected, MomentumTeacher]:
-    """Student and teacher that differ, in double precision, and a centre away from nought."""
-    student = make_student().double()
-    teacher = MomentumTeacher(student, SMALL_HEAD)
+def dino() -> Dino:
+    """Student and teacher that differ, in double precision, and a center away from nought."""
+    made = make_dino()
+    made.student.double()
+    made.teacher = MomentumTeacher(made.student, SMALL_HEAD)
     torch.manual_seed(1)
-    for parameter in student.parameters():
+    for parameter in made.student.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    teacher.centre.copy_(0.1 * torch.randn(24))
-    return student, teacher
+    made.teacher.center.copy_(0.1 * torch.randn(24))
+    return made
 
 
-def test_the_loss_is_the_mean_over_pairs_of_taught_and_other_views(pair: tuple[Projected, MomentumTeacher]) -> None:
-    student, teacher = pair
-    batch = make_batch(dtype=torch.float64)
-    teacher.begin(0.05)
-    made = list(terms(student, batch, ObjectiveConfig(dino=SMALL_HEAD), teacher))
+def test_the_loss_is_the_mean_over_pairs_of_taught_and_other_views(dino: Dino) -> None:
+    """Equation 3 and the two lines below it."""
+    teacher, batch = dino.teacher, make_batch(dtype=torch.float64)
+    teacher.reset(0.05)
+    made = list(dino.terms(dino.student, batch))
     with torch.no_grad():
-        said = [student(view).numpy() for view in batch.views]
-        taught = [teacher.projected(view).numpy() for view in batch.views[:2]]
-    centre, total, pairs = teacher.centre.double().numpy(), 0.0, 0
+        said = [dino.student(view).numpy() for view in batch.views]
+        taught = [teacher.copy(view).numpy() for view in batch.views[:2]]
+    center, total, pairs = teacher.center.double().numpy(), 0.0, 0
     for i in range(2):
-        q = np.exp(np_log_softmax((taught[i] - centre) / 0.05))
+        q = np.exp(np_log_softmax((taught[i] - center) / 0.05))
         for v in range(4):
             if v != i:
                 total -= float((q * np_log_softmax(said[v] / 0.1)).sum(1).mean())
                 pairs += 1
     assert pairs == 2 * (4 - 1)
     assert sum(term.loss.item() for term in made) == pytest.approx(total / pairs, rel=1e-9)
-    shown = {name: float(value) for term in made for name, value in term.shown.items()}
+    shown = {name: float(value) for term in made for name, value in term.logged.items()}
     assert list(shown) == ["dino/32.1", "dino/32.2", "dino/24x16", "dino/16"]
     assert (shown["dino/32.1"] + shown["dino/32.2"] + 2 * shown["dino/24x16"] + 2 * shown["dino/16"]) / 6 == (
         pytest.approx(total / pairs, rel=1e-9)
     )
 
 
-def test_a_view_at_a_time_gives_the_gradients_of_the_joint_loss(pair: tuple[Projected, MomentumTeacher]) -> None:
+def test_a_view_at_a_time_gives_the_gradients_of_the_joint_loss(dino: Dino) -> None:
     """Joint as official code has it: views of one size in one pass, the head once for all."""
-    student, teacher = pair
-    batch = make_batch(dtype=torch.float64)
+    student, teacher, batch = dino.student, dino.teacher, make_batch(dtype=torch.float64)
     joint = copy.deepcopy(student)
-    for term in terms(student, batch, ObjectiveConfig(dino=SMALL_HEAD), teacher):
+    for term in dino.terms(student, batch):
         term.loss.backward()
     groups = (torch.cat(batch.views[:2]), *batch.views[2:])
     features = [joint.backbone(group) for group in groups]  # headless: the pooled vector
@@ -113,28 +117,29 @@ def test_a_view_at_a_time_gives_the_gradients_of_the_joint_loss(pair: tuple[Proj
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9, msg=name)
             checked += bool(a.grad.abs().sum() > 0)
     assert checked > 40
-    assert all(p.grad is None for p in teacher.projected.parameters())
+    assert all(p.grad is None for p in teacher.copy.parameters())
 
 
-def test_the_centre_moves_by_a_tenth_to_the_mean_of_raw_scores_of_both_crops() -> None:
-    student = make_student()
-    teacher = MomentumTeacher(student, SMALL_HEAD)
+def test_the_center_moves_by_a_tenth_to_the_mean_of_raw_scores_of_both_crops() -> None:
+    """Equation 4."""
+    dino = make_dino()
+    student, teacher = dino.student, dino.teacher
     views = [torch.randn(5, 3, 32, 32), torch.randn(3, 3, 32, 32)]
-    centre = np.zeros(24)
+    center = np.zeros(24)
     for _ in range(3):
-        teacher.begin(0.04)
+        teacher.reset(0.04)
         for view in views:  # as well in parts of a batch
             teacher(view)
-        raw = np.concatenate([teacher.projected(view).detach().double().numpy() for view in views])
-        teacher.follow(student, 1.0, build_accelerator("fp32"))
-        centre = 0.9 * centre + 0.1 * raw.mean(0)
-        np.testing.assert_allclose(teacher.centre, centre, rtol=1e-4, atol=1e-7)
-    assert np.abs(centre).max() > 1e-3
-    assert "centre" in teacher.projected.head.state_dict()
+        raw = np.concatenate([teacher.copy(view).detach().double().numpy() for view in views])
+        teacher.update(student, 1.0, build_accelerator("fp32"))
+        center = 0.9 * center + 0.1 * raw.mean(0)
+        np.testing.assert_allclose(teacher.center, center, rtol=1e-4, atol=1e-7)
+    assert np.abs(center).max() > 1e-3
+    assert "centre" in dino.copies["teacher_head"].state_dict()  # its name in checkpoints of every version
 
 
 def test_schedule_check_values() -> None:
-    """Recipes T, row X1: 250,200 steps; and numpy's linspace for the temperature, as official code has it."""
+    """Of 100 epochs of 2,502 steps; and numpy's linspace for the temperature, as official code has it."""
     how = DinoConfig()
     assert how.momentum_at(0.0) == pytest.approx(0.996)
     assert how.momentum_at(125_100 / 250_200) == pytest.approx(0.998)
@@ -143,11 +148,19 @@ def test_schedule_check_values() -> None:
     boosted = DinoConfig(teacher_temperature=0.07, warmup_epochs=30)
     wanted = [*np.linspace(0.04, 0.07, 30), *[0.07] * 270]
     np.testing.assert_allclose([boosted.temperature_at(epoch) for epoch in range(300)], wanted)
-    plan = Plan(250_200, 2502, 512, TrainConfig(), OptimConfig(), ObjectiveConfig(dino=boosted))
-    assert plan.teacher_temperature(29 * 2502) == pytest.approx(0.07)
-    assert plan.teacher_temperature(2501) == 0.04
-    assert plan.teacher_momentum(125_100) == pytest.approx(0.998)
-    assert [plan.holds_last_layer(step) for step in (0, 2501, 2502)] == [True, True, False]
+    plan, dino = Plan(250_200, 2502, 512, TrainConfig(), OptimConfig()), make_dino()
+    dino.config = boosted
+    for step, temperature in ((29 * 2502, 0.07), (2501, 0.04)):
+        dino.begin(plan, step)
+        assert dino.teacher.temperature == pytest.approx(temperature)
+    moved = []
+    for step in (0, 2501, 2502):
+        for parameter in dino.student.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        dino.hold(plan, step)
+        moved.append(dino.student.get_parameter("head.last_layer.weight_v").grad is not None)
+        assert dino.student.get_parameter("head.mlp.0.weight").grad is not None
+    assert moved == [False, False, True]
 
 
 @given(st.integers(0, 12), st.floats(0.01, 0.2), st.floats(0.01, 0.2))
@@ -173,16 +186,16 @@ def test_each_gradient_is_clipped_by_its_own_norm() -> None:
     assert without.grad is None
 
 
-def run(student: Projected, steps: int, batch: Batch | None = None, **changes: object) -> State:
+def run(objective: Dino, steps: int, batch: Batch | None = None, **changes: object) -> State:
     """``steps`` steps of SGD in epochs of two, with a momentum of 0.5 and the gradients of each tensor clipped."""
     accelerator = build_accelerator("fp32")
-    dino = DinoConfig(out_dim=24, hidden=16, bottleneck=8, momentum=0.5)
+    student = objective.student
     optim = OptimConfig(name="sgd", lr=0.1, warmup_epochs=0.0, clip_each=0.5)
-    plan = Plan(20, 2, 4, TrainConfig(ema_decay=None, **changes), optim, ObjectiveConfig(dino=dino))
+    plan = Plan(20, 2, 4, TrainConfig(ema_decay=None, **changes), optim)
     optimizer = accelerator.prepare(build_optimizer(student, optim, student.no_weight_decay()))
-    state = State(student, None, optimizer, teacher=MomentumTeacher(student, dino))
+    state = State(objective.trained, None, optimizer, copies=objective.copies, published=objective.published)
     for step in range(steps):
-        make_step(accelerator, student, state, batch or make_batch(seed=step), plan)
+        make_step(accelerator, student, objective, state, batch or make_batch(seed=step), plan)
         state.progress.step += 1
     return state
 
@@ -197,26 +210,27 @@ def tensors(state: State) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", SMALL)
 def test_a_step_moves_the_student_and_half_as_far_its_teacher(family: str) -> None:
-    start = make_student(family)
+    dino = make_dino(family, HALF)
+    start, teacher = dino.student, dino.teacher
     before = {name: p.detach().clone() for name, p in start.named_parameters()}
-    state = run(start, 1)
+    state = run(dino, 1)
     moved = {name for name, p in start.named_parameters() if not torch.equal(p, before[name])}
     assert not {name for name in moved if "last_layer" in name}  # the first epoch
     assert {"head.mlp.0.weight"} < moved
-    for name, mine in state.teacher.projected.named_parameters():
+    for name, mine in teacher.copy.named_parameters():
         wanted = 0.5 * before[name] + 0.5 * start.get_parameter(name)
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7, msg=name)
-    assert state.teacher.centre.abs().sum() > 0
-    assert state.evaluated is state.teacher.projected.backbone
-    for (name, its), mine in zip(start.named_buffers(), state.teacher.projected.buffers(), strict=False):
+    assert teacher.center.abs().sum() > 0
+    assert state.evaluated is teacher.copy.backbone
+    for (name, its), mine in zip(start.named_buffers(), teacher.copy.buffers(), strict=False):
         if "running_mean" in name:  # official code copies parameters only: two batches were seen, not four
             assert mine.abs().sum() > 0
             assert not torch.equal(mine, its), name
 
 
 def test_the_last_layer_moves_from_the_second_epoch_on_and_keeps_its_lengths() -> None:
-    first, third = (run(make_student(), steps).model.state_dict() for steps in (2, 3))
-    start = make_student().state_dict()
+    first, third = (run(make_dino(config=HALF), steps).model.state_dict() for steps in (2, 3))
+    start = make_dino().student.state_dict()
     assert torch.equal(first["head.last_layer.weight_v"], start["head.last_layer.weight_v"])
     assert not torch.equal(third["head.last_layer.weight_v"], start["head.last_layer.weight_v"])
     assert torch.equal(third["head.last_layer.weight_g"], torch.ones(24, 1))
@@ -224,20 +238,21 @@ def test_the_last_layer_moves_from_the_second_epoch_on_and_keeps_its_lengths() -
 
 @pytest.mark.parametrize("parts", [2, 3])
 def test_a_step_in_parts_is_the_step_in_one_piece(parts: int) -> None:
-    whole, cut = (tensors(run(make_student(), 3, accumulate=n)) for n in (1, parts))
+    whole, cut = (tensors(run(make_dino(config=HALF), 3, accumulate=n)) for n in (1, parts))
     for key, tensor in whole.items():
         torch.testing.assert_close(tensor, cut[key], rtol=2e-4, atol=2e-6, msg=key)
 
 
 @pytest.mark.parametrize("family", ["dino", "restv2"])
 def test_a_step_that_is_not_finite_changes_nothing(family: str) -> None:
-    state = run(make_student(family), 1)
+    dino = make_dino(family, HALF)
+    state = run(dino, 1)
     before, batch = tensors(state), make_batch()
     batch.views[-1][0, 0, 0, 0] = float("nan")
     accelerator, optim = build_accelerator("fp32"), OptimConfig(warmup_epochs=0.0)
-    plan = Plan(20, 2, 4, TrainConfig(ema_decay=None), optim, ObjectiveConfig(dino=SMALL_HEAD))
+    plan = Plan(20, 2, 4, TrainConfig(ema_decay=None), optim)
     with pytest.raises(NonFiniteLoss):
-        make_step(accelerator, state.model, state, batch, plan)
+        make_step(accelerator, dino.student, dino, state, batch, plan)
     after = tensors(state)
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
@@ -288,6 +303,26 @@ def test_a_run_continues_bit_for_bit(finished: tuple[Path, Path], tmp_path: Path
     for name in ("model", "teacher", "teacher_head"):
         ours, theirs = (load_file(run / "step_000009" / f"{name}.safetensors") for run in (cut, whole))
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def test_a_run_of_an_earlier_version_opens_continues_and_is_done(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, whole = finished
+    older, words = tmp_path / "older", ("train", "dino/nano", "--data", data, "--out", tmp_path / "older", *VALUES)
+    shutil.copytree(whole, older)
+    to_earlier_version(older)
+    assert "centre_momentum: 0.9" in (older / "recipe.yaml").read_text()
+    trained = open_run(older)
+    assert (trained.task.name, trained.classes, trained.model.num_classes) == ("unlabelled", (), 0)
+    assert trained.recipe.objective.dino.center_momentum == 0.9
+    assert "is done: it holds" in anyres(*words).err
+    forget_the_end(older)
+    answer = anyres(*words)
+    assert answer.code == 0, answer.err
+    assert "continuing from step 8 of 9" in answer.err
+    assert lines_of(older) == lines_of(whole)
+    assert (older / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (older / "recipe.yaml").read_bytes() == (whole / "recipe.yaml").read_bytes()
+    assert "objective.dino.center_momentum: 0.9 -> 0.8" in refused(*words, "objective.dino.center_momentum=0.8")
 
 
 @pytest.mark.timeout(300)

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from rich.console import Console
 from tests.command import refused
 from tests.conftest import TinyRun
 
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.training.log import Bar, RunLog
 from anyres.training.loop import Clock
 from anyres.training.parallel import build_accelerator
@@ -27,7 +26,7 @@ def batches(seconds: float) -> Iterator[Batch]:
     """One-image batches that are waited for."""
     while True:
         time.sleep(seconds)
-        yield Batch((torch.zeros(1, 3, 2, 2),), torch.tensor([0]), torch.tensor([0]))
+        yield Batch((torch.zeros(1, 3, 2, 2),), Labels(torch.tensor([0])), torch.tensor([0]))
 
 
 @pytest.mark.parametrize(("waited", "worked", "advised"), [(0.004, 0.0005, 1), (0.0005, 0.004, 0)])
@@ -48,10 +47,11 @@ def test_who_waits_for_images_is_told_so_once(waited: float, worked: float, advi
     assert re.fullmatch(rf"\d+ images/s  data {share:.0%}  \d+\.\d GiB  ETA 0:00:0\d", clock.facts())
 
 
-def test_the_line_has_room_on_a_narrow_terminal() -> None:
+def test_the_line_has_room_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (80, 140):
         console = Console(width=width, force_terminal=True, record=True)
-        with Bar(console, "run", 100, 0, 10) as bar:
+        monkeypatch.setattr("anyres.training.log.get_console", lambda console=console: console)
+        with Bar("run", 100, 0, 10) as bar:
             bar.show(50, "loss 1.234  1000 images/s  data 10%  0.9 GiB  ETA 0:00:10")
         assert "ETA 0:00:10" in console.export_text()
 
@@ -67,12 +67,9 @@ def test_times_are_pictures_not_records(tmp_path: Path) -> None:
     assert set(board.Tags()["scalars"]) == {"loss", "speed/images_per_s"}
 
 
-def test_a_tracker_that_is_missing_or_unknown_is_named(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_a_tracker_that_is_unknown_is_named(tiny_run: TinyRun, tmp_path: Path) -> None:
     words = ("train", "restv2_nano", "--data", tiny_run.data, "--out", tmp_path / "run", "data.workers=0")
     assert "train.trackers" in refused(*words, "train.trackers=[neptune]")
-    for name in ("wandb", "mlflow"):
-        if find_spec(name) is None:
-            assert f"pip install {name}" in refused(*words, f"train.trackers=[{name}]")
 
 
 def in_two_parts(run: Path, name: Tracker) -> None:
@@ -86,7 +83,8 @@ def in_two_parts(run: Path, name: Tracker) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_goes_on_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     in_two_parts(tmp_path, "mlflow")
@@ -98,7 +96,6 @@ def test_mlflow_goes_on_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_goes_on_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     in_two_parts(tmp_path, "wandb")
     parts = [path.name.split("-")[-1] for path in (tmp_path / "wandb").glob("offline-run-*")]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import make_folder
+from tests.runs import forget_the_end, listening, to_earlier_version
 
 from anyres.config import UserError
 from anyres.flow import Batch
@@ -20,8 +25,8 @@ from anyres.recipe import load_recipe
 from anyres.runs import train as wiring
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
+from anyres.tasks.classify import Classify
 from anyres.training import checkpoint
-from anyres.training.objectives.objective import ObjectiveConfig
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
 
@@ -59,7 +64,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(shapes: Path, tmp_pat
 def test_checkpoints_come_every_epoch_but_at_most_500_steps_apart() -> None:
     def plan(per_epoch: int, every: int | None = None) -> Plan:
         config = TrainConfig(checkpoint_every=every)
-        return Plan(10 * per_epoch, per_epoch, 8, config, OptimConfig(), ObjectiveConfig())
+        return Plan(10 * per_epoch, per_epoch, 8, config, OptimConfig())
 
     assert plan(20).checkpoint_every == 20
     assert plan(5000).checkpoint_every == 500
@@ -92,31 +97,31 @@ def test_cosub_trains_with_binary_cross_entropy(shapes: Path, tmp_path: Path) ->
 
 def poison(monkeypatch: pytest.MonkeyPatch, harm: Callable[[int, Batch], None]) -> None:
     """Let ``harm`` at every batch before the loop sees it."""
-    feed = wiring.feed
+    batches = wiring.training_batches
 
-    def harmed(recipe: object, images: object, plan: object, start: int, accelerator: object) -> Iterator[Batch]:
-        for step, batch in enumerate(feed(recipe, images, plan, start, accelerator), start):
+    def harmed(recipe: Any, task: Any, images: Any, plan: Any, start: int, accelerator: Any) -> Iterator[Batch]:
+        for step, batch in enumerate(batches(recipe, task, images, plan, start, accelerator), start):
             harm(step, batch)
             yield batch
 
-    monkeypatch.setattr(wiring, "feed", harmed)
+    monkeypatch.setattr(wiring, "training_batches", harmed)
 
 
-def test_a_bad_step_is_skipped_counted_and_named(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_step_is_skipped_counted_and_named(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def harm(step: int, batch: Batch) -> None:
         if step in (2, 3, 6):
             batch.views[0][0, 0, 0, 0] = float("inf")
 
     poison(monkeypatch, harm)
     changes = ["train.non_finite=skip", "train.skip_at_most=2", "train.epochs=2", "train.log_every=1"]
-    train_run(load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes]), tmp_path / "run", report=False)
+    recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *changes])
+    with listening() as heard:
+        train_run(recipe, tmp_path / "run", report=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "skipped" in line] == [2, 3, 6]
     assert [line["step"] for line in lines if "loss" in line] == [0, 1, 4, 5, 7]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_steps"] == 3
-    said = [line for line in capsys.readouterr().err.splitlines() if "skipped, with the batch" in line]
+    said = [line for line in heard if "skipped, with the batch" in line]
     assert len(said) == 3
     assert said[0].startswith("loss or gradient is not finite at step 2: skipped")
     assert ".jpg" in said[0]
@@ -141,14 +146,20 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(
     assert all(torch.equal(weights[0][key], value) and value.isfinite().all() for key, value in weights[1].items())
 
 
-def test_the_best_scored_checkpoint_stays(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.7, 0.4, 0.6, 0.3, 0.2])
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_best_scored_checkpoint_stays(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher: bool
+) -> None:
+    values = [0.5, 0.7, 0.4, 0.6, 0.3, 0.2]
+    scores = iter(values if higher else [1 - value for value in values])
+    headline, *others = Classify.metrics
+    monkeypatch.setattr(Classify, "metrics", (replace(headline, higher_is_better=higher), *others))
     monkeypatch.setattr(wiring, "score_views", lambda *_: {"top1": next(scores)})
     changes = ["train.epochs=6", "train.eval_every=1", "train.checkpoint_every=5"]  # 4 steps each
     recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL[:2], "evaluate.sizes=[32]", *changes])
     train_run(recipe, tmp_path / "run", report=False)
     assert [p.name for p in checkpoint.found(tmp_path / "run")] == ["step_000024", "step_000020", "step_000008"]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["best_top1"] == 0.7
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["best_top1"] == (0.7 if higher else 1 - 0.7)
 
 
 EVERYTHING = [
@@ -201,6 +212,23 @@ def test_a_crash_between_checkpoints_changes_nothing(
     assert [line["step"] for line in whole if "skipped" in line] == [1]
     for name in ("model.safetensors",):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_a_run_of_an_earlier_version_opens_continues_and_is_done(tiny_run: TinyRun, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(tiny_run.folder, older)
+    to_earlier_version(older)
+    trained = open_run(older)
+    assert (trained.task.name, trained.classes) == ("classify", ("disc", "square", "stripes"))
+    words = [older if word == str(tiny_run.folder) else word for word in tiny_run.command]
+    assert "is done: it holds" in anyres(*words).err
+    forget_the_end(older)
+    answer = anyres(*words)
+    assert answer.code == 0, answer.err
+    assert "continuing from step" in answer.err
+    for name in ("metrics.jsonl", "model.safetensors", "recipe.yaml"):
+        assert (older / name).read_bytes() == (tiny_run.folder / name).read_bytes(), name
+    assert "data.mean" in refused(*words, "data.mean=[0.5, 0.5, 0.5]")
 
 
 COMPILED = """

@@ -1,4 +1,4 @@
-"""The objective against independent float64 calculations (recipes 0.4, D2, D9, F3), per-view against joint backward."""
+"""Objectives against independent float64 calculations from their papers' equations; per-view against joint backward."""
 
 import itertools
 import math
@@ -11,23 +11,28 @@ import torch
 from anyres import create_model
 from anyres.config import UserError
 from anyres.data.mix import smooth_one_hot
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels, seen_views
 from anyres.recipe import load_recipe
-from anyres.training.objectives.losses import hard_distillation, label_loss, pair_loss, soft_distillation
-from anyres.training.objectives.objective import DistillationConfig, ObjectiveConfig, Student, terms, window
+from anyres.tasks.classify import Classify
+from anyres.training.objectives import DistillationConfig, ObjectiveConfig, Student
+from anyres.training.objectives.cosub import Cosub
+from anyres.training.objectives.distillation import hard_distillation, soft_distillation
+from anyres.training.objectives.labels import label_loss, pair_loss
+from anyres.training.objectives.supervised import Supervised
 
 SIZES = [(48, 48), (32, 40), (24, 24)]
 KINDS = [("none", "cls"), ("soft", "logit")]
 KINDS += itertools.product(["smooth_l1", "l2", "cosine"], ["cls", "gap", "logit"])
 
 
-def make(family: str, target: str) -> tuple[Student, Batch]:
+def make(family: str, config: ObjectiveConfig = ObjectiveConfig()) -> tuple[Supervised, Batch]:
+    """Cross-entropy and what ``config`` says for a small model in double precision, and four images as three views."""
     torch.manual_seed(0)
     model = create_model(f"{family}_nano", num_classes=7).double().train()
     for parameter in model.parameters():  # away from the initialisation, where several parts are zero
         parameter.data += 0.05 * torch.randn_like(parameter)
     views = tuple(torch.randn(4, 3, h, w, dtype=torch.float64) for h, w in SIZES)
-    return Student(model, target), Batch(views, torch.tensor([0, 3, 6, 3]), torch.arange(4))
+    return Supervised(model, config, Classify().loss), Batch(views, Labels(torch.tensor([0, 3, 6, 3])), torch.arange(4))
 
 
 def np_cross_entropy(logits: np.ndarray, target: np.ndarray) -> float:
@@ -57,10 +62,11 @@ def np_distance(kind: str, student: np.ndarray, teacher: np.ndarray, tau: float)
 @pytest.mark.parametrize("family", ["resformer", "restv2", "resmlp"])
 @pytest.mark.parametrize(("kind", "target"), KINDS)
 def test_losses_equal_an_independent_calculation(family: str, kind: str, target: str) -> None:
-    student, batch = make(family, target)
     config = ObjectiveConfig(consistency=kind, target=target, weight=0.7, temperature=2.0)
-    total, teacher, label = 0.0, None, batch.target.numpy()
-    made = list(terms(student, batch, config))
+    objective, batch = make(family, config)
+    student = objective.student
+    total, teacher, label = 0.0, None, batch.targets.of(0).numpy()
+    made = list(objective.terms(student, batch))
     with torch.no_grad():
         outputs = [tuple(t.numpy() for t in student(view)[1:]) for view in batch.views]
     for i, (logits, feature) in enumerate(outputs):
@@ -68,13 +74,13 @@ def test_losses_equal_an_independent_calculation(family: str, kind: str, target:
         name = str(h) if h == w else f"{h}x{w}"
         ce = np_cross_entropy(logits, label)
         expected = ce
-        assert made[i].shown[f"ce/{name}"].item() == pytest.approx(ce, rel=1e-6)
+        assert made[i].logged[f"ce/{name}"].item() == pytest.approx(ce, rel=1e-6)
         if teacher is not None and kind != "none":
             apart = np_distance(kind, feature, teacher, 2.0)
-            assert made[i].shown[f"consistency/{name}"].item() == pytest.approx(apart, rel=1e-6, abs=1e-7)
+            assert made[i].logged[f"consistency/{name}"].item() == pytest.approx(apart, rel=1e-6, abs=1e-7)
             expected += 0.7 * apart
         else:
-            assert f"consistency/{name}" not in made[i].shown
+            assert f"consistency/{name}" not in made[i].logged
         teacher = feature
         assert made[i].loss.item() == pytest.approx(expected / 3, rel=1e-6)
         total += expected / 3
@@ -84,14 +90,14 @@ def test_losses_equal_an_independent_calculation(family: str, kind: str, target:
 @pytest.mark.parametrize("family", ["resformer", "restv2", "resmlp"])
 def test_gradients_of_per_view_backward_equal_the_joint_ones(family: str) -> None:
     config = ObjectiveConfig(consistency="smooth_l1", target="cls")
-    student, batch = make(family, "cls")
-    for term in terms(student, batch, config):
+    objective, batch = make(family, config)
+    for term in objective.terms(objective.student, batch):
         term.loss.backward()
-    apart = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
-    joint, _ = make(family, "cls")
-    torch.stack([term.loss for term in terms(joint, batch, config)]).sum().backward()
+    apart = {name: p.grad.clone() for name, p in objective.student.named_parameters() if p.grad is not None}
+    joint, _ = make(family, config)
+    torch.stack([term.loss for term in joint.terms(joint.student, batch)]).sum().backward()
     assert apart, "no gradient at all"
-    for name, p in joint.named_parameters():
+    for name, p in joint.student.named_parameters():
         torch.testing.assert_close(apart[name], p.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
@@ -107,7 +113,7 @@ MIXED = 0.3 * np.eye(7)[LABELS] + 0.7 * np.eye(7)[LABELS[::-1]]
 
 
 def test_smoothing_without_mixing_is_label_smoothing() -> None:
-    """Recipes 0.4: (1 - s) NLL + s mean(-log p); here smoothing is in the soft target."""
+    """(1 - s) NLL + s mean(-log p), as timm has it; here smoothing is in the soft target."""
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
     log_p = np.log(np_softmax(LOGITS))
     expected = 0.9 * np_cross_entropy(LOGITS, LABELS) + 0.1 * -log_p.mean()
@@ -156,12 +162,12 @@ def test_labels_and_teacher_have_their_own_heads_where_there_are_two(name: str, 
     small = {"dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "img_size": 32}
     distilled = name == "distilled"
     model = (create_model("deit_tiny_distilled", 7, **small) if distilled else create_model(name, 7)).double().eval()
-    student = Student(model, "logit", two_heads=distilled)
     views = (torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randn(4, 3, 24, 24, dtype=torch.float64))
-    batch = Batch(views, torch.tensor([1, 3, 6, 3]), torch.arange(4))
+    batch = Batch(views, Labels(torch.tensor([1, 3, 6, 3])), torch.arange(4))
     how = DistillationConfig(kind=kind, teacher="x", alpha=0.3, temperature=2.0)
     config = ObjectiveConfig(consistency="l2", target="logit", distillation=how)
-    made = list(terms(student, batch, config, constant_teacher))
+    objective = Supervised(model, config, Classify().loss, constant_teacher, two_heads=distilled)
+    made = list(objective.terms(objective.student, batch))
     above = None
     for term, view in zip(made, views, strict=True):
         with torch.no_grad():
@@ -171,7 +177,7 @@ def test_labels_and_teacher_have_their_own_heads_where_there_are_two(name: str, 
             lesson = constant_teacher(view).numpy()
         if distilled:
             assert not np.allclose(own, taught)
-        expected = 0.7 * np_cross_entropy(own, batch.target.numpy())
+        expected = 0.7 * np_cross_entropy(own, batch.targets.of(0).numpy())
         if kind == "hard":
             expected += 0.3 * np_cross_entropy(taught, lesson.argmax(1))
         else:
@@ -186,14 +192,16 @@ def test_labels_and_teacher_have_their_own_heads_where_there_are_two(name: str, 
 
 
 def test_cosub_doubles_every_view_and_its_halves_differ_by_dropped_blocks() -> None:
-    student, batch = make("restv2", "cls")
-    for term in terms(student, batch, ObjectiveConfig(cosub=True)):  # without drop path the halves are one
-        name = next(iter(term.shown)).split("/")[1]
+    supervised, batch = make("restv2")
+    cosub = Cosub(supervised.trained, Classify().pairing)
+    student = cosub.student
+    for term in cosub.terms(student, batch):  # without drop path the halves are one
+        name = next(iter(term.logged)).split("/")[1]
         view = next(v for v in batch.views if name in (str(v.shape[2]), f"{v.shape[2]}x{v.shape[3]}"))
         with torch.no_grad():
             logits = student(view)[0].numpy()
         p = 1 / (1 + np.exp(-logits))
-        expected = np_bce(logits, np.eye(7)[batch.target.numpy()]) / 2 + np_bce(logits, p) / 2
+        expected = np_bce(logits, np.eye(7)[batch.targets.of(0).numpy()]) / 2 + np_bce(logits, p) / 2
         assert term.loss.item() == pytest.approx(expected / 3, rel=1e-6)
     torch.manual_seed(0)
     dropping = Student(create_model("restv2_nano", 7, drop_path=0.5).double(), "cls")
@@ -207,23 +215,23 @@ def test_cosub_doubles_every_view_and_its_halves_differ_by_dropped_blocks() -> N
 )
 def test_the_window_moves_on_by_one_each_step(views: int, each: int, starts: list[int]) -> None:
     images = tuple(torch.full((1, 3, 8, 8), float(i)) for i in range(views))
-    batch = Batch(images, torch.arange(views).float().view(views, 1, 1), torch.arange(1))
+    batch = Batch(images, Labels(torch.arange(views).float().view(views, 1, 1), per_view=True), torch.arange(1))
     for step, start in enumerate(starts):
-        seen = window(batch, step, each)
+        seen = batch.window(seen_views(step, views, each))
         assert [int(v[0, 0, 0, 0]) for v in seen.views] == list(range(start, start + each))
-        assert seen.target.flatten().tolist() == list(range(start, start + each))
-        shared = replace(batch, target=torch.zeros(1, dtype=torch.int64))
-        assert window(shared, step, each).target is shared.target
-    assert window(batch, 5, None) is batch
+        assert seen.targets.value.flatten().tolist() == list(range(start, start + each))
+        shared = replace(batch, targets=Labels(torch.zeros(1, dtype=torch.int64)))
+        assert shared.window(seen_views(step, views, each)).targets is shared.targets
+    assert seen_views(5, views, None) == range(views)
 
 
 def test_soft_targets_are_cross_entropy_with_probabilities() -> None:
-    student, batch = make("restv2", "cls")
+    objective, batch = make("restv2")
     soft = torch.full((4, 7), 0.1 / 7, dtype=torch.float64)
-    soft[torch.arange(4), batch.target] += 0.9
-    (term,) = terms(student, Batch(batch.views[:1], soft.float(), batch.index), ObjectiveConfig())
+    soft[torch.arange(4), batch.targets.of(0)] += 0.9
+    (term,) = objective.terms(objective.student, Batch(batch.views[:1], Labels(soft.float()), batch.index))
     with torch.no_grad():
-        logits = student(batch.views[0])[0].float().numpy()
+        logits = objective.student(batch.views[0])[0].float().numpy()
     expected = -(soft.float().numpy() * np.log(np_softmax(logits))).sum(1).mean()
     assert term.loss.item() == pytest.approx(float(expected), rel=1e-5)
 

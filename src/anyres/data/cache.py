@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import rich
+from rich.progress import track
 
 from anyres.config import UserError
 from anyres.data.decode import Decoded, Unreadable, decode, decode_in_thread
@@ -18,11 +20,12 @@ _SAMPLE = 32  # images decoded to estimate the whole
 
 
 class DecodedImages:
-    """The images of a source as uint8 (3, h, w), short side at most ``short_side`` pixels (None: as they are).
+    """The images of a source as uint8 (c, h, w), short side at most ``short_side`` pixels (None: as they are).
 
     All are decoded now, by threads, and kept when their estimated total is at most ``budget_gib`` GiB (``cached``);
     else each is decoded when asked for. ``images[i]`` -> Decoded, or raises Unreadable; the same either way.
-    ``dct_side``: JPEGs may be decoded at a fraction that keeps this short side (see decode).
+    ``images.full(i)``: with all the pixels of the file, decoded anew. ``dct_side``: JPEGs may be decoded at a fraction
+    that keeps this short side. ``channels``: of every image, as ``channels.channels_of`` says (see decode).
     """
 
     def __init__(
@@ -32,9 +35,10 @@ class DecodedImages:
         budget_gib: float = 4.0,
         *,
         dct_side: int | None = None,
+        channels: int = 3,
         progress: bool = True,
     ) -> None:
-        self.source, self.short_side, self.dct_side = source, short_side, dct_side
+        self.source, self.short_side, self.dct_side, self.channels = source, short_side, dct_side, channels
         self._kept: list[Decoded | Unreadable] | None = None
         self._unreadable: dict[int, Unreadable] = {}
         self._converted: dict[int, tuple[str, str]] = {}
@@ -61,7 +65,7 @@ class DecodedImages:
                 raise Unreadable(kept.name, kept.reason)
             return kept
         try:
-            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side, self.dct_side)
+            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side, self.dct_side, self.channels)
         except Unreadable as error:
             done = error
         self._remember(i, done)
@@ -69,18 +73,22 @@ class DecodedImages:
             raise done
         return done
 
+    def full(self, i: int) -> Decoded:
+        """Image i with all the pixels of its file, whatever is kept; raises Unreadable."""
+        return decode(self.source.records[i], channels=self.channels)
+
     def report(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(unreadable, converted), as far as this process knows: (name, reason) and (name, what was done)."""
         unreadable = [(error.name, error.reason) for _, error in sorted(self._unreadable.items())]
         return unreadable, [note for _, note in sorted(self._converted.items())]
 
-    def remarks(self) -> dict[str, str]:
+    def decode_warnings(self) -> dict[str, str]:
         """What was done with each image that is not plain, as far as known: name -> sentence, unreadable ones first."""
         unreadable, converted = self.report()
         known = {name: f"unreadable ({reason}): left out" for name, reason in unreadable} | dict(converted)
         return known | {name: note for name, note in self._heard.items() if name not in known}
 
-    def hear(self, notes: Iterable[tuple[str, str]]) -> None:
+    def add_warnings(self, notes: Iterable[tuple[str, str]]) -> None:
         """Take in a batch's notes: a worker process read images that this one did not."""
         self._heard.update(notes)
 
@@ -99,32 +107,12 @@ class DecodedImages:
     def _decode_all(self, records: Sequence[Record], *, progress: bool = False) -> list[Decoded | Unreadable]:
         def one(record: Record) -> Decoded | Unreadable:
             try:
-                return decode_in_thread(record, self.short_side, self.dct_side)
+                return decode_in_thread(record, self.short_side, self.dct_side, self.channels)
             except Unreadable as error:
                 return error
 
         with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             warnings.simplefilter("ignore")  # Pillow's, in all threads
             done = pool.map(one, records)
-            return list(_watched(done, len(records)) if progress else done)
-
-
-def _watched(done: Iterable[Decoded | Unreadable], total: int) -> Iterator[Decoded | Unreadable]:
-    """Pass on what is done; a progress bar on stderr from the second second on."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    start = time.monotonic()
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task("Decoding images", total=total)
-    shown = False
-    try:
-        for i, item in enumerate(done, 1):
-            if not shown and time.monotonic() - start > 1:
-                bar.start()
-                shown = True
-            bar.update(task, completed=i)
-            yield item
-    finally:
-        if shown:
-            bar.stop()
+            shown = progress and rich.get_console().is_terminal
+            return list(track(done, "Decoding images", len(records), transient=True, disable=not shown))

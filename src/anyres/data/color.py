@@ -1,7 +1,7 @@
-"""What a training view's colours may go through: grey, solarised, blurred, 3-Augment.
+"""What a training view's colors may go through: grayscale, solarized, blurred, 3-Augment.
 
-Each takes and returns uint8 (3, h, w) and draws from the global generators: call them within ``augment.seeded``. Grey
-and blur are Pillow's, bit for bit, as in the published pipelines of DeiT III and DINO.
+Each takes and returns uint8 (c, h, w) and draws from the global generators: call them within ``augment.seeded``.
+Grayscale and blur are Pillow's, bit for bit, as in the published pipelines of DeiT III and DINO.
 """
 
 from __future__ import annotations
@@ -27,28 +27,37 @@ def sometimes(probability: float, step: Step) -> Step:
     return lambda image: step(image) if float(torch.rand(())) < probability else image
 
 
-def grey(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
-    """Luma (ITU-R 601-2) in all three channels."""
+def grayscale(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
+    """Luma (ITU-R 601-2) of red, green and blue in all three channels; a single channel as it is."""
+    if len(image) == 1:
+        return image
     weights = torch.tensor(_LUMA, dtype=torch.int32).view(3, 1, 1)
     luma = ((image.int() * weights).sum(0, keepdim=True, dtype=torch.int32) + 0x8000) >> 16
     return luma.to(torch.uint8).expand_as(image)
 
 
-def solarise(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+def solarize(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
     """Values of 128 and more inverted."""
     return torch.where(image >= _SOLARIZE, 255 - image, image)
 
 
-def blur(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+def blur(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
     """Gaussian blur of a radius drawn uniformly from 0.1 to 2 pixels."""
     radius = float(torch.empty(()).uniform_(*_RADIUS))
-    return _from_pillow(_to_pillow(image).filter(ImageFilter.GaussianBlur(radius)))
+    blurred = ImageFilter.GaussianBlur(radius)
+    if len(image) == 3:
+        return _from_pillow(_to_pillow(image).filter(blurred))
+    return torch.stack([_band(Image.fromarray(band.contiguous().numpy()).filter(blurred)) for band in image])
 
 
-def three_augment(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
-    """3-Augment (DeiT III): exactly one of grey, solarised and blurred, each as likely."""
-    chosen: UInt8[Tensor, "3 h w"] = (grey, solarise, blur)[int(torch.randint(3, ()))](image)
+def three_augment(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
+    """3-Augment (DeiT III): exactly one of grayscale, solarized and blurred, each as likely."""
+    chosen: UInt8[Tensor, "c h w"] = (grayscale, solarize, blur)[int(torch.randint(3, ()))](image)
     return chosen
+
+
+def _band(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image))  # (h, w)
 
 
 def _to_pillow(image: Tensor) -> Image.Image:

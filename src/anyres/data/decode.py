@@ -1,35 +1,31 @@
-"""Bytes -> uint8 (3, h, w) RGB, and a sentence on whatever had to be done to get there.
+"""Bytes -> uint8 (c, h, w), and a sentence on whatever had to be done to get there.
 
-Alpha is laid on white. 16-bit grey is divided by 257 (65535 -> 255), never clipped. Of several frames the first counts.
+A picture is RGB unless other channels are asked for (pixels.py). Of several frames the first counts. Arrays (.npy) and
+TIFF files of more bands than Pillow knows are read too.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
-from anyres.flow import Record, Stored
+from anyres.data.geometry import View, whole
+from anyres.data.pixels import Bytes, array_to_channels, to_channels
+from anyres.flow import Geometry, Record, Size, Stored
 
 _ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_NPY = b"\x93NUMPY"  # how an array's file begins
+_TURNED = range(2, 9)  # its values that are not upright
 
 
 class Unreadable(Exception):
@@ -47,15 +43,22 @@ class Unreadable(Exception):
 class Decoded:
     """A picture, the sentence on what was done to read it (None: nothing), and the record's name.
 
-    Its memory holds h, w, 3, as decoders write it and resizing reads it fastest (``stride()`` is (1, 3 w, 3)).
+    Its memory holds h, w, c, as decoders write it and resizing reads it fastest (``stride()`` is (1, c w, c)).
+    ``geometry``: which of the file's pixels, once upright, it was shrunk from; None: it is all of them as they are.
     """
 
-    image: UInt8[Tensor, "3 h w"]
+    image: UInt8[Tensor, "c h w"]
     note: str | None
     name: str
+    geometry: Geometry | None = None
+
+    @property
+    def view(self) -> View:
+        """The picture, and where its pixels come from."""
+        return whole(self.image) if self.geometry is None else View(self.image, self.geometry)
 
 
-def decode(record: Record, short_side: int | None = None, dct_side: int | None = None) -> Decoded:
+def decode(record: Record, short_side: int | None = None, dct_side: int | None = None, channels: int = 3) -> Decoded:
     """Read one image; with ``short_side`` (pixels) a larger one is shrunk to it, by antialiased bicubic filtering.
 
     With ``dct_side`` a JPEG whose short side is at least twice so long is decoded at 1/2, 1/4 or 1/8, whichever is the
@@ -64,46 +67,121 @@ def decode(record: Record, short_side: int | None = None, dct_side: int | None =
     pixels at the right and lower edge is cut off, so a view differs a little: docs/data.md has the measured
     differences, and a test bounds them. Other formats are read in full.
 
-    Raises Unreadable for anything that Pillow cannot read to its end, and for decompression bombs.
+    ``channels``: 3 (RGB, alpha laid on white), 1 (gray), 2 (gray and alpha), 4 (RGB and alpha, or 4 bands), or the
+    number of an array's or TIFF's bands. Raises Unreadable for anything that cannot be read to its end, has another
+    number of bands, and for decompression bombs.
     """
     with warnings.catch_warnings():  # not for threads: see decode_in_thread
         warnings.simplefilter("ignore")
-        return decode_in_thread(record, short_side, dct_side)
+        return decode_in_thread(record, short_side, dct_side, channels)
 
 
-def decode_in_thread(record: Record, short_side: int | None = None, dct_side: int | None = None) -> Decoded:
+def decode_in_thread(
+    record: Record, short_side: int | None = None, dct_side: int | None = None, channels: int = 3
+) -> Decoded:
     """``decode`` without a guard of its own against Pillow's warnings: the caller ignores them around all threads."""
     try:
-        with Image.open(_openable(record.source), formats=_formats()) as image:
-            notes = _frames(image)
-            if image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
-                notes.append("16-bit colour cut to 8 bit")
-            whole = None if dct_side is None else _reduce(image, max(dct_side, short_side or 0))
-            shrinks = short_side is not None and min(image.size) > short_side
-            pixels = None if whole or shrinks else _plain_jpeg(image)
-            if pixels is None:
-                image.load()
-                rgb = _shrunk(_upright(image, notes, whole), short_side)
-                pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)  # (h, w, 3) -> (3, h, w), not moved
-            if pixels.shape[1:] == (1, 1):
-                notes.append("a single pixel: enlarged to every view")
+        opened = openable(record.source)
+        if is_array(opened):
+            notes: list[str] = []
+            pixels, geometry = _in_memory(array_to_channels(read_array(opened), channels, notes), short_side)
+        else:
+            pixels, geometry, notes = _picture(opened, short_side, dct_side, channels)
+        if pixels.shape[1:] == (1, 1):
+            notes.append("a single pixel: enlarged to every view")
     except UnidentifiedImageError:
         raise Unreadable(record.name, "no JPEG, PNG, WebP, TIFF or other picture") from None
     except Image.DecompressionBombError as error:
         raise Unreadable(record.name, f"too large to be safe: {_line(error)}") from error
     except Exception as error:  # Pillow raises almost anything on hostile bytes
         raise Unreadable(record.name, _line(error)) from error
-    return Decoded(pixels, "; ".join(notes) or None, record.name)
+    return Decoded(pixels, "; ".join(notes) or None, record.name, geometry)
 
 
-def _openable(source: Path | bytes | Stored) -> Path | io.BytesIO:
+def _picture(
+    opened: Path | io.BytesIO, short_side: int | None, dct_side: int | None, channels: int
+) -> tuple[UInt8[Tensor, "c h w"], Geometry | None, list[str]]:
+    """What Pillow reads: pixels, where they come from, and what had to be done."""
+    with Image.open(opened, formats=formats()) as image:
+        notes = _frames(image)
+        if image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
+            notes.append("16-bit colour cut to 8 bit")
+        reduced = None if dct_side is None else _reduce(image, max(dct_side, short_side or 0))
+        shrinks = short_side is not None and min(image.size) > short_side
+        plain = None if reduced or shrinks or channels != 3 else _plain_jpeg(image)
+        if plain is not None:
+            return plain, None, notes
+        image.load()
+        orientation = _orientation(image, notes)
+        upright = _upright(image, orientation, notes, reduced, channels)
+    seen = _seen(Size(upright.height, upright.width), orientation, reduced)
+    if channels == 3:
+        pixels = _laid_out(np.array(_shrunk(upright, short_side)))
+    else:
+        pixels, _ = _in_memory(np.array(upright).reshape(*seen.size, channels), short_side)
+    size = Size(*pixels.shape[1:])
+    return pixels, None if size == seen.source else replace(seen, size=size), notes
+
+
+def _in_memory(values: Bytes, short_side: int | None) -> tuple[UInt8[Tensor, "c H W"], Geometry | None]:
+    """Bytes (h, w, c), each channel shrunk by itself, and where they come from."""
+    bands = [_shrunk(Image.fromarray(np.ascontiguousarray(band)), short_side) for band in np.moveaxis(values, 2, 0)]
+    pixels = _laid_out(np.stack([np.asarray(band) for band in bands], axis=2))
+    source, size = Size(*values.shape[:2]), Size(*pixels.shape[1:])
+    return pixels, None if size == source else replace(_seen(source, 1, None), size=size)
+
+
+def _laid_out(values: Bytes) -> UInt8[Tensor, "c h w"]:
+    """(h, w, c) -> (c, h, w), not moved in memory."""
+    return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def is_array(opened: Path | io.BytesIO) -> bool:
+    """Whether NumPy wrote it, or it is a TIFF file of bands that Pillow does not know."""
+    head = _head(opened)
+    if head.startswith(_NPY):
+        return True
+    if not head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return False
+    try:
+        with Image.open(opened, formats=formats()):
+            return False
+    except UnidentifiedImageError:
+        return True
+    finally:
+        if not isinstance(opened, Path):
+            opened.seek(0)
+
+
+def read_array(opened: Path | io.BytesIO) -> Shaped[np.ndarray, ...]:
+    """The numbers of an array's file, or of a TIFF file's bands. Raises anything."""
+    if _head(opened).startswith(_NPY):
+        values: np.ndarray = np.load(opened, allow_pickle=False)
+        return values
+    try:
+        import tifffile
+    except ImportError:
+        raise ValueError("a TIFF file of many bands needs tifffile: pip install tifffile") from None
+    values = tifffile.imread(opened)
+    return values
+
+
+def _head(opened: Path | io.BytesIO) -> bytes:
+    if isinstance(opened, Path):
+        with opened.open("rb") as file:
+            return file.read(len(_NPY))
+    return bytes(opened.getbuffer()[: len(_NPY)])
+
+
+def openable(source: Path | bytes | Stored) -> Path | io.BytesIO:
+    """What Pillow opens: the file, or its bytes."""
     if isinstance(source, Path):
         return source
     return io.BytesIO(source if isinstance(source, bytes) else source.read())
 
 
 @lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
     """Raster formats only: Pillow would hand an EPS named .jpg to Ghostscript, a program that runs what it reads."""
     Image.init()
     wanted = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO"]
@@ -124,14 +202,38 @@ def _frames(image: Image.Image) -> list[str]:
     return [f"{kind} {image.format}: first of {count} frames"]
 
 
-def _reduce(image: Image.Image, least: int) -> tuple[int, int] | None:
-    """Have a JPEG decoded at the smallest fraction that keeps ``least``; (w, h) of its whole blocks, None: in full."""
+@dataclass(frozen=True)
+class _Reduced:
+    """A JPEG decoded at a fraction: ``blocks`` (w, h), the pixels of whole blocks; ``cut`` (right, lower), the pixels
+    of the file beyond them; ``file`` (w, h), all its pixels. All before it is turned."""
+
+    blocks: tuple[int, int]
+    cut: tuple[int, int]
+    file: tuple[int, int]
+
+
+def _reduce(image: Image.Image, least: int) -> _Reduced | None:
+    """Have a JPEG decoded at the smallest fraction that keeps ``least``; None: in full."""
     w, h = image.size
     fraction = next((s for s in (8, 4, 2) if min(w, h) // least >= s), 1)
     if fraction == 1 or not isinstance(image, JpegImagePlugin.JpegImageFile):
         return None
     image.draft(None, (least, least))
-    return w // fraction, h // fraction
+    return _Reduced((w // fraction, h // fraction), (w % fraction, h % fraction), (w, h))
+
+
+def _seen(size: Size, orientation: int, reduced: _Reduced | None) -> Geometry:
+    """What an upright image of ``size`` shows of its file: all of it, but for what was cut off by reducing it."""
+    if reduced is None:
+        return Geometry(size, (0.0, 0.0, float(size.height), float(size.width)), size)
+    (w, h), (right, lower) = reduced.file, reduced.cut
+    swapped = orientation >= 5
+    source = Size(w, h) if swapped else Size(h, w)
+    # the side that the last columns and the last rows of the file come to lie on, once it is upright
+    columns, rows = right * (orientation in (2, 3, 7, 8)), lower * (orientation in (3, 4, 6, 7))
+    top, left = (columns, rows) if swapped else (rows, columns)
+    height, width = (w - right, h - lower) if swapped else (h - lower, w - right)
+    return Geometry(source, (float(top), float(left), float(height), float(width)), size)
 
 
 def _plain_jpeg(image: Image.Image) -> UInt8[Tensor, "3 h w"] | None:
@@ -142,7 +244,7 @@ def _plain_jpeg(image: Image.Image) -> UInt8[Tensor, "3 h w"] | None:
     if type(image) is not JpegImagePlugin.JpegImageFile or image.mode != "RGB" or image.fp is None:
         return None
     try:
-        if image.getexif().get(_ORIENTATION, 1) in _UPRIGHT:
+        if image.getexif().get(_ORIENTATION, 1) in _TURNED:
             return None
         image.fp.seek(0)
         pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8))
@@ -160,60 +262,26 @@ def _shrunk(rgb: Image.Image, short_side: int | None) -> Image.Image:
     return rgb.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.BICUBIC)
 
 
-def _upright(image: Image.Image, notes: list[str], whole: tuple[int, int] | None = None) -> Image.Image:
-    """The image in RGB, cut to its ``whole`` blocks, turned by its EXIF orientation."""
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    """EXIF's number, 1 to 8: 1 is upright."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
-        orientation = 1
         notes.append("EXIF is broken: orientation not applied")
-    rgb = _to_rgb(image, notes)
-    if whole is not None and whole != rgb.size:
-        rgb = rgb.crop((0, 0, *whole))
-    if orientation not in _UPRIGHT:
-        return rgb
-    notes.append(f"{'mirrored' if orientation in (2, 4) else 'rotated'} by its EXIF orientation {orientation}")
-    return rgb.transpose(_UPRIGHT[orientation])
+        return 1
+    return orientation if orientation in _TURNED else 1
 
 
-def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
-        return image
-    if mode.startswith("I;16") or mode in ("I", "F"):
-        return _scale_grey(image, notes)
-    if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        alpha = image.convert("RGBA")
-        white = Image.new("RGBA", alpha.size, "white")
-        notes.append(f"{mode} with alpha laid on white")
-        return Image.alpha_composite(white, alpha).convert("RGB")
-    if mode == "LAB":
-        notes.append("LAB converted to RGB")
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None
-        return converted
-    names = {"L": "grey", "1": "black and white", "P": "palette"}
-    notes.append(f"{names.get(mode, mode)} converted to RGB")
-    return image.convert("RGB")
-
-
-def _scale_grey(image: Image.Image, notes: list[str]) -> Image.Image:
-    """16-bit, 32-bit or float grey -> RGB. The range is the format's; where it has none, the image's own."""
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("grey values that are not finite")
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and (image.format in ("PNG", "PPM") or high > 255))
-    kind = {"F": "float", "I": "32-bit"}.get(image.mode, "16-bit")
-    if sixteen and low >= 0 and high <= 65535:
-        values, told = values / 257, "16-bit grey scaled to 8 bit"
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        values, told = values * 255, "float grey scaled from 0..1 to 8 bit"
-    elif low >= 0 and high <= 255:
-        told = f"{kind} grey taken as 8 bit"
-    else:
-        values = (values - low) * (255 / max(high - low, 1e-9))
-        told = f"{kind} grey stretched from {low:g}..{high:g} to 8 bit"
-    notes.append(told)
-    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+def _upright(
+    image: Image.Image, orientation: int, notes: list[str], reduced: _Reduced | None, channels: int
+) -> Image.Image:
+    """The image with so many channels, cut to its whole blocks, turned by its EXIF orientation."""
+    turned: Image.Image = image
+    if reduced is not None and reduced.blocks != image.size:
+        turned = image.crop((0, 0, *reduced.blocks))
+    if orientation != 1:
+        turned = ImageOps.exif_transpose(turned) or turned
+    made = to_channels(turned, image.format, channels, notes)
+    if orientation != 1:
+        notes.append(f"{'mirrored' if orientation in (2, 4) else 'rotated'} by its EXIF orientation {orientation}")
+    return made

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anyres.config import UserError, nearest
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
-from anyres.storage import cache_root, offline
+from anyres.config import UserError, nearest, need
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
+from anyres.storage import cache_root, locked, offline
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,7 @@ def read_hub(name: str) -> Found:
     repo, _, config = name.partition(":")
     if offline():  # before the library is imported: it reads them then
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    try:
-        library = importlib.import_module("datasets")
-    except ImportError:
-        raise UserError(f"hf:{name} needs the datasets library, which is not installed: pip install datasets") from None
+    library: Any = need("datasets", extra="data", purpose=f"hf:{name}")
     if not repo:
         raise UserError("hf: names no set: write hf:owner/name or hf:owner/name:config")
     try:
@@ -47,7 +43,7 @@ def read_hub(name: str) -> Found:
     parts: Parts = {}
     notes: list[str] = []
     order: Sequence[str] = ()
-    reader = LabelReader()
+    reader = LabelParser()
     for split, dataset in loaded.items():
         part = SPLIT_OF.get(str(split).lower())
         if part is None:
@@ -66,7 +62,7 @@ def read_hub(name: str) -> Found:
             parts.setdefault(part, []).append(Item(where, labels, HubCell(plain, image, row)))
         if part not in parts:
             notes.append(f"split {split!r} of hf:{name} has no labels: left out")
-    found = Found(parts, None, notes, bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, notes, bool(reader.several), reader.unlabelled)
     return replace(found, order=order or number_order(found.items))
 
 
@@ -163,12 +159,10 @@ def read_torchvision(name: str) -> Found:
 
 
 def _open(kind: str, root: Path, options: dict[str, Any]) -> Any:
-    from filelock import FileLock
     from torchvision import datasets
 
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{kind}.lock"):
+        with locked(root / f".{kind}.lock"):
             return getattr(datasets, kind)(str(root), **options, download=not offline())
     except (RuntimeError, OSError, ValueError, ImportError) as error:  # absent, no network, damaged, scipy for SVHN
         told = " ".join(str(error).split())

@@ -16,26 +16,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, key
-from anyres.data.samples import EvalSamples, Images, Key, Sample, SeenKey, Targets, TrainSamples
-from anyres.data.shared_batch import Placed, Ring
+from anyres.data.augment import AugmentConfig, mix_seed
+from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
+from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views import ViewsConfig
-from anyres.flow import Batch, Size
+from anyres.flow import Batch, Record, Size, TargetReader
 
 PREFETCHED = 2
-"""So many batches a worker makes ahead; its ring has two more places: one for the batch that is used, one to spare."""
+"""So many batches a worker makes ahead; its buffer has two more slots: for the batch that is used, and one to spare."""
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -43,129 +41,151 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return max(1, n // batch_size)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Which images a run takes at which of its steps."""
+
+    batch_size: int  # images of a step, over all processes
+    seed: int  # of the permutations and of every draw
+    start: int  # first step
+    stop: int  # the step after the last
+    repeats: int = 1  # each image of the permutation comes so many times in a row
+    seen: Callable[[int], range] | None = None  # places of the views that a step sees; None: all
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of ``world`` processes that share the images."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are made; nothing of it changes what is in them."""
+
+    workers: int | None = None  # processes; None: chosen by the images and the machine
+    max_unreadable: float = 0.01  # share of the images that may be unreadable; ten always may, unless it is 0
+    reuse: bool = False  # a batch's views may be overwritten once two more have been taken
+    geometry: bool = False  # whether batches carry the geometry of each view
+
+
 def train_batches(
     images: Images,
-    targets: Int64[Tensor, " n"] | Bool[Tensor, "n k"],
+    records: Sequence[Record],
+    reader: TargetReader,
     augment: AugmentConfig,
     views: ViewsConfig,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    stop_step: int,
-    repeats: int = 1,
-    rank: int = 0,
-    world: int = 1,
-    workers: int | None = None,
-    max_unreadable: float = 0.01,
-    seen: Callable[[int], range] | None = None,
-    reuse: bool = False,
+    steps: Steps,
+    rank: Rank = Rank(),
+    options: LoaderOptions = LoaderOptions(),
 ) -> Iterator[Batch]:
-    """The batches of steps ``start_step`` to ``stop_step`` - 1: uint8 views (batch_size / world, 3, H_i, W_i).
+    """The batches of steps ``start`` to ``stop`` - 1: uint8 views (batch_size / world, c, H_i, W_i).
 
-    Rank r takes the r-th slice of each global batch; with ``repeats`` every W-th sample of it, from its r-th on. When
-    the images are fewer than the batch, they come again with other draws. An unreadable image is replaced by the next
-    readable one, and ``notes`` says so. ``targets``: class indices; or of a multi-label set, which classes each image
-    has, and then a batch's are float32 (b, k). Raises UserError, among others when more than ``max_unreadable`` (a
-    share; ten images always may, unless it is 0) cannot be read. ``seen``: the places of the views that a step sees
-    (None: all); the others stay black. ``reuse``: a batch's views may be overwritten once two more have been taken.
+    ``records`` are the images' own, in their order; ``reader`` reads targets from them. Rank r takes the r-th slice of
+    each global batch; with ``repeats`` every W-th sample of it, from its r-th on. When the images are fewer than the
+    batch, they come again with other draws. An unreadable image is replaced by the next readable one, and ``notes``
+    says so. Views that a step does not see stay black. Raises UserError, among others when more images than
+    ``max_unreadable`` cannot be read.
     """
-    if len(images) == 0 or len(images) != len(targets):
-        raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
+    _check_count(images, records)
+    batch_size, world = steps.batch_size, rank.world
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be shared by {world} processes: make it a multiple of {world}")
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}: each image comes once or more, as 3 times in repeated augmentation")
-    sampler = _Steps(len(images), batch_size, seed, range(start_step, stop_step), rank, world, repeats, seen)
-    workers = choose_workers(images.cached) if workers is None else workers
-    ring = None
-    if reuse and workers and _can_fork() and not torch.cuda.is_available():  # there batches go on to pinned memory
-        room = sum(3 * size.height * size.width for size in views.parsed)
-        ring = Ring(workers, PREFETCHED + 2, batch_size // world * room)
-    dataset = TrainSamples(images, _each(targets), augment, views, seed, max_unreadable, ring)
-    return _batches(_make_loader(dataset, sampler, workers), ring)
+    if steps.repeats < 1:
+        raise UserError(
+            f"repeats is {steps.repeats}: each image comes once or more, as 3 times in repeated augmentation"
+        )
+    workers = choose_workers(images.cached) if options.workers is None else options.workers
+    buffer = None
+    if options.reuse and workers and _can_fork() and not torch.cuda.is_available():  # there batches are pinned
+        room = sum(images.channels * size.height * size.width for size in views.parsed)
+        buffer = SharedBatchBuffer(workers, PREFETCHED + 2, batch_size // world * room)
+    dataset = TrainSamples(
+        images,
+        Annotated(records, reader),
+        augment,
+        views,
+        steps.seed,
+        max_unreadable=options.max_unreadable,
+        geometry=options.geometry,
+        buffer=buffer,
+    )
+    return _batches(_make_loader(dataset, _StepKeys(len(images), steps, rank), workers), buffer)
 
 
 def eval_batches(
     images: Images,
-    targets: Int64[Tensor, " n"] | Bool[Tensor, "n k"],
+    records: Sequence[Record],
+    reader: TargetReader,
     size: Size,
     *,
     crop: float = 0.875,
     warp: bool = False,
     interpolation: str = "bicubic",
     batch_size: int = 64,
-    rank: int = 0,
-    world: int = 1,
-    workers: int | None = None,
+    rank: Rank = Rank(),
+    options: LoaderOptions = LoaderOptions(),
 ) -> Iterator[Batch]:
-    """Every readable image once over all ranks, in order, as one uint8 view (b, 3, H, W); notes name the others.
+    """Every readable image once over all ranks, in order, as one uint8 view (b, c, H, W); notes name the others.
 
     Rank r sees images r, r + world, ... Raises UserError when nothing can be read.
     """
-    if len(images) == 0 or len(images) != len(targets):
-        raise UserError(f"{len(images)} images and {len(targets)} labels: there must be one label for each image")
-    mine = [(0, i) for i in range(rank, len(images), world)]
+    _check_count(images, records)
+    mine = [(0, i) for i in range(rank.rank, len(images), rank.world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(images, _each(targets), size, crop, warp, interpolation)
-    workers = choose_workers(images.cached) if workers is None else workers
+    dataset = EvalSamples(
+        images, Annotated(records, reader), size, crop, warp, interpolation, geometry=options.geometry
+    )
+    workers = choose_workers(images.cached) if options.workers is None else options.workers
     batches = _batches(_make_loader(dataset, chunks, workers))
-    return _without_empty(batches, must_read=world == 1)
+    return _without_empty(batches, must_read=rank.world == 1)
 
 
-def _each(targets: Tensor) -> Targets:
-    """Class indices as plain numbers; rows of classes stay in the memory that worker processes share."""
-    return targets.tolist() if targets.ndim == 1 else targets
+def _check_count(images: Images, records: Sequence[Record]) -> None:
+    if len(images) == 0 or len(images) != len(records):
+        raise UserError(f"{len(images)} images and {len(records)} records: there must be one record for each image")
 
 
-class _Steps:
+class _StepKeys:
     """Batch sampler: the keys of one rank's slice of each global batch, from the first step asked for."""
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        seed: int,
-        steps: range,
-        rank: int,
-        world: int,
-        repeats: int = 1,
-        seen: Callable[[int], range] | None = None,
-    ) -> None:
-        self.n, self.batch_size, self.seed, self.steps, self.rank, self.world = n, batch_size, seed, steps, rank, world
-        self.repeats, self.seen = repeats, seen
+    def __init__(self, n: int, steps: Steps, rank: Rank) -> None:
+        self.n, self.steps, self.rank = n, steps, rank
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return self.steps.stop - self.steps.start
 
     def __iter__(self) -> Iterator[list[Key] | list[SeenKey]]:
-        per_epoch, share = steps_per_epoch(self.n, self.batch_size), self.batch_size // self.world
-        for step in self.steps:
+        how, (rank, world) = self.steps, (self.rank.rank, self.rank.world)
+        per_epoch, share = steps_per_epoch(self.n, how.batch_size), how.batch_size // world
+        for step in range(how.start, how.stop):
             epoch, position = divmod(step, per_epoch)
-            order = _permutation(self.n, self.seed, epoch)
-            batch = range(position * self.batch_size, (position + 1) * self.batch_size)
-            first = self.rank * share
-            mine = batch[first : first + share] if self.repeats == 1 else batch[self.rank :: self.world]
+            order = _permutation(self.n, how.seed, epoch)
+            batch = range(position * how.batch_size, (position + 1) * how.batch_size)
+            first = rank * share
+            mine = batch[first : first + share] if how.repeats == 1 else batch[rank::world]
             keys = [(epoch, self._index(order, k)) for k in mine]
-            yield keys if self.seen is None else [(*key, self.seen(step)) for key in keys]
+            yield keys if how.seen is None else [(*key, how.seen(step)) for key in keys]
 
     def _index(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], k: int) -> int:
         """Sample k of an epoch: image i, or i + n, i + 2n, ... when it comes again: other draws, same image."""
-        which, copy = divmod(k, self.repeats)
+        which, copy = divmod(k, self.steps.repeats)
         tour, place = divmod(which, self.n)
-        return int(order[place]) + (tour * self.repeats + copy) * self.n
+        return int(order[place]) + (tour * self.steps.repeats + copy) * self.n
 
 
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.random.default_rng(key(seed, epoch)).permutation(n)
+    return np.random.default_rng(mix_seed(seed, epoch)).permutation(n)
 
 
 def _as_it_is(collated: Any) -> Any:
     return collated
 
 
-def _make_loader(dataset: Dataset[Sample], sampler: _Steps | list[list[Key]], workers: int) -> DataLoader[Sample]:
+def _make_loader(dataset: Dataset[Sample], sampler: _StepKeys | list[list[Key]], workers: int) -> DataLoader[Sample]:
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -195,7 +215,7 @@ def _can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
-def _batches(loader: DataLoader[Sample], ring: Ring | None = None) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None) -> Iterator[Batch]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12, fork
         collated = iter(loader)
@@ -203,11 +223,20 @@ def _batches(loader: DataLoader[Sample], ring: Ring | None = None) -> Iterator[B
         for item in collated:
             if isinstance(item, UserError):
                 raise item
-            views, target, index, notes, draw = item
-            views = ring.get(views) if ring is not None and isinstance(views, Placed) else tuple(views)
-            yield Batch(views, target, index, tuple((name, note) for name, note in notes), draw)
+            yield _batch(item, buffer)
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
+
+
+def _batch(made: Collated, buffer: SharedBatchBuffer | None) -> Batch:
+    """The batch that a worker has made, with its views in the buffer where they lie there."""
+    if isinstance(made.views, Slot):
+        assert buffer is not None
+        views = buffer.get(made.views)
+    else:
+        views = tuple(made.views)
+    notes = tuple((name, note) for name, note in made.notes)
+    return Batch(views, made.targets, made.positions, notes, made.draw, tuple(map(tuple, made.geometry)))
 
 
 def _without_empty(batches: Iterator[Batch], must_read: bool) -> Iterator[Batch]:

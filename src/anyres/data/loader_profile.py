@@ -10,18 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, as_before, reseed, steps
+from anyres.data.augment import AugmentConfig, preserve_rng_state, seed_all, steps
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
-from anyres.data.loader import choose_workers, processors, train_batches
-from anyres.data.samples import Sample, collate, one_thread
+from anyres.data.geometry import View
+from anyres.data.loader import LoaderOptions, Steps, choose_workers, processors, train_batches
+from anyres.data.samples import Annotated, Sample, collate, one_thread
+from anyres.data.targets import reader_of
 from anyres.data.views import ViewsConfig, shrink
 
-STAGES = ("read", "decode", "crop", "flip", "colours", "layout", "shrink", "batch")  # in the order of doing
+STAGES = ("read", "decode", "crop", "flip", "colors", "layout", "shrink", "batch")  # in the order of doing
 _CHUNK = 16  # images of a measured batch
 
 
@@ -44,7 +43,7 @@ class Loading:
         return 1e3 / sum(self.milliseconds.values())
 
     @property
-    def binds(self) -> str:
+    def bottleneck(self) -> str:
         """The stage that takes longest."""
         return max(self.milliseconds, key=lambda stage: self.milliseconds[stage])
 
@@ -89,6 +88,7 @@ class _Maker:
 
     def __init__(self, images: DecodedImages, augment: AugmentConfig, views: ViewsConfig) -> None:
         self.images, self.clock = images, _Clock()
+        self.annotated = Annotated(images.source.records, reader_of(images.source))
         plan = views.plan(augment)[: 1 if views.share else None]
         self.orders = [steps(size, own) for size, own in plan]
         self.shrunk = views.parsed[1:] if views.share else ()
@@ -101,27 +101,31 @@ class _Maker:
                 picture = self._picture(index % len(self.images))
             except (Unreadable, OSError):
                 continue
-            made.append(Sample(self._views(picture, index), 0, index, ()))
-            sides.append(min(picture.shape[1:]))
+            views = self._views(picture, index)
+            targets = self.annotated.views(index % len(self.images), [view.geometry for view in views])
+            made.append(Sample(views, targets, index, ()))
+            sides.append(min(picture.geometry.size))
         if made:
             with self.clock("batch"):
-                collate(made)
+                collate(made, self.annotated.reader)
         return sides
 
-    def _picture(self, i: int) -> UInt8[Tensor, "3 h w"]:
+    def _picture(self, i: int) -> View:
         if self.images.cached:
-            return self.images[i].image
+            return self.images[i].view
         record = self.images.source.records[i]
         with self.clock("read"):
             data = record.source.read_bytes() if isinstance(record.source, Path) else record.source
             data = data if isinstance(data, bytes) else data.read()
         with self.clock("decode"):
-            return decode(replace(record, source=data), self.images.short_side, self.images.dct_side).image
+            return decode(
+                replace(record, source=data), self.images.short_side, self.images.dct_side, self.images.channels
+            ).view
 
-    def _views(self, picture: UInt8[Tensor, "3 h w"], index: int) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
+    def _views(self, picture: View, index: int) -> tuple[View, ...]:
         made = []
         for i, order in enumerate(self.orders):
-            reseed(0, 0, index, i)
+            seed_all(0, 0, index, i)
             view = picture
             for stage, step in order:
                 with self.clock(stage):
@@ -136,7 +140,7 @@ class _Maker:
 def _each_stage(maker: _Maker, largest: int, seconds: float) -> tuple[dict[str, float], float]:
     """Milliseconds for an image, and the share of images that data.dct could reduce; one batch is made for nothing."""
     sides: list[int] = []
-    with one_thread(), as_before():
+    with one_thread(), preserve_rng_state():
         maker.batch(0)
         maker.clock.spent.clear()
         until = time.perf_counter() + seconds
@@ -156,16 +160,12 @@ def _whole_loader(
     """Images/s of the loader that a run has."""
     batches = train_batches(
         images,
-        images.source.targets,
+        images.source.records,
+        reader_of(images.source),
         augment,
         views,
-        batch_size=batch_size,
-        seed=0,
-        start_step=0,
-        stop_step=10**9,
-        workers=workers,
-        max_unreadable=1.0,
-        reuse=True,
+        Steps(batch_size, seed=0, start=0, stop=10**9),
+        options=LoaderOptions(workers, max_unreadable=1.0, reuse=True),
     )
     for _ in range(1 + workers):
         next(batches)

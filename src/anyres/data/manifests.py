@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anyres.config import UserError
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, number_order
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
 
 BETWEEN = "|"
 """Stands between the names in a cell of a table's column ``labels``."""
@@ -43,9 +43,9 @@ def read_csv(table: Path) -> Found:
         hint = f"{table.name} has classes such as {joined!r}: several labels go in a column 'labels'"
         return replace(found, notes=[*found.notes, hint]) if joined else found
     if "labels" in names:
-        return replace(_csv_found(table, _several), multi_label=True)
+        return replace(_csv_found(table, _several), several=True)
     if classes and all(_cell(first, name) in ("0", "1") for name in classes):
-        return replace(_csv_found(table, partial(_ticked, classes)), order=classes, multi_label=True)
+        return replace(_csv_found(table, partial(_ticked, classes)), order=classes, several=True)
     return replace(_csv_found(table, lambda *_: ()), unlabelled=_first_line(table, "label"))
 
 
@@ -108,13 +108,13 @@ def _ticked(classes: Sequence[str], where: str, row: Cells) -> tuple[str, ...]:
 def read_jsonl(table: Path) -> Found:
     """One JSON object a line with path, label (a name or a whole number; or a list of them, then on every line) and, if
     wanted, split. ``labels`` may stand for ``label``."""
-    reader = LabelReader()
+    reader = LabelParser()
     found = _collect(table, _jsonl_rows(table, reader))
     order = number_order(found.items)
-    return replace(found, order=order, multi_label=bool(reader.multi_label), unlabelled=reader.unlabelled)
+    return replace(found, order=order, several=bool(reader.several), unlabelled=reader.unlabelled)
 
 
-def _jsonl_rows(table: Path, reader: LabelReader) -> Iterator[Row]:
+def _jsonl_rows(table: Path, reader: LabelParser) -> Iterator[Row]:
     number = 0
     try:
         with table.open(encoding="utf-8-sig") as file:
@@ -129,7 +129,7 @@ def _jsonl_rows(table: Path, reader: LabelReader) -> Iterator[Row]:
         raise UserError(f'{table} is empty: give one object a line, as {{"path": "cat/1.jpg", "label": "cat"}}')
 
 
-def _jsonl_row(where: str, line: int, row: object, reader: LabelReader) -> Row:
+def _jsonl_row(where: str, line: int, row: object, reader: LabelParser) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: no JSON object with path and label but {json.dumps(row)[:40]}")
     needed = "each line must have path and label, and may have split"

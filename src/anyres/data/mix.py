@@ -7,32 +7,33 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from anyres.config import config
-from anyres.data.augment import as_before, key, reseed
+from anyres.data.augment import mix_seed, preserve_rng_state, seed_all
 from anyres.flow import Batch
 
 _ERASE, _CHOOSE, _MIX = 1, 2, 3  # stages of the seed: their draws are independent of each other
 _STAGES = 4  # stages of one draw of an image
-Views = tuple[Float[Tensor, "b 3 _ _"], ...]
+Views = tuple[Float[Tensor, "b c _ _"], ...]
 
 
 @config
 class MixConfig:
-    """Mixup and CutMix: the alphas of their Beta distributions (0: off), and label smoothing: a share that all classes
-    divide among them, or in a multi-label set each class and its absence.
+    """Mixup, CutMix and label smoothing."""
 
-    ``prob``: probability that a batch is mixed. ``switch``: probability of CutMix where both are on. ``share``: one
-    draw for all views, else one for each, with a target for each.
-    """
-
+    # alpha of mixup's Beta distribution (0: off)
     mixup: float = 0.0
+    # alpha of CutMix's Beta distribution (0: off)
     cutmix: float = 0.0
+    # probability that a batch is mixed
     prob: float = 1.0
+    # probability of CutMix where both are on
     switch: float = 0.5
+    # a share of the target that all classes divide among them, or with several labels each class and its absence
     smoothing: float = 0.0
+    # one draw for all views, else one for each, with a target for each
     share: bool = True
 
     def __post_init__(self) -> None:
@@ -47,13 +48,13 @@ class MixConfig:
         return bool(self.mixup or self.cutmix or self.smoothing)
 
 
-def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
-    """uint8 views -> float32 (value / 255 - mean) / std per channel (one product, one sum) and target on ``device``."""
+def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
+    """uint8 views -> float32 (value / 255 - mean) / std per channel, on ``device``, and there the targets too."""
     s = torch.tensor(std, dtype=torch.float64)
-    scale = (1 / (255 * s)).float().view(3, 1, 1).to(device)
-    shift = (-torch.tensor(mean, dtype=torch.float64) / s).float().view(3, 1, 1).to(device)
+    scale = (1 / (255 * s)).float().view(-1, 1, 1).to(device)
+    shift = (-torch.tensor(mean, dtype=torch.float64) / s).float().view(-1, 1, 1).to(device)
     views = tuple(v.to(device, non_blocking=True).float().mul_(scale).add_(shift) for v in batch.views)
-    return replace(batch, views=views, target=batch.target.to(device, non_blocking=True))
+    return replace(batch, views=views, targets=batch.targets.to(device))
 
 
 def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
@@ -67,23 +68,23 @@ def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
     if probability <= 0:
         return batch
     draws = [0] * len(batch.index) if batch.draw is None else batch.draw.tolist()
-    with as_before():
+    with preserve_rng_state():
         for i, view in enumerate(batch.views):
             for image, index, draw in zip(view, batch.index.tolist(), draws, strict=True):
-                if key(seed, epoch, index, i, _CHOOSE + _STAGES * draw) < probability * 2**63:
-                    reseed(seed, epoch, index, i, _ERASE + _STAGES * draw)
+                if mix_seed(seed, epoch, index, i, _CHOOSE + _STAGES * draw) < probability * 2**63:
+                    seed_all(seed, epoch, index, i, _ERASE + _STAGES * draw)
                     box(image)
     return batch
 
 
 def mix_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
     """The generator of one step's mix: ranks draw differently, and a resumed run draws the same."""
-    return np.random.default_rng(key(seed, step, rank, _MIX))
+    return np.random.default_rng(mix_seed(seed, step, rank, _MIX))
 
 
 def mix(
     views: Views,
-    target: Int64[Tensor, " b"] | Float32[Tensor, "b k"],
+    target: Int64[Tensor, " b"] | Shaped[Tensor, "b k"],
     classes: int,
     how: MixConfig,
     rng: np.random.Generator,
@@ -95,7 +96,11 @@ def mix(
     With ``share`` off each view has its own draw and the target is (v, b, k). The target of a multi-label set, zeros
     and ones, is mixed and smoothed class by class.
     """
-    hot = smooth_each(target, how.smoothing) if target.ndim == 2 else smooth_one_hot(target, classes, how.smoothing)
+    hot = (
+        smooth_each(target.float(), how.smoothing)
+        if target.ndim == 2
+        else smooth_one_hot(target, classes, how.smoothing)
+    )
     if how.share or len(views) == 1:
         mixed, lam = _mix_once(views, how, rng)
         soft = _blend(hot, lam)

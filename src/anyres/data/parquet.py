@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anyres.config import UserError, nearest
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
+from anyres.config import UserError, nearest, need
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
-from anyres.storage import cache_root
+from anyres.storage import atomic_write, cache_root, locked
 
 _IN_MEMORY = 2**30  # bytes of parquet files
 _BATCH = 256  # rows copied at once
@@ -43,11 +42,12 @@ class Cell:
 def read_parquet(paths: Sequence[Path]) -> Found:
     """All rows of ``paths``: columns ``image``, ``label`` (or ``labels``; lists: multi-label) and ``split`` if wanted,
     else the file's name says it."""
+    need("pyarrow", extra="data", purpose=f"{paths[0]}: reading parquet files")
     import pyarrow.parquet as pq
 
     parts: Parts = {}
     orders: list[Sequence[str]] = []
-    reader = LabelReader()
+    reader = LabelParser()
     copied = sum(path.stat().st_size for path in paths) > _IN_MEMORY
     for key, path in zip(keys_of(paths), paths, strict=True):
         table = _open(path, copied)
@@ -67,7 +67,7 @@ def read_parquet(paths: Sequence[Path]) -> Found:
     if any(order != orders[0] for order in orders):
         raise UserError(f"{paths[0].parent}: the parquet files name different classes")
     note = f"{len(paths)} parquet files are mapped from copies in {_copies()}"
-    found = Found(parts, None, [note] if copied else [], bool(reader.multi_label), reader.unlabelled)
+    found = Found(parts, None, [note] if copied else [], bool(reader.several), reader.unlabelled)
     return replace(found, order=orders[0] if orders else number_order(found.items))
 
 
@@ -114,21 +114,21 @@ def _copies() -> Path:
 def _copy(path: Path, file: Any, columns: list[str]) -> Path:
     """The file's columns as an Arrow file in the cache, made once for its path, size and time of change."""
     import pyarrow as pa
-    from filelock import FileLock
 
     facts = path.stat()
     said = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     target = _copies() / f"{path.stem}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.arrow"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with locked(target.with_suffix(".lock")):
             if not target.is_file():
-                part = Path(folder) / "part"
                 schema = pa.schema([file.schema_arrow.field(name) for name in columns], file.schema_arrow.metadata)
-                with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                with (
+                    atomic_write(target) as draft,
+                    pa.OSFile(str(draft), "wb") as sink,
+                    pa.ipc.new_file(sink, schema) as writer,
+                ):
                     for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
                         writer.write_batch(batch.select(columns))
-                part.replace(target)
     except OSError as error:
         told = error.strerror or error
         raise UserError(f"cannot write {target}: {told}; set ANYRES_CACHE to a folder with more space") from error

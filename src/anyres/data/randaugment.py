@@ -1,19 +1,19 @@
 """timm's RandAugment, its draws untouched, on the bytes themselves: less of the loader's time, the same picture.
 
-timm's operations are Pillow's. What is a line of arithmetic on bytes is done here (invert, posterise, solarise), equal
+timm's operations are Pillow's. What is a line of arithmetic on bytes is done here (invert, posterize, solarize), equal
 to Pillow's bit for bit. Shearing and moving shift each row or column by its own amount, so of Pillow's bicubic 4 x 4
 taps only 4 count: equal but for less than one value in a thousand, by one grey level, in a fifth of the time. Rotation,
-contrast and the other colours are Pillow's own. benchmarks/loader.py measures it.
+contrast and the other colors are Pillow's own. benchmarks/loader.py measures it.
 
 One deviation: Pillow 13 refuses to keep 0 bits of a value, which timm asks for at magnitude 10 (2 % of the draws of
-``m9-mstd0.5``); before, and here, the picture is black then (recipes 0.1).
+``m9-mstd0.5``); before, and here, the picture is black then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
 
+from anyres.data.geometry import Affine, composed, rotation
 from anyres.flow import Size
 
 Pixels = UInt8[ndarray, "h w 3"]
@@ -33,10 +34,18 @@ _MIDDLE = 128.0  # taken off before the sums and added after: smaller numbers, s
 _ROUNDING = 2.0**-14  # float32 may fall short of a whole number by so much, and then bytes are cut, not rounded
 
 
-def rand_augment(text: str, size: Size, interpolation: str) -> Callable[[Tensor], Tensor]:
-    """timm's RandAugment from its string, uint8 (3, h, w) -> the same; fastest where the memory holds h, w, 3.
+class Drawn(NamedTuple):
+    """A picture on its way through the operations, and where they have moved its pixels; None: nowhere."""
 
-    ``size`` is the view's, ``interpolation`` that of geometry. Draws from Python's and NumPy's global generators.
+    pixels: Pixels
+    affine: Affine | None = None
+
+
+def rand_augment(text: str, size: Size, interpolation: str) -> Callable[[Tensor], tuple[Tensor, Affine | None]]:
+    """timm's RandAugment from its string: uint8 (3, h, w) -> the same, and how its pixels were moved.
+
+    Fastest where the memory holds h, w, 3. ``size`` is the view's, ``interpolation`` is for the geometric operations.
+    Draws from Python's and NumPy's global generators.
     """
     from timm.data.auto_augment import rand_augment_transform
 
@@ -49,14 +58,29 @@ def rand_augment(text: str, size: Size, interpolation: str) -> Callable[[Tensor]
     for op in transform.ops:
         slides = interpolation == "bicubic" and op.name in _SLIDES
         ours = _SLIDES[op.name] if slides else _POINTS.get(op.name)
-        op.aug_fn = ours or partial(_in_pillow, op.aug_fn)
+        op.aug_fn = partial(_follow, ours or partial(_in_pillow, op.aug_fn), _MOVES.get(op.name))
     transform.ops = np.array(transform.ops, dtype=object)  # NumPy draws from it; of a list it makes one at each call
 
-    def run(image: Tensor) -> Tensor:
-        done: Pixels = transform(image.permute(1, 2, 0).contiguous().numpy())  # (3, h, w) -> (h, w, 3)
-        return torch.from_numpy(done).permute(2, 0, 1)
+    def run(image: Tensor) -> tuple[Tensor, Affine | None]:
+        done: Drawn = transform(Drawn(image.permute(1, 2, 0).contiguous().numpy()))  # (3, h, w) -> (h, w, 3)
+        return torch.from_numpy(done.pixels).permute(2, 0, 1), done.affine
 
     return run
+
+
+def _follow(
+    op: Callable[..., Pixels],
+    moves: Callable[[float, Size], Affine] | None,
+    drawn: Drawn,
+    *values: float | int,
+    **options: Any,
+) -> Drawn:
+    """One operation, and with it where pixels go."""
+    pixels = op(drawn.pixels, *values, **options)
+    if moves is None:
+        return Drawn(pixels, drawn.affine)
+    affine = moves(float(values[0]), Size(*pixels.shape[:2]))
+    return Drawn(pixels, affine if drawn.affine is None else composed(affine, drawn.affine))
 
 
 def _in_pillow(op: Callable[..., Image.Image], pixels: Pixels, *values: float, **options: Any) -> Pixels:
@@ -67,18 +91,18 @@ def _invert(pixels: Pixels, **_: object) -> Pixels:
     return 255 - pixels
 
 
-def _posterise(pixels: Pixels, bits: int, **_: object) -> Pixels:
+def _posterize(pixels: Pixels, bits: int, **_: object) -> Pixels:
     """The ``bits`` (0 to 8) highest bits of each value."""
     return pixels & np.uint8(256 - 2 ** (8 - bits))
 
 
-def _solarise(pixels: Pixels, threshold: int, **_: object) -> Pixels:
+def _solarize(pixels: Pixels, threshold: int, **_: object) -> Pixels:
     """Values from ``threshold`` (0 to 256) on inverted."""
     done: Pixels = pixels ^ ((pixels >= threshold) * np.uint8(255))
     return done
 
 
-def _solarise_add(pixels: Pixels, add: int, **_: object) -> Pixels:
+def _solarize_add(pixels: Pixels, add: int, **_: object) -> Pixels:
     """``add`` (0 to 128) on values below 128."""
     done: Pixels = pixels + (pixels < 128) * np.uint8(add)
     return done
@@ -168,15 +192,23 @@ _POINTS: dict[str, Callable[..., Pixels]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Invert": _invert,
-    "Posterize": _posterise,
-    "PosterizeIncreasing": _posterise,
-    "Solarize": _solarise,
-    "SolarizeIncreasing": _solarise,
-    "SolarizeAdd": _solarise_add,
+    "Posterize": _posterize,
+    "PosterizeIncreasing": _posterize,
+    "Solarize": _solarize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
 }
 _SLIDES: dict[str, Callable[..., Pixels]] = {
     "ShearX": _shear_x,
     "ShearY": _shear_y,
     "TranslateXRel": _move_x,
     "TranslateYRel": _move_y,
+}
+# An operation shows at (x, y) what was at (x + factor y, y): so a pixel moves the other way.
+_MOVES: dict[str, Callable[[float, Size], Affine]] = {
+    "Rotate": rotation,
+    "ShearX": lambda factor, _: ((1.0, -factor, 0.0), (0.0, 1.0, 0.0)),
+    "ShearY": lambda factor, _: ((1.0, 0.0, 0.0), (-factor, 1.0, 0.0)),
+    "TranslateXRel": lambda share, size: ((1.0, 0.0, -share * size.width), (0.0, 1.0, 0.0)),
+    "TranslateYRel": lambda share, size: ((1.0, 0.0, 0.0), (0.0, 1.0, -share * size.height)),
 }

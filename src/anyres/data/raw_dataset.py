@@ -11,7 +11,7 @@ from pathlib import Path
 from anyres.config import UserError
 from anyres.flow import Stored
 
-_FORMATS = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif jp2 tga ico"
+_FORMATS = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif jp2 tga ico npy"
 ENDINGS = frozenset("." + ending for ending in _FORMATS.split())
 FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_OF = {folder: split for split, folders in FOLDERS.items() for folder in folders}
@@ -40,7 +40,7 @@ class Found:
     parts: Parts
     order: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
-    multi_label: bool = False
+    several: bool = False
     unlabelled: str = ""
 
     @property
@@ -81,7 +81,7 @@ def label_text(value: object, where: str) -> str:
     return text
 
 
-class LabelReader:
+class LabelParser:
     """The labels of one set, image by image: a name or a whole number each; or a list of them each (multi-label); or
     none at all, and then ``unlabelled`` is the line to say so.
 
@@ -90,7 +90,7 @@ class LabelReader:
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = names
-        self.multi_label: bool | None = None  # not known before the first label
+        self.several: bool | None = None  # not known before the first label
         self.unlabelled = ""
         self._first = ""
 
@@ -99,9 +99,9 @@ class LabelReader:
         if self.unlabelled:
             raise UserError(self.unlabelled)
         several = isinstance(value, list | tuple)
-        if self.multi_label is None:
-            self.multi_label, self._first = several, where
-        if several != self.multi_label:
+        if self.several is None:
+            self.several, self._first = several, where
+        if several != self.several:
             raise UserError(
                 f"{where}: the label {value!r} is {'a' if several else 'no'} list, unlike the one at {self._first}: "
                 "give a list to every image, or to none"
@@ -111,7 +111,7 @@ class LabelReader:
 
     def miss(self, line: str) -> tuple[str, ...]:
         """Of an image without a label, none. Raises UserError with this ``line`` where others have one."""
-        if self.multi_label is not None:
+        if self.several is not None:
             raise UserError(line)
         self.unlabelled = self.unlabelled or line
         return ()

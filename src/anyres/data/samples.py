@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, as_before
+from anyres.data.augment import AugmentConfig, preserve_rng_state
 from anyres.data.decode import Decoded, Unreadable
-from anyres.data.shared_batch import Placed, Ring
-from anyres.data.views import ViewsConfig, draw_views, eval_view
-from anyres.flow import Size
+from anyres.data.geometry import View
+from anyres.data.shared_batch import SharedBatchBuffer, Slot
+from anyres.data.views import ViewsConfig, draw_views, eval_geometry, eval_plan, eval_view
+from anyres.flow import Geometry, Record, Size, TargetReader, Targets
 
 _IN_A_ROW = 64  # so many unreadable images one after another end the run
 _ALWAYS = 10.0  # so many unreadable images never do, so that a few bad files do not stop a small folder
@@ -25,34 +25,61 @@ _ALWAYS = 10.0  # so many unreadable images never do, so that a few bad files do
 
 @runtime_checkable
 class Images(Protocol):
-    """What the loader reads: DecodedImages, or anything like it. ``cached``: whether they lie in memory."""
+    """What the loader reads: DecodedImages, or anything like it. ``cached``: whether they lie in memory; ``channels``:
+    of each of them."""
 
     cached: bool
+    channels: int
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Decoded:
-        """Image i; raises Unreadable."""
+        """Image i as training sees it, perhaps smaller than its file; raises Unreadable."""
+        ...
+
+    def full(self, i: int) -> Decoded:
+        """Image i with all the pixels of its file; raises Unreadable."""
         ...
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image as views, before batching; ``views`` is empty when it cannot be read."""
+class Annotated:
+    """The images' records, and what a task reads from them: the target of an image and of each of its views."""
 
-    views: tuple[UInt8[Tensor, "3 _ _"], ...]
-    target: int | Bool[Tensor, " k"]
+    records: Sequence[Record]
+    reader: TargetReader
+
+    def views(self, position: int, geometry: Sequence[Geometry]) -> tuple[Any, ...]:
+        """The targets of one image's views. Raises UserError for one that cannot be read."""
+        target = self.reader.read(self.records[position])
+        return tuple(self.reader.view(target, each) for each in geometry)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as views, with a target for each, before batching; ``views`` is empty when it cannot be read."""
+
+    views: tuple[View, ...]
+    targets: tuple[Any, ...]
     index: int
     notes: tuple[tuple[str, str], ...]
     draw: int = 0
 
 
-Targets = list[int] | Bool[Tensor, "n k"]
-"""Of each image: its class index, or which classes it has."""
+class Collated(NamedTuple):
+    """A batch on its way from a worker process. Tuples become lists where DataLoader pins it, as it does targets that
+    have a method ``pin_memory``."""
+
+    views: Sequence[Tensor] | Slot
+    targets: Targets
+    positions: Tensor
+    notes: Sequence[tuple[str, str]]
+    draw: Tensor
+    geometry: Sequence[Sequence[Geometry]] = ()
+
+
 Key = tuple[int, int]  # (epoch, index + n for each time that the image came before); evaluation uses epoch 0
 SeenKey = tuple[int, int, range]  # a Key, and the places of the views that are seen
-Views = Sequence[Tensor] | Placed  # lists, once pinned
-Collated = tuple[Views, Tensor, Tensor, Sequence[tuple[str, str]], Tensor]
 
 
 class TrainSamples(Dataset[Sample]):
@@ -61,38 +88,42 @@ class TrainSamples(Dataset[Sample]):
     def __init__(
         self,
         images: Images,
-        targets: Targets,
+        annotated: Annotated,
         augment: AugmentConfig,
         views: ViewsConfig,
         seed: int,
-        max_unreadable: float,
-        ring: Ring | None = None,
+        *,
+        max_unreadable: float = 0.01,
+        geometry: bool = False,
+        buffer: SharedBatchBuffer | None = None,
     ) -> None:
-        self.images, self.targets, self.augment, self.views, self.seed = images, targets, augment, views, seed
+        self.images, self.annotated, self.augment, self.views, self.seed = images, annotated, augment, views, seed
         self.allowed = tolerated(len(images), max_unreadable)
         self.unreadable: set[int] = set()
-        self.ring, self.turn = ring, 0
+        self.geometry, self.buffer, self.turn = geometry, buffer, 0
 
     def __getitems__(self, keys: list[Key] | list[SeenKey]) -> Collated | UserError:
-        with one_thread(), as_before():
+        with one_thread(), preserve_rng_state():
             try:
-                return collate([self._sample(*key) for key in keys], self._stack)
+                samples = [self._sample(*key) for key in keys]
+                return collate(samples, self.annotated.reader, self._stack, self.geometry)
             except UserError as error:
                 return error
 
-    def _stack(self, views: list[list[Tensor]]) -> Views:
-        """In the ring, for a worker that has one."""
+    def _stack(self, views: list[list[Tensor]]) -> tuple[Tensor, ...] | Slot:
+        """In the buffer, for a worker that has one."""
         worker = get_worker_info()
-        if self.ring is None or worker is None:
+        if self.buffer is None or worker is None:
             return stacked(views)
         self.turn += 1
-        return self.ring.put(worker.id, self.turn, views)
+        return self.buffer.put(worker.id, self.turn, views)
 
     def _sample(self, epoch: int, index: int, seen: range | None = None) -> Sample:
         draw, position = divmod(index, len(self.images))
         decoded, shown, notes = self._read(position)
-        views = draw_views(decoded.image, self.augment, self.views, self.seed, epoch, index, seen)
-        return Sample(views, self.targets[shown], shown, notes, draw)
+        views = draw_views(decoded.view, self.augment, self.views, self.seed, epoch, index, seen)
+        targets = self.annotated.views(shown, [view.geometry for view in views])
+        return Sample(views, targets, shown, notes, draw)
 
     def _read(self, first: int) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:
         """The image, or the next readable one after it; its position; notes on both."""
@@ -128,27 +159,49 @@ def _note(decoded: Decoded) -> tuple[tuple[str, str], ...]:
 
 
 class EvalSamples(Dataset[Sample]):
-    """Evaluation batches by their keys; what cannot be read is left out, with a note."""
+    """Evaluation batches by their keys; what cannot be read is left out, with a note.
+
+    An image that is kept smaller than its file is used only where the view needs no more pixels than it has: else the
+    file is decoded in full.
+    """
 
     def __init__(
-        self, images: Images, targets: Targets, size: Size, crop: float, warp: bool, interpolation: str = "bicubic"
+        self,
+        images: Images,
+        annotated: Annotated,
+        size: Size,
+        crop: float = 0.875,
+        warp: bool = False,
+        interpolation: str = "bicubic",
+        *,
+        geometry: bool = False,
     ) -> None:
-        self.images, self.targets, self.size = images, targets, size
-        self.seen = crop, warp, interpolation
+        self.images, self.annotated, self.size, self.crop, self.warp = images, annotated, size, crop, warp
+        self.interpolation, self.geometry = interpolation, geometry
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
         with one_thread():
             try:
-                return collate([self._sample(i) for _, i in keys])
+                return collate([self._sample(i) for _, i in keys], self.annotated.reader, geometry=self.geometry)
             except UserError as error:
                 return error
 
     def _sample(self, i: int) -> Sample:
         try:
-            decoded = self.images[i]
+            decoded = read_for(self.images, i, self.size, self.crop, self.warp)
         except Unreadable as error:
-            return Sample((), -1, i, ((error.name, f"unreadable ({error.reason}): left out"),))
-        return Sample((eval_view(decoded.image, self.size, *self.seen),), self.targets[i], i, _note(decoded))
+            return Sample((), (), i, ((error.name, f"unreadable ({error.reason}): left out"),))
+        pixels = eval_view(decoded.image, self.size, self.crop, self.warp, self.interpolation)
+        view = View(pixels, eval_geometry(decoded.view.geometry, self.size, self.crop, self.warp))
+        return Sample((view,), self.annotated.views(i, [view.geometry]), i, _note(decoded))
+
+
+def read_for(images: Images, i: int, size: Size, crop: float = 0.875, warp: bool = False) -> Decoded:
+    """Image i for ``eval_view``: as it is kept, unless that was made smaller than the view needs. Raises Unreadable."""
+    kept = images[i]
+    if kept.geometry is None or not eval_plan(kept.geometry.size, size, crop, warp).enlarges:
+        return kept
+    return images.full(i)
 
 
 @contextmanager
@@ -163,22 +216,22 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def stacked(views: list[list[Tensor]]) -> Views:
-    """(b, 3, H_i, W_i) each; in a worker process default_collate writes into memory that the main process reads."""
+def stacked(views: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    """(b, c, H_i, W_i) each; in a worker process default_collate writes into memory that the main process reads."""
     return tuple(map(default_collate, views))
 
 
-def collate(samples: list[Sample], stack: Callable[[list[list[Tensor]]], Views] = stacked) -> Collated:
+def collate(
+    samples: list[Sample],
+    reader: TargetReader,
+    stack: Callable[[list[list[Tensor]]], tuple[Tensor, ...] | Slot] = stacked,
+    geometry: bool = False,
+) -> Collated:
     """Samples -> batch; those that could not be read leave only their notes."""
     read = [s for s in samples if s.views]
-    views = stack([list(same) for same in zip(*(s.views for s in read), strict=True)])
-    target = _rows([s.target for s in read])
+    views = stack([[view.pixels for view in same] for same in zip(*(s.views for s in read), strict=True)])
     index = torch.tensor([s.index for s in read], dtype=torch.int64)
     draw = torch.tensor([s.draw for s in read], dtype=torch.int64)
-    return views, target, index, tuple(note for s in samples for note in s.notes), draw
-
-
-def _rows(targets: list[int | Tensor]) -> Int64[Tensor, " b"] | Float32[Tensor, "b k"]:
-    """Class indices, or rows of zeros and ones."""
-    rows = [target for target in targets if isinstance(target, Tensor)]
-    return torch.stack(rows).float() if rows else torch.tensor(targets, dtype=torch.int64)
+    notes = tuple(note for s in samples for note in s.notes)
+    moved = tuple(tuple(view.geometry for view in s.views) for s in read) if geometry else ()
+    return Collated(views, reader.collate([s.targets for s in read]), index, notes, draw, moved)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyres.config import UserError
-from anyres.data.raw_dataset import ENDINGS, Found, Item, LabelReader, Parts, keys_of, number_order, split_of
+from anyres.data.raw_dataset import ENDINGS, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_shards(paths: Sequence[Path]) -> Found:
     UserError for what is no plain tar and for labels that are none.
     """
     parts: Parts = {}
-    reader = LabelReader()
+    reader = LabelParser()
     bare, unlabelled = 0, 0
     first, loose = "", defaultdict(list)
     for key, path in zip(keys_of(paths), paths, strict=True):
@@ -73,11 +73,11 @@ def read_shards(paths: Sequence[Path]) -> Found:
         for count, what in ((bare, "image"), (unlabelled, "label"))
         if count
     ]
-    found = Found(parts, None, notes, bool(reader.multi_label))
+    found = Found(parts, None, notes, bool(reader.several))
     return replace(found, order=number_order(found.items))
 
 
-def _scan(path: Path, reader: LabelReader) -> dict[str, _Sample]:
+def _scan(path: Path, reader: LabelParser) -> dict[str, _Sample]:
     """The samples of one shard by their name without ending, in the order of the shard."""
     samples: dict[str, _Sample] = {}
     try:
@@ -104,7 +104,7 @@ def _scan(path: Path, reader: LabelReader) -> dict[str, _Sample]:
     return samples
 
 
-def _labels(where: str, data: bytes, ending: str, reader: LabelReader) -> tuple[str, ...] | None:
+def _labels(where: str, data: bytes, ending: str, reader: LabelParser) -> tuple[str, ...] | None:
     """What stands in a ``.cls`` or ``.json`` member; None when the JSON says nothing of it."""
     try:
         text = data.decode("utf-8-sig")

@@ -17,15 +17,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where a batch's views lie: in this slot of this worker's, one after another, in these shapes."""
+class Slot:
+    """Where a batch's views lie: in the ``number``-th part of a worker's memory, one after another, in these shapes."""
 
     worker: int
-    slot: int
+    number: int
     shapes: tuple[tuple[int, ...], ...]
 
 
-class Ring:
+class SharedBatchBuffer:
     """``slots`` places of ``capacity`` bytes for each of ``workers`` processes, which are forked after it is made."""
 
     def __init__(self, workers: int, slots: int, capacity: int) -> None:
@@ -33,16 +33,16 @@ class Ring:
         self.memory = torch.frombuffer(mmap.mmap(-1, workers * slots * capacity), dtype=torch.uint8)
         self.memory = self.memory.view(workers, slots, capacity)
 
-    def put(self, worker: int, turn: int, views: Sequence[Sequence[UInt8[Tensor, "3 _ _"]]]) -> Placed:
-        """Each view's images (3, H_i, W_i) stacked in the worker's slot of that turn; overwrites what lay there."""
+    def put(self, worker: int, turn: int, views: Sequence[Sequence[UInt8[Tensor, "c _ _"]]]) -> Slot:
+        """Each view's images (c, H_i, W_i) stacked in the worker's slot of that turn; overwrites what lay there."""
         shapes = tuple((len(images), *images[0].shape) for images in views)
         for images, room in zip(views, self._rooms(worker, turn % self.slots, shapes), strict=True):
             torch.stack(list(images), out=room)
-        return Placed(worker, turn % self.slots, shapes)
+        return Slot(worker, turn % self.slots, shapes)
 
-    def get(self, placed: Placed) -> tuple[UInt8[Tensor, "b 3 _ _"], ...]:
+    def get(self, slot: Slot) -> tuple[UInt8[Tensor, "b c _ _"], ...]:
         """The views where they lie: theirs until the worker's turn comes round."""
-        return self._rooms(placed.worker, placed.slot, placed.shapes)
+        return self._rooms(slot.worker, slot.number, slot.shapes)
 
     def _rooms(self, worker: int, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
         sizes = [math.prod(shape) for shape in shapes]

@@ -12,12 +12,12 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Literal
 
-import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
+from braceexpand import braceexpand
 
 from anyres.config import UserError, nearest
 from anyres.data.manifests import read_csv, read_jsonl
@@ -30,11 +30,18 @@ SPLITS = ("train", "val", "test", "trainval")
 BUILTIN = ("groceries", "groceries:fine")
 
 
+Labelling = Literal["none", "one", "several", "text"]
+"""Of every image of a set: no label, one class, any number of classes, or its label as it is written."""
+Wanted = Literal["classes", "optional", "text"]
+"""What is wanted of a set: labels that are classes; the same where there are any; labels as they are written."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """One split of a set. ``records[i].target`` indexes ``classes``; ``notes`` says what was left out.
+    """One split of a set. ``notes`` says what was left out.
 
-    ``multi_label``: an image has any number of classes, and its target are their indices. No ``classes``: no labels.
+    ``records[i].target`` by ``labelling``: ``one``: indexes ``classes``; ``several``: a tuple of such indices;
+    ``none``: -1, and no ``classes``; ``text``: the label itself, and no ``classes``.
     """
 
     name: str
@@ -42,48 +49,44 @@ class Source:
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     split: str
-    multi_label: bool = False
-
-    @property
-    def targets(self) -> Int64[Tensor, " n"] | Bool[Tensor, "n k"]:
-        """Class index of each record; or which classes it has."""
-        if not self.multi_label:
-            return torch.tensor([record.target for record in self.records], dtype=torch.int64)
-        hot = torch.zeros(len(self.records), len(self.classes), dtype=torch.bool)
-        for i, record in enumerate(self.records):
-            hot[i, list(places(record))] = True
-        return hot
+    labelling: Labelling = "one"
 
     @property
     def present(self) -> set[int]:
         """The indices of the classes that any image has."""
-        return {place for record in self.records for place in places(record)}
+        return {index for record in self.records for index in class_indices(record)}
 
     def labels(self, i: int) -> tuple[str, ...]:
         """What image i is called."""
-        return tuple(self.classes[place] for place in places(self.records[i]))
+        target = self.records[i].target
+        return (target,) if isinstance(target, str) else tuple(self.classes[c] for c in class_indices(self.records[i]))
 
 
-def places(record: Record) -> tuple[int, ...]:
-    """The indices of the record's classes: of one, of several in a multi-label set, or of none."""
+def class_indices(record: Record) -> tuple[int, ...]:
+    """The indices of the record's classes: of one, of several, or of none."""
     if isinstance(record.target, tuple):
         return record.target
-    return (record.target,) if record.target >= 0 else ()
+    return (record.target,) if isinstance(record.target, int) and record.target >= 0 else ()
 
 
-def open_source(data: str, split: str, *, val_share: float = 0.2, unlabelled: bool = False) -> Source:
+def open_source(data: str, split: str, *, val_share: float = 0.2, wanted: Wanted = "classes") -> Source:
     """One split (train, val, test, trainval) of what ``builtin.FORMS`` lists, or of a built-in set (by its bare name).
 
     Without a val split, ``val_share`` of each class is held out of train by a hash of the path: the same images on
     every machine, at least one per class of two or more (of a multi-label set, by an image's rarest class). Without a
-    test split, ``test`` is val. ``unlabelled``: images without labels will do, and what has fewer than two classes is
-    taken for such; nothing is held out of them. Raises UserError.
+    test split, ``test`` is val. ``wanted``: with ``optional``, images without labels will do, and what has fewer than
+    two classes is taken for such; nothing is held out of them. Raises UserError.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)} (known: {', '.join(SPLITS)})")
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}: it must lie between 0 and 1, as 0.2 does")
-    return _assemble(data, _find(data, unlabelled), split, val_share, unlabelled)
+    found = _find(data, wanted == "optional")
+    if found.unlabelled and wanted != "optional":
+        raise UserError(found.unlabelled)
+    if wanted == "text":
+        return _with_texts(data, found, split, val_share)
+    return _assemble(data, found, split, val_share, wanted == "optional")
 
 
 def _find(data: str, unlabelled: bool = False) -> Found:
@@ -113,8 +116,43 @@ def _read_builtin(fine: bool) -> Found:
     return Found(parts)
 
 
+Reader = Callable[[Sequence[Path]], Found]
+"""The files of one set -> its images by split, with labels as text."""
 _SINGLE: dict[str, Callable[[Path], Found]] = {".csv": read_csv, ".jsonl": read_jsonl, ".ndjson": read_jsonl}
-_SEVERAL: dict[str, Callable[[Sequence[Path]], Found]] = {".tar": read_shards, ".parquet": read_parquet}
+_SEVERAL: dict[str, Reader] = {".tar": read_shards, ".parquet": read_parquet}
+READERS = "anyres.readers"
+"""The entry-point group in which another package names its readers, each by the ending it reads (``npz``)."""
+
+
+def register_reader(ending: str) -> Callable[[Reader], Reader]:
+    """Decorator: makes ``read(paths) -> Found`` the reader of files with this ending, such as ``.npz``.
+
+    ``--data set.npz`` then works everywhere, and so does a pattern or a folder of such files. ``paths``: the files of
+    one set. ``Found`` (``anyres.data.raw_dataset``) holds the images of each split (``train``, ``val``, ``test``) as
+    ``Item``: a name that stays, labels as text (one, several or none), and the source: a path, the bytes of an image
+    file, or an object whose ``read()`` returns such bytes. A package does the same for its users with an entry point in
+    the group ``anyres.readers``. Raises UserError for an ending that is taken.
+    """
+    ending = ending.lower()
+    if not ending.startswith(".") or ending in _SINGLE or ending in ENDINGS:
+        raise UserError(f"files ending in {ending!r} cannot have a reader: give an ending of your own, as .npz")
+
+    def register(read: Reader) -> Reader:
+        known = _SEVERAL.setdefault(ending, read)
+        if known.__qualname__ != read.__qualname__:
+            raise UserError(f"files ending in {ending!r} have a reader already: {known.__qualname__}")
+        return read
+
+    return register
+
+
+def _reader(ending: str) -> Reader | None:
+    """The reader of files with this ending; None: there is none."""
+    if ending and ending not in {*_SEVERAL, *_SINGLE, *ENDINGS}:
+        for point in entry_points(group=READERS):
+            if point.name.lstrip(".").lower() == ending[1:]:
+                register_reader(ending)(point.load())
+    return _SEVERAL.get(ending)
 
 
 def _read_files(paths: Sequence[Path]) -> Found:
@@ -123,8 +161,8 @@ def _read_files(paths: Sequence[Path]) -> Found:
     if len(endings) > 1:
         raise UserError(f"{paths[0].parent} has files of different kinds ({', '.join(endings)}): name one kind")
     (ending,) = endings
-    if ending in _SEVERAL:
-        return _SEVERAL[ending](paths)
+    if read := _reader(ending):
+        return read(paths)
     if ending in _SINGLE and len(paths) == 1:
         return _SINGLE[ending](paths[0])
     if ending in _SINGLE:
@@ -139,18 +177,26 @@ def _files_of(folder: Path) -> list[Path]:
     """The shards or parquet files of a folder that holds nothing else than files; none where there are pictures."""
     if _subfolders(folder) or _images_in(folder):
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SEVERAL and path.is_file())
+    return sorted(path for path in folder.iterdir() if _reader(path.suffix.lower()) and path.is_file())
 
 
 def expand(pattern: str) -> list[Path]:
     """``a-{00..12}.tar``, ``{train,val}/*.tar`` -> the files, in order. Raises UserError for one that is not there."""
     paths: list[Path] = []
-    for word in _braces(pattern):
+    for word in _words(pattern):
         found = _matching(Path(word))
         if not found or not found[0].is_file():
             raise UserError(f"no file {word}" + (f", of the pattern {pattern}" if word != pattern else ""))
         paths += found
     return list(dict.fromkeys(paths))
+
+
+def _words(pattern: str) -> list[str]:
+    """What a shell makes of braces: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:  # one without its other: a file may be called so
+        return [pattern]
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -159,33 +205,6 @@ def _matching(pattern: Path) -> list[Path]:
     if wild is None:
         return [pattern]
     return sorted(Path(*pattern.parts[:wild]).glob(str(Path(*pattern.parts[wild:]))))
-
-
-def _braces(pattern: str) -> list[str]:
-    """The words of a shell's brace expansion: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
-    start = pattern.find("{")
-    depth, commas, end = 0, [start], -1
-    for i in range(start, len(pattern)) if start >= 0 else ():
-        depth += (pattern[i] == "{") - (pattern[i] == "}")
-        if pattern[i] == "," and depth == 1:
-            commas.append(i)
-        if depth == 0:
-            end = i
-            break
-    if end < 0:
-        return [pattern]
-    inner, rest = pattern[start + 1 : end], _braces(pattern[end + 1 :])
-    if match := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        width = len(match[1]) if match[1].startswith("0") else 0
-        options = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
-        if not options:
-            raise UserError(f"the range {{{inner}}} of {pattern} is empty: write it as {{000..009}}")
-    elif len(commas) > 1:
-        pieces = [pattern[a + 1 : b] for a, b in zip(commas, [*commas[1:], end], strict=True)]
-        options = [word for piece in pieces for word in _braces(piece)]
-    else:
-        options = [f"{{{word}}}" for word in _braces(inner)]
-    return [f"{pattern[:start]}{option}{tail}" for option in options for tail in rest]
 
 
 def _missing(path: Path, data: str) -> str:
@@ -288,12 +307,10 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled: bool) -> Source:
     """Number the classes of train, hold out val where there is none, and pick the split."""
-    if found.unlabelled and not unlabelled:
-        raise UserError(found.unlabelled)
     parts, notes = found.parts, [*found.notes]
     labels = _labels_of(parts.get("train", []))
     classes = tuple(sorted(labels) if found.order is None else (name for name in found.order if name in labels))
-    if len(classes) < (1 if found.multi_label else 2):
+    if len(classes) < (1 if found.several else 2):
         if unlabelled:
             return _without_labels(name, found, split)
         those = f"only the class {classes[0]!r}" if classes else "no class with images"
@@ -302,6 +319,22 @@ def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled:
         if strange := sorted(_labels_of(parts[part]) - set(classes)):
             hint = nearest(strange[0], classes, 1)
             raise UserError(f"{name}: class {strange[0]!r} of {part} has no images in train{hint}")
+    chosen, more = _choose(name, parts, split, val_share)
+    notes += more
+    if absent := sorted(set(classes) - _labels_of(chosen)):
+        notes.append(f"no image of class {', '.join(map(repr, absent))} in {split}")
+    number = {label: i for i, label in enumerate(classes)}
+    targets = (tuple(sorted(number[label] for label in item.labels)) for item in chosen)
+    records = tuple(
+        Record(item.source, target if found.several else target[0], item.key)
+        for item, target in zip(chosen, targets, strict=True)
+    )
+    return Source(name, classes, records, tuple(notes), split, "several" if found.several else "one")
+
+
+def _choose(name: str, parts: Parts, split: str, val_share: float) -> tuple[list[Item], list[str]]:
+    """The images of a split, val being held out of train where there is none; and what there is to say about that."""
+    notes = []
     if not parts.get("val"):
         parts = {**parts, **_hold_out(parts["train"], val_share)}
         if split != "trainval":
@@ -313,15 +346,21 @@ def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled:
     chosen = parts["train"] + parts["val"] if split == "trainval" else parts[split]
     if not chosen:
         raise UserError(f"{name} has no image for {split}: give a class two images or more, or add a {split} split")
-    if absent := sorted(set(classes) - _labels_of(chosen)):
-        notes.append(f"no image of class {', '.join(map(repr, absent))} in {split}")
-    number = {label: i for i, label in enumerate(classes)}
-    targets = (tuple(sorted(number[label] for label in item.labels)) for item in chosen)
-    records = tuple(
-        Record(item.source, target if found.multi_label else target[0], item.key)
-        for item, target in zip(chosen, targets, strict=True)
-    )
-    return Source(name, classes, records, tuple(notes), split, found.multi_label)
+    return chosen, notes
+
+
+def _with_texts(name: str, found: Found, split: str, val_share: float) -> Source:
+    """One split of images whose labels are taken as they are written; val is held out by the hash of the path alone."""
+    several = next((item for item in found.items if len(item.labels) != 1), None)
+    if several is not None:
+        raise UserError(f"{name}: {several.key} has {len(several.labels)} labels: one is wanted for each image")
+    if not found.parts.get("train"):
+        raise UserError(f"{name} has no image for train")
+    texts = {item.key: item.labels[0] for item in found.items}
+    alike = {part: [replace(item, labels=()) for item in items] for part, items in found.parts.items()}
+    chosen, notes = _choose(name, alike, split, val_share)
+    records = tuple(Record(item.source, texts[item.key], item.key) for item in chosen)
+    return Source(name, (), records, (*found.notes, *notes), split, "text")
 
 
 def _labels_of(items: Iterable[Item]) -> set[str]:
@@ -335,7 +374,7 @@ def _without_labels(name: str, found: Found, split: str) -> Source:
     records = tuple(Record(item.source, -1, item.key) for part in wanted for item in parts.get(part, ()))
     if not records:
         raise UserError(f"{name} has no image for {split}")
-    return Source(name, (), records, tuple(found.notes), split)
+    return Source(name, (), records, tuple(found.notes), split, "none")
 
 
 def _hold_out(items: list[Item], share: float) -> Parts:

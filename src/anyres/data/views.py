@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from anyres.config import UserError, config
-from anyres.data.augment import AugmentConfig, as_before, one_pixel, reseed, view_maker
-from anyres.flow import Size
+from anyres.data.augment import AugmentConfig, preserve_rng_state, resize, seed_all, view_maker
+from anyres.data.geometry import View, cut, resized, whole
+from anyres.flow import Geometry, Size
 
 _SIZES: tuple[str | int, ...] = ("224",)
 _LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
@@ -21,14 +20,14 @@ _LONGEST = 8  # evaluation cuts an image that is more than so many times as elon
 
 @config
 class ViewGroup:
-    """``count`` views of one ``size``, cut and coloured as ``augment`` says but for what is given here (null: its)."""
+    """Several views of one size, cut and colored as ``augment`` says but for what is given here."""
 
-    size: str | int
-    count: int = 1
-    crop_scale: tuple[float, float] | None = None
-    grayscale: float | None = None
-    blur: float | None = None
-    solarize: float | None = None
+    size: str | int  # as 224 or 320x192 (height x width), in pixels
+    count: int = 1  # of views
+    crop_scale: tuple[float, float] | None = None  # instead of augment's; null: augment's
+    grayscale: float | None = None  # instead of augment's; null: augment's
+    blur: float | None = None  # instead of augment's; null: augment's
+    solarize: float | None = None  # instead of augment's; null: augment's
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(Size.parse(self.size)))
@@ -43,16 +42,12 @@ class ViewGroup:
 
 @config
 class ViewsConfig:
-    """The views of each training image, sorted so that the largest area comes first.
+    """The views of each training image, sorted so that the largest area comes first."""
 
-    ``sizes``: as ``224`` or ``320x192`` (height x width). ``share``: one augmentation at the largest size, from which
-    the others are resized; else each view is augmented by itself. ``groups``: instead of sizes, groups of views each
-    with its own crop scale and colours, as multi-crop has them; ``sizes`` is then worked out. Groups of one size keep
-    the order they are given in, so DINO's two global views come first.
-    """
-
-    sizes: tuple[str | int, ...] = _SIZES
-    share: bool = False
+    sizes: tuple[str | int, ...] = _SIZES  # as 224 or 320x192 (height x width), in pixels
+    share: bool = False  # one augmentation at the largest size, from which the others are resized; else one for each
+    # instead of sizes: groups of views each with its own crop scale and colors, as multi-crop has them; groups of one
+    # size keep the order they are given in, so DINO's two global views come first
     groups: tuple[ViewGroup, ...] = ()
 
     def __post_init__(self) -> None:
@@ -102,90 +97,117 @@ def _plan(views: ViewsConfig, how: AugmentConfig) -> tuple[tuple[Size, AugmentCo
 
 
 def make_views(
-    image: UInt8[Tensor, "3 h w"], how: AugmentConfig, views: ViewsConfig, seed: int, epoch: int, index: int
-) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
-    """The training views of one image, uint8 (3, H_i, W_i), largest first; a function of (seed, epoch, index)."""
-    with as_before():
-        return draw_views(image, how, views, seed, epoch, index)
+    image: UInt8[Tensor, "c h w"], how: AugmentConfig, views: ViewsConfig, seed: int, epoch: int, index: int
+) -> tuple[UInt8[Tensor, "c _ _"], ...]:
+    """The training views of one image, uint8 (c, H_i, W_i), largest first; a function of (seed, epoch, index)."""
+    with preserve_rng_state():
+        return tuple(view.pixels for view in draw_views(whole(image), how, views, seed, epoch, index))
 
 
 def draw_views(
-    image: UInt8[Tensor, "3 h w"],
+    image: View,
     how: AugmentConfig,
     views: ViewsConfig,
     seed: int,
     epoch: int,
     index: int,
     seen: range | None = None,
-) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
-    """``make_views``, but the global generators are left as the last draw leaves them: within ``as_before``.
+) -> tuple[View, ...]:
+    """``make_views`` with each view's geometry, but the global generators are left as the last draw leaves them:
+    within ``preserve_rng_state``. ``image``: the whole image, of which the views' geometry counts on.
 
-    Views whose place is not in ``seen`` (None: all are) stay black; those that are, are the same whatever it says.
+    Views whose place is not in ``seen`` (None: all are) stay black, and their geometry is the image's; those that are,
+    are the same whatever it says.
 
     Shared augmentation: the smaller views are resized from the largest one by bicubic interpolation in float without
     antialiasing, which is what ResFormer's published runs did (torchvision 0.8); unlike there they are then rounded
-    and clipped to uint8, an error of half a grey level, so that every view leaves the loader as bytes.
+    and clipped to uint8, an error of half a gray level, so that every view leaves the loader as bytes.
     """
     if not views.share:
         made = []
         for i, (size, own) in enumerate(_plan(views, how)):
             if seen is not None and i not in seen:
-                made.append(_black(size))
+                made.append(_black(image, size))
                 continue
             make = view_maker(size, own)
-            reseed(seed, epoch, index, i)
+            seed_all(seed, epoch, index, i)
             made.append(make(image))
         return tuple(made)
     sizes = views.parsed
     make = view_maker(sizes[0], how)
-    reseed(seed, epoch, index, 0)
+    seed_all(seed, epoch, index, 0)
     largest = make(image)
     smaller = enumerate(sizes[1:], 1)
-    return (largest, *(shrink(largest, s) if seen is None or i in seen else _black(s) for i, s in smaller))
+    return (largest, *(shrink(largest, s) if seen is None or i in seen else _black(image, s) for i, s in smaller))
 
 
-def _black(size: Size) -> UInt8[Tensor, "3 H W"]:
-    return torch.zeros(1, dtype=torch.uint8).expand(3, *size)
+def _black(image: View, size: Size) -> View:
+    pixels = torch.zeros(1, dtype=torch.uint8).expand(len(image.pixels), *size)
+    return View(pixels, resized(image.geometry, size))
 
 
-def shrink(image: UInt8[Tensor, "3 h w"], size: Size) -> UInt8[Tensor, "3 H W"]:
+def shrink(view: View, size: Size) -> View:
     """A smaller view of a shared augmentation."""
-    batch = image[None].float()
-    resized = torch.nn.functional.interpolate(batch, size=list(size), mode="bicubic", antialias=False)
-    return resized[0].round_().clamp_(0, 255).to(torch.uint8)
+    batch = view.pixels[None].float()
+    made = torch.nn.functional.interpolate(batch, size=list(size), mode="bicubic", antialias=False)
+    return View(made[0].round_().clamp_(0, 255).to(torch.uint8), resized(view.geometry, size))
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """What evaluation does with an image: cut the window ``kept`` (top, left, height, width) out of it, resize that to
+    ``covered``, and cut the view out at ``at`` (top, left)."""
+
+    kept: tuple[int, int, int, int]
+    covered: Size
+    at: tuple[int, int]
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether the view needs more pixels than the image has."""
+        return self.covered.height > self.kept[2] or self.covered.width > self.kept[3]
+
+
+def eval_plan(image: Size, size: Size, crop: float = 0.875, warp: bool = False) -> EvalPlan:
+    """How an image of ``image`` pixels becomes the view ``size``: see ``eval_view``. Raises UserError."""
+    if not 0 < crop <= 1:
+        raise UserError(f"crop {crop} is the share of a side that is kept: it must be above 0 and at most 1, as 0.875")
+    h, w = image
+    if warp:
+        return EvalPlan((0, 0, h, w), size, (0, 0))
+    tall, wide = int(size.height / crop), int(size.width / crop)
+    w_kept, h_kept = min(w, max(1, _LONGEST * h * wide // tall)), min(h, max(1, _LONGEST * w * tall // wide))
+    kept = ((h - h_kept) // 2, (w - w_kept) // 2, h_kept, w_kept)
+    h, w = h_kept, w_kept
+    if tall * w >= wide * h:  # as wide as the view or wider: the height decides
+        covered = Size(tall, max(wide, int(tall * w / h)))
+    else:
+        covered = Size(max(tall, int(wide * h / w)), wide)
+    # rounded as torchvision's center_crop does
+    at = round((covered.height - size.height) / 2.0), round((covered.width - size.width) / 2.0)
+    return EvalPlan(kept, covered, at)
 
 
 def eval_view(
-    image: UInt8[Tensor, "3 h w"], size: Size, crop: float = 0.875, warp: bool = False, interpolation: str = "bicubic"
-) -> UInt8[Tensor, "3 H W"]:
-    """The image resized to cover int(H / crop) x int(W / crop), then its centre H x W; antialiased.
+    image: UInt8[Tensor, "c h w"], size: Size, crop: float = 0.875, warp: bool = False, interpolation: str = "bicubic"
+) -> UInt8[Tensor, "c H W"]:
+    """The image resized to cover int(H / crop) x int(W / crop), then its center H x W; antialiased.
 
-    For a square of side S that is torchvision's Resize(int(S / crop)) and CenterCrop(S): within 2 grey levels of
+    For a square of side S that is torchvision's Resize(int(S / crop)) and CenterCrop(S): within 2 gray levels of
     Pillow's pixels, 0.005 on average, in a fifth of its time. ``warp``: resized to H x W whatever its shape.
-    An image more than 8 times as elongated as the view loses its ends first, for memory's sake. ``interpolation``:
-    ``bicubic`` or ``bilinear``.
-    Raises UserError when ``crop`` is not in (0, 1].
+    An image more than 8 times as elongated as the view loses its ends first, for memory's sake.
+    ``interpolation``: ``bicubic`` or ``bilinear``. ``eval_geometry`` says where the pixels come from. Raises UserError
+    when ``crop`` is not in (0, 1].
     """
-    if not 0 < crop <= 1:
-        raise UserError(f"crop {crop} is the share of a side that is kept: it must be above 0 and at most 1, as 0.875")
-    if warp:
-        return _resize(image, size.height, size.width, interpolation).contiguous()
-    tall, wide = int(size.height / crop), int(size.width / crop)
-    h, w = image.shape[-2:]
-    w_kept, h_kept = min(w, max(1, _LONGEST * h * wide // tall)), min(h, max(1, _LONGEST * w * tall // wide))
-    if (h, w) != (h_kept, w_kept):
-        top, left = (h - h_kept) // 2, (w - w_kept) // 2
-        image, h, w = image[:, top : top + h_kept, left : left + w_kept], h_kept, w_kept
-    if tall * w >= wide * h:  # as wide as the view or wider: the height decides
-        covered = _resize(image, tall, max(wide, int(tall * w / h)), interpolation)
-    else:
-        covered = _resize(image, max(tall, int(wide * h / w)), wide, interpolation)
-    cropped: Tensor = F.center_crop(covered, list(size))
-    return cropped.contiguous()
+    plan = eval_plan(Size(*image.shape[-2:]), size, crop, warp)
+    top, left, height, width = plan.kept
+    covered = resize(image[:, top : top + height, left : left + width], plan.covered, interpolation)
+    top, left = plan.at
+    return covered[:, top : top + size.height, left : left + size.width].contiguous()
 
 
-def _resize(image: UInt8[Tensor, "3 h w"], height: int, width: int, interpolation: str) -> UInt8[Tensor, "3 H W"]:
-    if height == width == 1:
-        return one_pixel(image)
-    resized: Tensor = F.resize(image, [height, width], InterpolationMode(interpolation), antialias=True)
-    return resized
+def eval_geometry(image: Geometry, size: Size, crop: float = 0.875, warp: bool = False) -> Geometry:
+    """Where the pixels of ``eval_view`` come from; ``image``: the decoded image's own geometry."""
+    plan = eval_plan(image.size, size, crop, warp)
+    top, left, height, width = plan.kept
+    return cut(resized(cut(image, top, left, Size(height, width)), plan.covered), *plan.at, size)

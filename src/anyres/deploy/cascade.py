@@ -1,10 +1,10 @@
-"""A cascade: look at every image small, and again larger only where the small look is not sure enough.
+"""A cascade: run every image at a small size, and again at a larger one only where the model is not confident.
 
 The confidence is the largest probability after temperature scaling (Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017, section 4.2), one temperature for each size. What a cascade loses is reckoned with calibrated
-probabilities p as if they were the labels, the largest size's and the answering one's, TRUST to 1 - TRUST: an image
-answered early with class a where the largest size would say b costs p(b) - p(a). That needs far fewer images than
-counting the few answers that differ. Where the early look is much surer than the largest it is a gain.
+Networks, ICML 2017, section 4.2), one temperature per size. The expected loss of accuracy uses calibrated probabilities
+p in place of labels, those of the largest size and of the answering size weighted LARGEST_WEIGHT to 1 - LARGEST_WEIGHT:
+an image answered early with class a, where the largest size would answer b, costs p(b) - p(a). That needs far fewer
+images than counting the few answers that differ. It is negative (a gain) where the early stage is much more confident.
 """
 
 from __future__ import annotations
@@ -26,44 +26,40 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.samples import one_thread
-from anyres.deploy.engines.backend import OWN_THREADS
 from anyres.deploy.predictor import Picture, Prediction, Predictor, likeliest, pixels_of
 from anyres.flow import Size
+from anyres.storage import write_text
 
-TRUST = 0.75
-"""The weight of the largest look's probabilities beside the answering look's, in what an early answer loses."""
-STEPS = 32  # shares of the images, between which thresholds are sought
+LARGEST_WEIGHT = 0.75
+"""Weight of the largest size's probabilities against the answering size's, in the expected loss of an early answer."""
+STEPS = 32  # quantiles of the confidences that are tried as thresholds
 LONGEST = 3  # sizes in a chain
 BLOCK = 16  # batches that are held at a time
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """``sizes`` from the first look to the last; ``temperatures`` of each; ``thresholds``: the least confidence, 0 to
-    1, with which each look but the last answers. ``top1`` and ``lost`` in points, ``shares`` of the images by the look
-    that answers them, and ``speedup`` over the largest size alone, on the images it was chosen with."""
+    """A chain of sizes with its thresholds, and what it came to on the images it was chosen with."""
 
-    sizes: tuple[str, ...]
-    temperatures: tuple[float, ...]
-    thresholds: tuple[float, ...]
-    max_loss: float
-    images: int
-    expected_loss: float
-    top1: float
-    lost: float
-    shares: tuple[float, ...]
-    speedup: float
+    sizes: tuple[str, ...]  # from the first stage to the last
+    temperatures: tuple[float, ...]  # of each stage's logits
+    thresholds: tuple[float, ...]  # least confidence in [0, 1] with which each stage but the last answers
+    max_loss: float  # points of top-1 that it was allowed to lose
+    images: int  # it was chosen with
+    expected_loss: float  # points of top-1, by calibrated probabilities
+    top1: float  # in points
+    lost: float  # points of top-1 against the largest size alone
+    shares: tuple[float, ...]  # of the images, by the stage that answers them
+    speedup: float  # over the largest size alone
 
     @property
     def parsed(self) -> tuple[Size, ...]:
-        """Its sizes."""
+        """The stages' sizes."""
         return tuple(Size.parse(size) for size in self.sizes)
 
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        part.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Cascade:
@@ -79,7 +75,7 @@ class Cascade:
 
 
 def temperature(logits: Float[Tensor, "n k"], target: Int64[Tensor, " n"]) -> float:
-    """The divisor of the logits under which the labels are likeliest, between 1/20 and 20."""
+    """The temperature in [1/20, 20] that minimizes the cross-entropy of logits / temperature."""
 
     def nll(log_t: float) -> float:
         return float(torch.nn.functional.cross_entropy(logits.double() / math.exp(log_t), target))
@@ -88,17 +84,17 @@ def temperature(logits: Float[Tensor, "n k"], target: Int64[Tensor, " n"]) -> fl
     return math.exp(float(found.x))
 
 
-def sure(logits: Float[Tensor, "n k"], t: float) -> Float32[Tensor, " n"]:
+def confidence(logits: Float[Tensor, "n k"], t: float) -> Float32[Tensor, " n"]:
     """The confidence: the largest probability at temperature ``t``."""
     return (logits.float() / t).softmax(1).amax(1)
 
 
-def answered(confidences: Sequence[Float32[Tensor, " n"]], thresholds: Sequence[float]) -> Int64[Tensor, " n"]:
-    """The look, 0 to the last, that answers each image: the first that is sure enough."""
-    looks = torch.full((len(confidences[0]),), len(thresholds))
-    for look in reversed(range(len(thresholds))):
-        looks[confidences[look] >= thresholds[look]] = look
-    return looks
+def answering_stage(confidences: Sequence[Float32[Tensor, " n"]], thresholds: Sequence[float]) -> Int64[Tensor, " n"]:
+    """The stage, 0 to the last, that answers each image: the first whose confidence reaches its threshold."""
+    stages = torch.full((len(confidences[0]),), len(thresholds))
+    for stage in reversed(range(len(thresholds))):
+        stages[confidences[stage] >= thresholds[stage]] = stage
+    return stages
 
 
 def choose(
@@ -117,26 +113,24 @@ def choose(
     sizes = sorted(logits, key=lambda size: (size.height * size.width, size))
     last = sizes[-1]
     temperatures = {size: temperature(logits[size], target) for size in sizes}
-    sureness = {size: sure(logits[size], temperatures[size]) for size in sizes}
-    says = {size: logits[size].argmax(1) for size in sizes}
-    shares = {size: (logits[size].double() / temperatures[size]).softmax(1) for size in sizes}
-    truth = {size: TRUST * shares[last] + (1 - TRUST) * shares[size] for size in sizes}
-    harm = {size: _harm(truth[size], says[last], says[size]) for size in sizes}  # each (n,)
-    right = {size: says[size] == target for size in sizes}
+    confident = {size: confidence(logits[size], temperatures[size]) for size in sizes}
+    answers = {size: logits[size].argmax(1) for size in sizes}
+    losses = _expected_losses(logits, temperatures, answers, last)
+    right = {size: answers[size] == target for size in sizes}
     found: list[Cascade] = []
     for chain in _chains(sizes):
-        levels = [torch.quantile(sureness[size], torch.linspace(0, 1, STEPS + 1)) for size in chain[:-1]]
-        early = [(sureness[s] >= level[:, None]).double() for s, level in zip(chain, levels, strict=False)]  # (s, n)
-        expected = 100 * _mean(early, [harm[size] for size in chain])
-        spent = [sum(costs[size] for size in chain[: look + 1]) for look in range(len(chain))]
-        cost = _mean(early, [torch.full_like(harm[last], each) for each in spent])
+        levels = [torch.quantile(confident[size], torch.linspace(0, 1, STEPS + 1)) for size in chain[:-1]]
+        early = [(confident[s] >= level[:, None]).double() for s, level in zip(chain, levels, strict=False)]  # (s, n)
+        expected = 100 * _mean(early, [losses[size] for size in chain])
+        spent = [sum(costs[size] for size in chain[: stage + 1]) for stage in range(len(chain))]
+        cost = _mean(early, [torch.full_like(losses[last], each) for each in spent])
         cost[expected > max_loss] = math.inf
-        place = torch.unravel_index(cost.argmin(), cost.shape)
-        if cost[place].isinf():
+        best = torch.unravel_index(cost.argmin(), cost.shape)
+        if cost[best].isinf():
             continue
-        thresholds = tuple(float(level[i]) for level, i in zip(levels, place, strict=True))
-        looks = answered([sureness[size] for size in chain], thresholds)
-        kept = torch.stack([right[size] for size in chain])[looks, torch.arange(len(target))]
+        thresholds = tuple(float(level[i]) for level, i in zip(levels, best, strict=True))
+        stages = answering_stage([confident[size] for size in chain], thresholds)
+        kept = torch.stack([right[size] for size in chain])[stages, torch.arange(len(target))]
         top1 = 100 * float(kept.double().mean())
         found.append(
             Cascade(
@@ -145,19 +139,33 @@ def choose(
                 thresholds=thresholds,
                 max_loss=max_loss,
                 images=len(target),
-                expected_loss=float(expected[place]),
+                expected_loss=float(expected[best]),
                 top1=top1,
                 lost=100 * float(right[last].double().mean()) - top1,
-                shares=tuple(float((looks == look).double().mean()) for look in range(len(chain))),
-                speedup=costs[last] / float(cost[place]),
+                shares=tuple(float((stages == stage).double().mean()) for stage in range(len(chain))),
+                speedup=costs[last] / float(cost[best]),
             )
         )
     return max(found, key=lambda cascade: (cascade.speedup, -cascade.expected_loss))
 
 
-def _harm(shares: Float[Tensor, "n k"], instead_of: Int64[Tensor, " n"], answer: Int64[Tensor, " n"]) -> Tensor:
-    """How much likelier the class ``instead_of`` is than ``answer``, (n,)."""
-    return (shares.gather(1, instead_of[:, None]) - shares.gather(1, answer[:, None]))[:, 0]
+def _expected_losses(
+    logits: Mapping[Size, Float[Tensor, "n k"]],
+    temperatures: Mapping[Size, float],
+    answers: Mapping[Size, Int64[Tensor, " n"]],
+    last: Size,
+) -> dict[Size, Tensor]:
+    """For each size and image, (n,): how much likelier the answer of size ``last`` is than this size's."""
+    shares = {size: (logits[size].double() / temperatures[size]).softmax(1) for size in logits}
+    truth = {size: LARGEST_WEIGHT * shares[last] + (1 - LARGEST_WEIGHT) * shares[size] for size in logits}
+    return {size: expected_loss(truth[size], answers[last], answers[size]) for size in logits}
+
+
+def expected_loss(
+    probabilities: Float[Tensor, "n k"], instead_of: Int64[Tensor, " n"], answer: Int64[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """How much likelier the class ``instead_of`` is than the class ``answer``."""
+    return (probabilities.gather(1, instead_of[:, None]) - probabilities.gather(1, answer[:, None]))[:, 0]
 
 
 def _chains(sizes: Sequence[Size]) -> Iterator[tuple[Size, ...]]:
@@ -168,9 +176,11 @@ def _chains(sizes: Sequence[Size]) -> Iterator[tuple[Size, ...]]:
 
 
 def _mean(early: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """The mean over the images of the value (n,) that goes with the look which answers each, for every choice of
-    thresholds: ``early`` says for each look but the last and each of its s thresholds who could be answered, (s, n).
-    Returns a tensor with one axis of s for each of ``early``: none, (s,) or (s, s)."""
+    """The mean over the images of their answering stage's value (n,), for every choice of thresholds.
+
+    ``early``: for each stage but the last and each of its s thresholds, the images it could answer, (s, n). Returns a
+    tensor with one axis of s for each of ``early``: none, (s,) or (s, s).
+    """
     n = len(values[0])
     if not early:
         return values[0].mean()
@@ -183,56 +193,60 @@ def _mean(early: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
 
 
 class CascadePredictor:
-    """Pictures through a cascade, each look a Predictor of its size. What a small look leaves open is gathered over
-    many batches before the larger one begins, so that every look works on full batches.
+    """Images through a cascade, each stage a Predictor of its size.
 
-    ``looks``: predictors of the cascade's sizes, in its order. ``answered``: images answered so far by each look.
+    Images that a small stage leaves open are gathered over many batches before the larger one begins, so that every
+    stage works on full batches. ``stages``: predictors of the cascade's sizes, in its order. ``answered``: images
+    answered so far by each stage.
     """
 
-    def __init__(self, looks: Sequence[Predictor], cascade: Cascade) -> None:
-        if [look.size for look in looks] != list(cascade.parsed):
-            raise UserError(f"the cascade looks at {', '.join(cascade.sizes)} px: give a predictor for each, in order")
-        self.looks, self.cascade = tuple(looks), cascade
-        self.answered = [0] * len(looks)
+    def __init__(self, stages: Sequence[Predictor], cascade: Cascade) -> None:
+        if [stage.size for stage in stages] != list(cascade.parsed):
+            raise UserError(f"the cascade runs at {', '.join(cascade.sizes)} px: give a predictor for each, in order")
+        self.stages, self.cascade = tuple(stages), cascade
+        self.answered = [0] * len(stages)
 
     def predict(self, pictures: Sequence[Picture], top: int = 1) -> list[list[Prediction]]:
-        """The ``top`` likeliest classes of each picture, with the calibrated probabilities of the look that answers."""
-        answers: list[list[Prediction]] = []
-        block = BLOCK * max(look.batch for look in self.looks)
+        """The ``top`` likeliest classes of each image, with the calibrated probabilities of the answering stage."""
+        return likeliest(self.probabilities(pictures), self.stages[0].names, top) if pictures else []
+
+    def probabilities(self, pictures: Sequence[Picture]) -> Float32[Tensor, "n k"]:
+        """The calibrated probabilities of each image's answering stage; (0, 0) for no images."""
+        found: list[Tensor] = []
+        block = BLOCK * max(stage.batch for stage in self.stages)
         for start in range(0, len(pictures), block):
             decoded = [pixels_of(picture) for picture in pictures[start : start + block]]
-            shares = self._answer(len(decoded), partial(self._prepare, decoded))
-            answers += likeliest(shares, self.looks[0].names, top)
-        return answers
+            found.append(self._answer(len(decoded), partial(self._prepare, decoded)))
+        return torch.cat(found) if found else torch.empty(0, 0)
 
-    def forward(self, views: Sequence[Float[Tensor, "b 3 _ _"]]) -> Float32[Tensor, "b k"]:
-        """Normalised pixels of the same images at each of the sizes, in order -> calibrated probabilities."""
-        return self._answer(len(views[0]), lambda look, places: views[look][places])
+    def forward(self, views: Sequence[Float[Tensor, "b c _ _"]]) -> Float32[Tensor, "b k"]:
+        """Normalized pixels of the same images at each of the sizes, in order -> calibrated probabilities."""
+        return self._answer(len(views[0]), lambda stage, images: views[stage][images])
 
-    def _prepare(self, decoded: Sequence[Tensor], look: int, places: Tensor) -> Tensor:
-        return self.looks[look].prepare([decoded[i] for i in places.tolist()])
+    def _prepare(self, decoded: Sequence[Tensor], stage: int, images: Tensor) -> Tensor:
+        return self.stages[stage].prepare([decoded[i] for i in images.tolist()])
 
-    def _answer(self, count: int, seen: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Probabilities (count, k); ``seen`` gives the images at some places as a look wants them.
+    def _answer(self, count: int, view: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Probabilities (count, k); ``view`` prepares the images of some indices for a stage.
 
         Beside an engine with threads of its own PyTorch has one: two that wait by spinning took a third of the speed.
         """
-        with one_thread() if all(look.choice.engine in OWN_THREADS for look in self.looks) else nullcontext():
-            return self._look(count, seen)
+        with one_thread() if all(stage.backend.own_threads for stage in self.stages) else nullcontext():
+            return self._run_stages(count, view)
 
-    def _look(self, count: int, seen: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def _run_stages(self, count: int, view: Callable[[int, Tensor], Tensor]) -> Tensor:
         waiting = torch.arange(count)
         answers: Tensor | None = None
-        for number, look in enumerate(self.looks):
-            parts = [look.forward(seen(number, part)) for part in torch.split(waiting, look.batch) if len(part)]
+        for number, stage in enumerate(self.stages):
+            parts = [stage.forward(view(number, part)) for part in torch.split(waiting, stage.batch) if len(part)]
             if not parts:
                 break
-            shares = (torch.cat(parts).cpu() / self.cascade.temperatures[number]).softmax(1)
+            probabilities = (torch.cat(parts).cpu() / self.cascade.temperatures[number]).softmax(1)
             if answers is None:
-                answers = torch.empty(count, shares.shape[1])
-            answers[waiting] = shares  # those that stay open are answered anew by the next look
+                answers = torch.empty(count, probabilities.shape[1])
+            answers[waiting] = probabilities  # the next stage overwrites those that stay open
             if number < len(self.cascade.thresholds):
-                stays = shares.amax(1) < self.cascade.thresholds[number]
+                stays = probabilities.amax(1) < self.cascade.thresholds[number]
                 self.answered[number] += int((~stays).sum())
                 waiting = waiting[stays]
             else:

@@ -1,96 +1,101 @@
-"""One trained model behind the fastest engine of this machine: pictures or tensors in, classes or logits out."""
+"""One trained model behind the fastest engine of this machine: images or tensors in, classes or logits out."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import io
-import json
+import logging
 import math
 import platform
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
-from anyres.data.mix import normalise
+from anyres.data.mix import normalize
 from anyres.data.views import eval_view
-from anyres.deploy.engines.backend import PRECISIONS, Choice, Run, Unavailable, build, candidates
-from anyres.deploy.engines.compiled_cache import Programs, Shape
+from anyres.deploy.engines.backend import Backend, build, candidates, parse_precision
+from anyres.deploy.engines.compiled_cache import CompiledCache, Shape
+from anyres.deploy.engines.engine import BackendUnavailable, Precision, Runner
+from anyres.deploy.engines.timing_cache import BackendTiming, TimingCache
 from anyres.deploy.fuse import fuse
 from anyres.deploy.fuse.folded import Patches
-from anyres.deploy.fuse.tables import pin
-from anyres.flow import Batch, Record, Size
+from anyres.deploy.fuse.tables import bake
+from anyres.flow import Batch, Labels, Record, Size
 from anyres.models.contract import Backbone
 from anyres.ops.patch import pad_to_multiple
-from anyres.storage import cache_root
+
+log = logging.getLogger(__name__)
 
 LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.3}
-"""How far the logits may be from eager float32's, as |a - b| / |b|, before an engine is not believed."""
+"""Largest relative distance |a - b| / |b| of an engine's logits from eager float32's that is accepted."""
 
-WARM_UP, ROUNDS = 2, 7  # of a measurement, the engines in turn; the median counts
+WARM_UP, ROUNDS = 2, 7  # of a measurement, the backends in turn; the median counts
 
 Picture = Path | str | Image.Image | Tensor
-"""A file, Pillow's image, or uint8 (3, h, w)."""
+"""A file, Pillow's image, or uint8 (c, h, w)."""
+
+Activation = Literal["softmax", "sigmoid"]
+"""How logits become probabilities: of one class out of all, or of each class by itself."""
 
 
-class Seen(NamedTuple):
-    """How a picture becomes a model's input: channel means and deviations, centre-crop ratio, warped or cropped, how
-    it is resized."""
+class Preprocessing(NamedTuple):
+    """How an image becomes a model's input."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop: float
-    warp: bool = False
-    interpolation: str = "bicubic"
-
-
-class Prediction(NamedTuple):
-    """One class of a picture: its label (an index), its name (the label where it has none), its probability."""
-
-    label: int
-    name: str
-    probability: float
+    mean: tuple[float, ...]  # of each channel, of pixels in [0, 1]
+    std: tuple[float, ...]  # of each channel
+    crop: float  # the centre crop's share of the short side, in (0, 1]
+    warp: bool = False  # resize to the size without cropping
+    interpolation: str = "bicubic"  # or bilinear
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One engine on this machine: median milliseconds for one batch, and its distance from eager float32's logits."""
+class EngineOptions:
+    """How a model is run."""
 
-    choice: str
-    ms: float
-    error: float
+    backend: str = "auto"  # see Predictor
+    batch: int = 8  # images at a time
+    huge_pages: bool = False  # move this process's memory into huge pages (Linux)
+
+
+class Prediction(NamedTuple):
+    """One class of an image."""
+
+    label: int  # its index
+    name: str  # its name, or its index where it has none
+    probability: float  # in [0, 1]
 
 
 class Predictor:
-    """``model`` folded and run by ``backend`` at one ``size``, in batches of at most ``batch``.
+    """``model``, folded where its family can be, run by ``backend`` at one ``size`` in batches of at most ``batch``.
 
-    ``any_size``: tensors of any size are taken, measured and pictured at ``size``. A size that comes again soon gets a
-    program of its own (see ``engines/compiled_cache.py``), others eager PyTorch; sizes that the model pads to the same
-    size share one.
+    ``backend``: an engine with its precision, as ``openvino`` (fp32) or ``openvino:bf16``; or ``auto``, the fastest of
+    what runs here. ``auto`` times all engines in turn (on a CPU eager, inductor, onnxruntime, OpenVINO; on a CUDA
+    device eager and inductor, each with Triton kernels and without) in fp32 and bf16, rejects those whose logits differ
+    from eager float32's, and caches the timings for this model's shape, size, batch and machine. ``auto:bf16``: the
+    fastest in that precision. int8 needs ``calibration``, some dozens of images.
 
-    ``backend``: ``auto`` measures what this machine has (eager, inductor, onnxruntime, OpenVINO; on a CUDA device eager
-    and inductor, each with Triton's kernels and without), checks every answer against eager float32, keeps the fastest
-    and remembers it for this model's shape, size, batch and machine; or one of them, as ``openvino`` or
-    ``openvino:bf16``. ``precision``: of ``auto`` (the fastest of fp32 and bf16, or one of them) or of a backend named
-    alone; int8 needs ``calibration``, some dozens of pictures. ``seen``: how pictures are prepared (None: the family's
-    own way). ``names`` of the classes; ``multi_label``: each is decided by itself, by the logistic function instead of
-    the softmax. ``threads`` of the CPU (None: the cores that PyTorch counts for this process, so `numactl` and
-    containers are respected). ``say`` hears what was chosen.
+    ``any_size``: take tensors of every size; ``size`` is used for timing and for images. A size that comes again soon
+    gets a compiled program of its own (``engines/compiled_cache.py``), others run in eager PyTorch; sizes that the
+    model pads to the same size share one.
 
-    The model is copied; it stays as it is. Raises UserError for what cannot be.
+    ``preprocessing``: how images are prepared (None: as the model's ``pretrained_cfg`` says). ``names`` of the classes.
+    ``activation``: softmax for one class per image, sigmoid for several. ``huge_pages``: move this process's memory
+    into huge pages (Linux). CPU threads: as many as PyTorch uses (`torch.set_num_threads`), so `numactl` and containers
+    are respected. What ``auto`` chose is logged.
+
+    ``model`` is copied and stays unchanged. Raises UserError.
     """
 
     def __init__(
@@ -100,44 +105,37 @@ class Predictor:
         size: int | str | Size = 224,
         *,
         batch: int = 1,
-        precision: str = "auto",
-        seen: Seen | None = None,
+        preprocessing: Preprocessing | None = None,
         names: Sequence[str] = (),
-        multi_label: bool = False,
+        activation: Activation = "softmax",
         calibration: Sequence[Picture] = (),
-        threads: int | None = None,
         any_size: bool = False,
-        say: Callable[[str], None] = lambda _: None,
+        huge_pages: bool = False,
     ) -> None:
         if batch < 1:
             raise UserError(f"batch={batch} must be 1 or more")
-        if precision not in ("auto", *PRECISIONS):
-            raise UserError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}")
         self.size = size if isinstance(size, Size) else Size.parse(size)
-        self.batch, self.names, self.threads = batch, tuple(names), threads or torch.get_num_threads()
-        cfg = model.pretrained_cfg
-        self.seen = seen or Seen(
-            tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], interpolation=cfg["interpolation"]
-        )
-        self.multi_label = multi_label
+        self.batch, self.names, self.threads = batch, tuple(names), torch.get_num_threads()
+        self.preprocessing = preprocessing or preprocessing_of(model)
+        self.channels = int(model.pretrained_cfg["input_size"][0])
+        self.activation, self.any_size, self.huge_pages = activation, any_size, huge_pages
         self.device = next(model.parameters()).device
-        self.any_size = any_size
         self.model = fuse(model, None if any_size else (self.size.height, self.size.width))
         self.multiple = next((m.patch_size for m in self.model.modules() if isinstance(m, Patches)), 1)
         self.calibration = [self.prepare([picture]) for picture in calibration]
-        self.programs = Programs(self._build)
-        self.timings: tuple[Timing, ...] = ()
-        self.choice = self._choose(backend, precision, say)
+        self.cache = CompiledCache(self._build)
+        self.timings: tuple[BackendTiming, ...] = ()
+        self.backend = self._choose(backend)
         if any_size:
-            if self.choice.precision == "int8":
+            if self.backend.precision == "int8":
                 raise UserError("int8 is made for one size: leave any_size out")
-            eager = build(self.model, replace(self.choice, engine="eager"), self._zeros(self._shape(batch)))
-            self.programs.stopgap = eager
-            if self.choice.engine == "eager":  # which takes any shape as it is
-                self.programs.make = lambda _: eager
+            eager = build(self.model, replace(self.backend, engine="eager"), self._zeros(self._shape(batch)))
+            self.cache.fallback = eager
+            if self.backend.engine == "eager":  # which takes any shape as it is
+                self.cache.make = lambda _: eager
 
     @torch.no_grad()
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b k"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float32[Tensor, "b k"]:
         """Normalised pixels of this predictor's size, any number of images -> logits, on the model's device."""
         if self.any_size:
             x = pad_to_multiple(x, self.multiple)  # as the model itself would
@@ -151,19 +149,21 @@ class Predictor:
     __call__ = forward
 
     def predict(self, pictures: Sequence[Picture], top: int = 1) -> list[list[Prediction]]:
-        """The ``top`` likeliest classes of each picture, likeliest first."""
+        """The ``top`` likeliest classes of each image, likeliest first. Raises UserError."""
         answers: list[list[Prediction]] = []
         for i in range(0, len(pictures), self.batch):
             logits = self.forward(self.prepare(pictures[i : i + self.batch]))
-            answers += likeliest(logits.sigmoid() if self.multi_label else logits.softmax(1), self.names, top)
+            probabilities = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+            answers += likeliest(probabilities, self.names, top)
         return answers
 
-    def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b 3 h w"]:
-        """Pictures as the model sees them: decoded, resized, cropped, normalised. Raises UserError."""
-        how = self.seen.crop, self.seen.warp, self.seen.interpolation
-        views = [eval_view(pixels_of(picture), self.size, *how) for picture in pictures]
+    def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b c h w"]:
+        """Images as model input: decoded, resized, cropped, normalized. Raises UserError."""
+        how = self.preprocessing
+        decoded = (pixels_of(picture, len(how.mean)) for picture in pictures)
+        views = [eval_view(image, self.size, how.crop, how.warp, how.interpolation) for image in decoded]
         count = torch.arange(len(views))
-        made = normalise(Batch((torch.stack(views),), count, count), self.seen.mean, self.seen.std, self.device)
+        made = normalize(Batch((torch.stack(views),), Labels(count), count), how.mean, how.std, self.device)
         return made.views[0]
 
     def _run(self, x: Tensor) -> Tensor:
@@ -172,18 +172,20 @@ class Predictor:
         wanted = min(1 << (count - 1).bit_length(), self.batch)
         if count < wanted:
             x = torch.cat([x, x.new_zeros(wanted - count, *x.shape[1:])])
-        return self.programs[Shape(wanted, *x.shape[2:])](x)[:count]
+        return self.cache[Shape(wanted, *x.shape[2:])](x)[:count]
 
-    def _build(self, shape: Shape, choice: Choice | None = None) -> Run:
-        """A program for one shape: what depends on the grid alone is a constant in it."""
-        choice, example, model = choice or self.choice, self._zeros(shape), self.model
+    def _build(self, shape: Shape, backend: Backend | None = None) -> Runner:
+        """A runner for one shape, with tensors that depend on the grid alone as constants."""
+        example, model = self._zeros(shape), self.model
         if self.any_size:
             model = copy.deepcopy(model)
-            pin(model, example[:1])
-        return build(model, choice, example, self.calibration, self.threads)
+            bake(model, example[:1])
+        return build(
+            model, backend or self.backend, example, self.calibration, self.threads, huge_pages=self.huge_pages
+        )
 
-    def _zeros(self, shape: Shape) -> Float32[Tensor, "b 3 h w"]:
-        return torch.zeros(shape.batch, 3, shape.height, shape.width, device=self.device)
+    def _zeros(self, shape: Shape) -> Float32[Tensor, "b c h w"]:
+        return torch.zeros(shape.batch, self.channels, shape.height, shape.width, device=self.device)
 
     def _shape(self, batch: int) -> Shape:
         """Of so many images of this predictor's size, padded where sizes share a program."""
@@ -192,69 +194,76 @@ class Predictor:
         height, width = (-(-side // self.multiple) * self.multiple for side in self.size)
         return Shape(batch, height, width)
 
-    def _choose(self, backend: str, precision: str, say: Callable[[str], None]) -> Choice:
-        if backend != "auto":
-            named = backend if ":" in backend or precision == "auto" else f"{backend}:{precision}"
-            return Choice.parse(named)
-        wanted = ("fp32", "bf16") if precision == "auto" else (precision,)
+    def _choose(self, text: str) -> Backend:
+        """The named backend, or the fastest for ``auto`` and ``auto:PRECISION``."""
+        name, _, precision = text.partition(":")
+        if name != "auto":
+            return Backend.parse(text)
+        wanted: tuple[Precision, ...] = (parse_precision(precision),) if precision else ("fp32", "bf16")
         tried = candidates(self.device, wanted)
-        if precision == "int8":
-            tried = [Choice(engine, "int8") for engine in ("openvino", "onnxruntime")]
-        kept = Remembered(self._key(tried))
-        self.timings = kept.read()
+        cache = TimingCache(self._key(tried))
+        self.timings = cache.read()
         if self.timings:
-            where = f", as measured before ({kept.path})"
+            source = f", as measured before ({cache.path})"
         else:
-            self.timings = tuple(self._measure(tried, say))
-            kept.write(self.timings)
-            where = f", the fastest of {len(self.timings)} here"
+            self.timings = tuple(self._measure(tried))
+            cache.write(self.timings)
+            source = f", the fastest of {len(self.timings)} here"
         best = self.timings[0]
-        say(f"backend {best.choice}: {best.ms:.1f} ms for {self.batch} at {self.size} px{where}")
-        return Choice.parse(best.choice)
+        log.info("backend %s: %.1f ms for %d at %s px%s", best.backend, best.ms, self.batch, self.size, source)
+        return Backend.parse(best.backend)
 
-    def _measure(self, tried: Sequence[Choice], say: Callable[[str], None]) -> Iterator[Timing]:
-        """Time the engines in turn, round by round; fastest first, without those that fail or answer otherwise."""
+    def _measure(self, tried: Sequence[Backend]) -> Iterator[BackendTiming]:
+        """Time the backends in turn, round by round; fastest first, without those that fail or answer otherwise."""
         shape = self._shape(self.batch)
         example = torch.randn(self._zeros(shape).shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        truth = build(self.model, Choice("eager", "fp32"), example)(example)
-        runs: dict[Choice, Run] = {}
-        errors: dict[Choice, float] = {}
-        for choice in tried:
+        truth = build(self.model, Backend("eager", "fp32"), example)(example)
+        runners: dict[Backend, Runner] = {}
+        errors: dict[Backend, float] = {}
+        for backend in tried:
             try:
-                made = self._build(shape, choice)
-            except Unavailable as error:
-                say(f"backend {choice} is left out: {error}")
+                made = self._build(shape, backend)
+            except BackendUnavailable as error:
+                log.info("backend %s is left out: %s", backend, error)
                 continue
-            errors[choice] = distance(made(example), truth)
-            if errors[choice] <= LIMITS[choice.precision]:
-                runs[choice] = made
+            errors[backend] = distance(made(example), truth)
+            if errors[backend] <= LIMITS[backend.precision]:
+                runners[backend] = made
             else:
-                say(f"backend {choice} is left out: its logits are {errors[choice]:.2g} from eager float32's")
-        if not runs:
-            raise UserError(f"no backend answers as eager PyTorch does; tried {', '.join(map(str, tried))}")
-        times: dict[Choice, list[float]] = {choice: [] for choice in runs}
+                log.info("backend %s is left out: its logits are %.2g from eager float32's", backend, errors[backend])
+        if not runners:
+            raise UserError(f"no backend answers as eager PyTorch does; tried {', '.join(map(str, tried)) or 'none'}")
+        times: dict[Backend, list[float]] = {backend: [] for backend in runners}
         for i in range(WARM_UP + ROUNDS):
-            for choice, run in runs.items():
+            for backend, run in runners.items():
                 run(example).cpu()  # the threads of the one before may still be spinning
                 start = time.perf_counter()
                 run(example).cpu()
                 if i >= WARM_UP:
-                    times[choice].append(1000 * (time.perf_counter() - start))
-        ranked = sorted(runs, key=lambda choice: statistics.median(times[choice]))
-        self.programs[shape] = runs[ranked[0]]
-        yield from (Timing(str(c), round(statistics.median(times[c]), 3), errors[c]) for c in ranked)
+                    times[backend].append(1000 * (time.perf_counter() - start))
+        ranked = sorted(runners, key=lambda backend: statistics.median(times[backend]))
+        self.cache[shape] = runners[ranked[0]]
+        yield from (BackendTiming(str(b), round(statistics.median(times[b]), 3), errors[b]) for b in ranked)
 
-    def _key(self, tried: Sequence[Choice]) -> dict[str, Any]:
+    def _key(self, tried: Sequence[Backend]) -> dict[str, Any]:
         """What a measurement is valid for."""
         shapes = [(key, *tensor.shape) for key, tensor in self.model.state_dict().items()]
         return {
             "model": type(self.model).__name__ + hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
             "size": str(self.size),
             "batch": self.batch,
-            "tried": [str(choice) for choice in tried],
+            "tried": [str(backend) for backend in tried],
             "machine": f"{machine(self.device)}, {self.threads} threads",
+            "huge_pages": self.huge_pages,
             "versions": {name: version(name) for name in ("torch", "anyres")},
         }
+
+
+def preprocessing_of(model: Backbone) -> Preprocessing:
+    """What the model's ``pretrained_cfg`` says."""
+    config = model.pretrained_cfg
+    crop, how = float(config["crop_pct"]), config["interpolation"]
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), crop, interpolation=how)
 
 
 def likeliest(shares: Float[Tensor, "b k"], names: Sequence[str], top: int) -> list[list[Prediction]]:
@@ -280,48 +289,17 @@ def machine(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-class Remembered:
-    """Measurements of ``auto`` in the user's cache, so that the second start is quick."""
-
-    def __init__(self, key: dict[str, Any]) -> None:
-        self.key = json.dumps(key, sort_keys=True)
-        self.path = cache_root() / "backends.json"
-
-    def read(self) -> tuple[Timing, ...]:
-        """What was measured for this key, fastest first; nothing if never."""
-        return tuple(Timing(**row) for row in self._all().get(self.key, ()))
-
-    def write(self, timings: Sequence[Timing]) -> None:
-        """Keep ``timings``; where the cache cannot be written the next start measures again, and a warning says so."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"):
-                rows = self._all() | {self.key: [vars(timing) for timing in timings]}
-                part = self.path.with_suffix(".part")
-                part.write_text(json.dumps(rows, indent=1))
-                part.replace(self.path)
-        except OSError as error:
-            warnings.warn(f"{self.path} cannot be written ({error.strerror}): every start measures", stacklevel=2)
-
-    def _all(self) -> dict[str, list[dict[str, Any]]]:
-        try:
-            rows = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # none yet, or damaged: measured anew
-            return {}
-        return rows if isinstance(rows, dict) else {}
-
-
-def pixels_of(picture: Picture) -> UInt8[Tensor, "3 h w"]:
-    """A picture decoded as everywhere here: upright, RGB."""
+def pixels_of(picture: Picture, channels: int = 3) -> UInt8[Tensor, "c h w"]:
+    """An image decoded as everywhere here: upright, with so many channels. Raises UserError."""
     if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-            raise UserError(f"a picture is uint8 (3, h, w), not {picture.dtype} {tuple(picture.shape)}")
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != channels:
+            raise UserError(f"an image is uint8 ({channels}, h, w), not {picture.dtype} {tuple(picture.shape)}")
         return picture
     if isinstance(picture, Image.Image):
         whole = io.BytesIO()  # through a file's bytes, so that alpha, palettes and depths are treated as a file's are
         ImageOps.exif_transpose(picture).save(whole, "PNG", compress_level=0)
-        return decode(Record(whole.getvalue(), -1, "the picture")).image
+        return decode(Record(whole.getvalue(), -1, "the picture"), channels=channels).image
     try:
-        return decode(Record(Path(picture), -1, str(picture))).image
+        return decode(Record(Path(picture), -1, str(picture)), channels=channels).image
     except Unreadable as error:
         raise UserError(f"{error.name} is unreadable: {error.reason}") from None

@@ -1,8 +1,8 @@
-"""How fast a model runs here: each configuration in a process of its own, timed in turn so that they share the weather.
+"""How fast a model runs here: each configuration in a process of its own, all timed in turn.
 
 A configuration is a model, its form (folded, plain, or a peer's), an engine, a precision, a size and a batch. One more
-process measures what the machine's matrix product does in the same run; a row's share of that rate is its distance
-from the floor.
+process measures the machine's matrix product in the same rounds; a row's share of that rate is its distance from the
+hardware's limit.
 """
 
 from __future__ import annotations
@@ -18,56 +18,63 @@ import numpy as np
 import torch
 from torch import nn
 
-from anyres.deploy.engines.backend import Choice, Unavailable, build
+from anyres.config import first_line
+from anyres.deploy.engines.backend import Backend, build
+from anyres.deploy.engines.engine import BackendUnavailable
 from anyres.deploy.fuse import fuse
 from anyres.deploy.worker import Timer, Worker, matrix_product
-from anyres.flow import Size
+from anyres.flow import Size, is_disturbed
 
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: ``make`` gives the plain module, in its process; ``folded`` first; ``flops`` of one image.
-    ``tuned``: as for ``build``."""
+    """One configuration to measure."""
 
-    name: str
-    make: Callable[[], nn.Module]
-    folded: bool
-    choice: Choice
-    size: Size
-    batch: int
-    flops: int
-    threads: int | None = None
-    calibration: tuple[torch.Tensor, ...] = ()
-    tuned: bool = True
+    name: str  # whose model it is: anyres, or a peer
+    make: Callable[[], nn.Module]  # gives the plain model, in the job's process
+    folded: bool  # fold it first
+    backend: Backend  # engine and precision
+    size: Size  # of the images
+    batch: int  # images at a time
+    flops: int  # of one image
+    threads: int | None = None  # of the CPU; None: as many as PyTorch uses
+    calibration: tuple[torch.Tensor, ...] = ()  # for int8, see ``build``
+    tuned: bool = True  # see ``build``
+    channels: int = 3  # of an image
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came out. ``rounds``: median images/s of each round; ``p50_ms``, ``p99_ms``: of one batch, over all calls;
-    ``peak_mib``: resident memory of its process; ``share``: of the matrix rate in its precision (int8: of bf16's)."""
+    """The measurement of one configuration."""
 
     job: Job
-    images_per_s: float
-    rounds: tuple[float, ...]
-    p50_ms: float
+    images_per_s: float  # median of the rounds
+    rounds: tuple[float, ...]  # median images/s of each round
+    p50_ms: float  # of one batch, over all calls
     p99_ms: float
-    peak_mib: float
+    peak_mib: float  # resident memory of its process
     gflops_per_s: float
-    share: float
+    share: float  # of the matrix rate in its precision (int8: of bf16's)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the rounds differ too much to say anything: see ``anyres.flow.is_disturbed``."""
+        return is_disturbed(self.rounds)
 
     def facts(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values, for JSON."""
         job = self.job
         return {
             "name": job.name,
             "folded": job.folded,
-            "backend": str(job.choice),
+            "backend": str(job.backend),
             "size": str(job.size),
             "batch": job.batch,
             "images/s": round(self.images_per_s, 2),
             "rounds": [round(value, 2) for value in self.rounds],
+            "disturbed": self.disturbed,
             "p50 ms": round(self.p50_ms, 2),
             "p99 ms": round(self.p99_ms, 2),
             "peak MiB": round(self.peak_mib),
@@ -78,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failed:
-    """A configuration that does not run here, and why."""
+    """A configuration that does not run here."""
 
     job: Job
     reason: str
@@ -90,35 +97,36 @@ def measure(
     rounds: int = 5,
     seconds: float = 1.0,
     processes: int = 1,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Row], list[Failed], dict[str, float]]:
-    """Every job timed for ``rounds`` x ``seconds``, the jobs in turn; the rows, the failures and the matrix rates.
+    """Time every job for ``rounds`` x ``seconds``, the jobs in turn. Returns rows, failures and the matrix rates.
 
     The rates are GFLOP/s by precision, medians over the rounds. Processes wait while another is timed. ``processes``:
-    all are started anew so many times, each time for so many rounds, as two of one program differ by some percent.
+    all are started anew this many times, each time for ``rounds``, as two processes of one program differ by some
+    percent. ``progress`` is told what happens now.
     """
-    found = [Timed(job) for job in jobs]
+    found = [JobTimes(job) for job in jobs]
     failed: list[Failed] = []
     rates: list[dict[str, float]] = []
     for _ in range(processes):
         with ExitStack() as workers:
-            say(f"starting {len(found) + 1} processes")
+            progress(f"starting {len(found) + 1} processes")
             floor = workers.enter_context(Worker(matrix_product, jobs[0].threads))
             started = [(timed, workers.enter_context(Worker(_job, timed.job))) for timed in found]
             for worker in (floor, *(worker for _, worker in started)):
-                worker.hear()  # nothing is built, as that is timed too, while others are still importing
+                worker.receive()  # nothing is built, as that is timed too, while others are still importing
             floor.build()
-            crew: list[tuple[Timed, Worker]] = []
+            crew: list[tuple[JobTimes, Worker]] = []
             for timed, worker in started:
                 job = timed.job
-                say(f"{job.name}, {job.choice}{', folded' if job.folded else ''}: building")
+                progress(f"{job.name}, {job.backend}{', folded' if job.folded else ''}: building")
                 answer = worker.build()
                 if isinstance(answer, str):
                     failed.append(Failed(job, answer))
                 else:
                     crew.append((timed, worker))
             for turn in range(rounds):
-                say(f"round {turn + 1} of {rounds}")
+                progress(f"round {turn + 1} of {rounds}")
                 rates.append(floor.ask(0.2))
                 for i in range(len(crew)):
                     timed, worker = crew[(turn + i) % len(crew)]  # another one each time follows the matrix product
@@ -131,7 +139,7 @@ def measure(
 
 
 @dataclass
-class Timed:
+class JobTimes:
     """A job, the seconds of its calls in each round, and its peak memory in MiB."""
 
     job: Job
@@ -139,13 +147,13 @@ class Timed:
     peak: float = 0.0
 
 
-def _row(timed: Timed, matrix: dict[str, float]) -> Row:
+def _row(timed: JobTimes, matrix: dict[str, float]) -> Row:
     job = timed.job
     calls = np.array([value for turn in timed.rounds for value in turn])
     per_round = tuple(job.batch / statistics.median(turn) for turn in timed.rounds)
     speed = statistics.median(per_round)
     done = speed * job.flops / 1e9
-    reference = matrix["fp32" if job.choice.precision == "fp32" else "bf16"]
+    reference = matrix["fp32" if job.backend.precision == "fp32" else "bf16"]
     p50, p99 = (1000 * float(q) for q in np.percentile(calls, (50, 99)))
     return Row(job, speed, per_round, p50, p99, timed.peak, done, done / reference)
 
@@ -157,14 +165,14 @@ def _job(job: Job) -> Timer | str:
     try:
         model = job.make().eval()
         model = fuse(model, (job.size.height, job.size.width)) if job.folded else model
-        x = torch.randn(job.batch, 3, *job.size, generator=torch.Generator().manual_seed(0))
-        run = build(model, job.choice, x, job.calibration, job.threads, job.tuned)
+        x = torch.randn(job.batch, job.channels, *job.size, generator=torch.Generator().manual_seed(0))
+        run = build(model, job.backend, x, job.calibration, job.threads, job.tuned)
         for _ in range(WARM_UP):
             run(x)
-    except Unavailable as error:
+    except BackendUnavailable as error:
         return str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        return f"{type(error).__name__}: {first_line(error)[:200]}"
 
     def calls(seconds: float) -> list[float]:
         run(x)  # wakes its threads

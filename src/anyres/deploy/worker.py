@@ -33,8 +33,8 @@ class Worker:
         self.process.start()
         theirs.close()
 
-    def hear(self) -> Any:
-        """What it says next. Raises UserError when it died."""
+    def receive(self) -> Any:
+        """The process's next message. Raises UserError when it died."""
         try:
             return self.pipe.recv()
         except EOFError:
@@ -46,12 +46,12 @@ class Worker:
     def build(self) -> Any:
         """None once it is built, or why it cannot be."""
         self.pipe.send(None)
-        return self.hear()
+        return self.receive()
 
     def ask(self, seconds: float | None) -> Any:
         """What timing for so long gave; None: its peak memory in MiB."""
         self.pipe.send(seconds)
-        return self.hear()
+        return self.receive()
 
     def close(self) -> None:
         """End it: by itself, as the pipe is closed; if it will not, by force."""

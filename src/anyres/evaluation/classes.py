@@ -96,10 +96,22 @@ def relabel(source: Source, names: Names) -> Source:
     if len(number) < len(names):
         notes = (*notes, f"images of {len(number)} of the {len(names)} classes; all {len(names)} can be predicted")
 
-    def renumbered(target: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    def renumbered(target: int | tuple[int, ...] | str) -> int | tuple[int, ...] | str:
         if isinstance(target, tuple):
-            return tuple(sorted(number[place] for place in target))
-        return number[target] if target >= 0 else target
+            return tuple(sorted(number[index] for index in target))
+        return number[target] if isinstance(target, int) and target >= 0 else target
 
     records = tuple(replace(r, target=renumbered(r.target)) for r in source.records)
     return replace(source, classes=tuple(called[-1] for called in names), records=records, notes=notes)
+
+
+def check_classes(source: Source, names: Names) -> Source:
+    """``source``, if it has exactly the classes that a model was trained on. Raises UserError if not."""
+    classes = [called[-1] for called in names]
+    if list(source.classes) == classes:
+        return source
+    strange = sorted(set(source.classes) ^ set(classes))
+    raise UserError(
+        f"{source.name} has {len(source.classes)} classes and the checkpoint {len(classes)}; {strange[0]!r} is in only "
+        "one of them: give --data a set with the classes that the model was trained on"
+    )

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 
 from anyres.evaluation.metrics import Scores, wilson
 from anyres.flow import Size
+from anyres.storage import atomic_write
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,6 @@ def confusion(scores: Scores, classes: Sequence[str]) -> Confusion:
 def write_tables(by_size: Mapping[Size, Confusion], folder: Path) -> list[Path]:
     """Write ``per_class.csv`` (size, class, n, correct, accuracy, low, high) and ``confusion.csv`` (size, class,
     taken_for, count; only what happened), each replaced at once; returns them."""
-    folder.mkdir(parents=True, exist_ok=True)
 
     def scored(one: Confusion) -> list[list[Any]]:
         return [[c.name, c.n, c.correct, c.accuracy, c.low, c.high] for c in one.per_class()]
@@ -117,10 +117,8 @@ def write_tables(by_size: Mapping[Size, Confusion], folder: Path) -> list[Path]:
         "confusion.csv": (["size", "class", "taken_for", "count"], counted),
     }
     for name, (head, rows_of) in tables.items():
-        draft = folder / f"{name}.part"
-        with draft.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(folder / name) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(head)
             rows.writerows([str(size), *row] for size, one in by_size.items() for row in rows_of(one))
-        draft.replace(folder / name)
     return [folder / name for name in tables]

@@ -1,4 +1,4 @@
-"""Accuracy x size x cost: measured as Points, kept as a CSV file, and read to choose the size that does the job.
+"""Quality x size x cost: measured as SizeResults, kept as a CSV file, and read to choose the size that does the job.
 
 The picture of it is ``anyres.evaluation.plots.curve.plot``.
 """
@@ -7,71 +7,57 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from anyres.config import UserError
-from anyres.evaluation.metrics import Gather, Scores, score
-from anyres.evaluation.multilabel import LabelScores, score_labels
-from anyres.evaluation.plots.curve import plot
-from anyres.evaluation.speed import latency, macs
-from anyres.flow import METRICS, Batch, Metric, Point, Size
+from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
+from anyres.flow import Batch, Cost, Estimate, Metric, Size, SizeResult
+from anyres.storage import atomic_write
 
-__all__ = ["COLUMNS", "Measured", "measure", "pick", "plot", "read_csv", "write_csv"]
-
-FIRST = ("model", "height", "width", "top1", "n", "latency_ms", "macs")  # the contract; the rest may grow
-COLUMNS = (*FIRST, "top1_low", "top1_high", "top5", "loss", "images_per_s")  # of a multi-label set: see ``renamed``
+FIRST = ("model", "height", "width")
+COST = ("n", "latency_ms", "macs", "images_per_s")
+NOT_A_METRIC = {*FIRST, *COST, "latency_low_ms", "latency_high_ms", "disturbed"}
 SLACK = 1e-9  # 76.4 % asked as 76.4 / 100 is met by 764 right of 1000
 
 
-class Measured(NamedTuple):
-    """One model at one size: the Point for the curve, and the scores per image behind it, for ``compare``."""
+class EvalResult(NamedTuple):
+    """One model at one size: what goes on the curve, and the scores per image behind it, of the first evaluator."""
 
-    point: Point
-    scores: Scores | LabelScores
+    result: SizeResult
+    scores: ImageScores
 
 
-def measure(
-    name: str,
+class Quality(NamedTuple):
+    """Metrics of all evaluators at one size, and the scores per image of the first."""
+
+    metrics: dict[str, Estimate]
+    scores: ImageScores
+
+
+def measure_quality(
     model: nn.Module,
+    evaluators: Sequence[Evaluator],
     size: Size,
-    batches: Iterable[Batch],
-    device: torch.device,
-    *,
-    autocast: torch.dtype | None = None,
-    gather: Gather = lambda local: local,
-    budget_s: float = 1.0,
-    throughput_batch: int = 8,
-    timed: nn.Module | None = None,
-    multi_label: bool = False,
-) -> Measured:
-    """Score ``model`` on ``batches`` of ``size``, count it and time it; ``budget_s`` seconds for each of two timings.
+    batches: Callable[[], Iterable[Batch]],
+    how: EvalSettings,
+) -> Quality:
+    """Score ``model`` with every evaluator, each on the images of ``batches()``, all of ``size``.
 
-    ``timed``: what is counted and timed instead, where ``model`` is more than what will be used. ``multi_label``:
-    whether the images have several labels. Raises UserError as ``score`` does, and ValueError for a batch of another
-    size.
+    Raises UserError as ``Evaluator.run`` does, and ValueError for a batch of another size, and where two evaluators
+    measure the same.
     """
-    judge = score_labels if multi_label else score
-    scores = judge(model, _only(size, batches), device, autocast, gather)
-    timed = timed or model
-    single = latency(timed, size, device, 1, budget_s, autocast)
-    several = latency(timed, size, device, throughput_batch, budget_s, autocast)
-    point = Point(
-        model=name,
-        height=size.height,
-        width=size.width,
-        n=scores.n,
-        latency_ms=single.median_ms,
-        images_per_s=several.images_per_s,
-        macs=macs(timed, size),
-        **scores.headline(),  # type: ignore[arg-type]
-    )
-    return Measured(point, scores)
+    scored = [evaluator.run(model, _only(size, batches()), how) for evaluator in evaluators]
+    metrics: dict[str, Estimate] = {}
+    for one in scored:
+        found = one.estimates()
+        if both := found.keys() & metrics:
+            raise ValueError(f"two evaluators measure {min(both)!r}")
+        metrics |= found
+    return Quality(metrics, scored[0])
 
 
 def _only(size: Size, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -83,102 +69,128 @@ def _only(size: Size, batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def renamed(column: str, metric: Metric) -> str:
-    """A Point's field as files call it: ``top1_low`` is ``map_low`` where mAP was measured."""
-    return column.replace("top1", metric.key).replace("top5", metric.second_key)
+def write_csv(results: Sequence[SizeResult], path: Path) -> None:
+    """Write ``results``, of one task, as CSV, whole or not at all; numbers survive exactly.
+
+    Columns: model, height, width, the headline metric, n, latency_ms, macs, the headline's 95 % interval, the other
+    metrics, and more of the cost.
+    """
+    rows = [result.row() for result in results]
+    columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
+    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns or [*FIRST, "top1", *COST], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
-def plain(point: Point) -> dict[str, str | int | float]:
-    """A Point as plain values under the names that files use."""
-    return {renamed(f.name, point.named): getattr(point, f.name) for f in fields(Point) if f.name != "metric"}
-
-
-def write_csv(points: Sequence[Point], path: Path) -> None:
-    """Write ``points``, of one metric, as CSV with the columns COLUMNS, replacing ``path`` at once; numbers survive
-    exactly."""
-    metric = points[0].named if points else METRICS["top1"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(renamed(column, metric) for column in COLUMNS)
-        rows.writerows([getattr(point, column) for column in COLUMNS] for point in points)
-    draft.replace(path)
-
-
-def read_csv(path: Path) -> list[Point]:
-    """The Points of a file written by ``write_csv``; further columns are ignored. Raises UserError."""
+def read_csv(path: Path, known: Mapping[str, Metric]) -> list[SizeResult]:
+    """The SizeResults of a file written by ``write_csv``; ``known``: metrics by key, others are read as plain numbers,
+    higher being better. Raises UserError."""
     if not path.is_file():
         raise UserError(f"there is no curve at {path}: `anyres curve` writes one")
-    kinds = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(Point)}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
-            metric = METRICS["map" if "map" in (rows.fieldnames or ()) else "top1"]
-            names = {column: renamed(column, metric) for column in COLUMNS}
-            missing = [name for name in names.values() if name not in (rows.fieldnames or ())]
+            columns = list(rows.fieldnames or ())
+            keys = [c for c in columns if c not in NOT_A_METRIC and not c.endswith(("_low", "_high"))]
+            missing = [c for c in (*FIRST, *COST) if c not in columns] or ([] if keys else ["top1"])
             if missing:
                 raise UserError(f"{path} is no curve: it lacks the column {missing[0]!r}")
-            return [
-                Point(**{column: kinds[column](row[name]) for column, name in names.items()}, metric=metric.key)
-                for row in rows
-            ]
-    except (ValueError, TypeError, csv.Error) as error:
+            described = tuple(known.get(key, Metric(key, key, unit="")) for key in keys)
+            return [_read_row(row, described) for row in rows]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} is no curve: {error}") from error
 
 
-def pick(points: Sequence[Point], min_top1: float | None = None, max_ms: float | None = None) -> Point:
-    """The Point that does the job.
+def _read_row(row: Mapping[str, str], described: tuple[Metric, ...]) -> SizeResult:
+    metrics = {
+        metric.key: Estimate(
+            float(row[metric.key]),
+            float(row.get(f"{metric.key}_low") or math.nan),
+            float(row.get(f"{metric.key}_high") or math.nan),
+        )
+        for metric in described
+    }
+    cost = Cost(
+        float(row["latency_ms"]),
+        float(row["images_per_s"]),
+        int(row["macs"]),
+        float(row.get("latency_low_ms") or math.nan),
+        float(row.get("latency_high_ms") or math.nan),
+        row.get("disturbed") == "True",
+    )
+    size = Size(int(row["height"]), int(row["width"]))
+    return SizeResult(row["model"], size, metrics, described, int(row["n"]), cost)
 
-    ``min_top1`` (share in [0, 1]; of mAP where that was measured) alone or with ``max_ms`` (milliseconds): the cheapest
-    that keeps every bound, by latency, then MACs. ``max_ms`` alone: the most accurate within it, then the cheapest.
-    Raises UserError, on one line that names the best there is, where none keeps the bounds or none is given.
+
+def pick(results: Sequence[SizeResult], bound: float | None = None, max_ms: float | None = None) -> SizeResult:
+    """The result that does the job.
+
+    ``bound`` (of the headline metric: at least, or where lower is better at most; a share in [0, 1] where its unit is
+    %) alone or with ``max_ms`` (milliseconds): the cheapest that keeps every bound, by latency, then MACs. ``max_ms``
+    alone: the best within it, then the cheapest. Raises UserError, on one line that names the best there is, where none
+    keeps the bounds or none is given.
     """
-    if min_top1 is None and max_ms is None:
-        raise UserError("say what the size has to do: a least top-1, a most latency in milliseconds, or both")
-    if min_top1 is not None and not 0 <= min_top1 <= 1:
-        raise UserError(f"a least top-1 of {min_top1:g} is no share: write 76.4 % as 0.764")
-    if not points:
+    if bound is None and max_ms is None:
+        raise UserError("say what the size has to do: a least quality, a most latency in milliseconds, or both")
+    if not results:
         raise UserError("there is no size to pick from: the curve is empty")
-    good = [p for p in points if min_top1 is None or p.top1 >= min_top1 - SLACK]
-    quick = [p for p in points if max_ms is None or p.latency_ms <= max_ms]
-    fit = [p for p in good if p in quick]
+    metric = results[0].headline
+    if bound is not None and metric.unit == "%" and not 0 <= bound <= 1:
+        raise UserError(f"a least {metric.name} of {bound:g} is no share: write 76.4 % as 0.764")
+    least = -math.inf if bound is None else (bound if metric.higher_is_better else -bound) - SLACK
+    good = [r for r in results if bound is None or _quality(r) >= least]
+    quick = [r for r in results if max_ms is None or r.cost.latency_ms <= max_ms]
+    fit = [r for r in good if r in quick]
     if not fit:
-        raise UserError(_nothing_fits(points, good, quick, min_top1, max_ms))
-    return max(fit, key=_accuracy) if min_top1 is None else min(fit, key=_cost)
+        raise UserError(_nothing_fits(results, good, quick, bound, max_ms))
+    return max(fit, key=_quality_first) if bound is None else min(fit, key=_cost)
 
 
-def _cost(point: Point) -> tuple[float, int]:
+def _quality(result: SizeResult) -> float:
+    """The headline's value, so that more is better."""
+    return result.best.value if result.headline.higher_is_better else -result.best.value
+
+
+def _cost(result: SizeResult) -> tuple[float, int]:
     """Cheap first; a time that was not measured (NaN) comes last."""
-    return (math.inf if math.isnan(point.latency_ms) else point.latency_ms), point.macs
+    latency = result.cost.latency_ms
+    return (math.inf if math.isnan(latency) else latency), result.cost.macs
 
 
-def _accuracy(point: Point) -> tuple[float, float, int]:
-    """Accurate last, and of equals the cheapest last, for ``max``."""
-    milliseconds, count = _cost(point)
-    return point.top1, -milliseconds, -count
+def _quality_first(result: SizeResult) -> tuple[float, float, int]:
+    """Good last, and of equals the cheapest last, for ``max``."""
+    milliseconds, count = _cost(result)
+    return _quality(result), -milliseconds, -count
 
 
 def _nothing_fits(
-    points: Sequence[Point], good: Sequence[Point], quick: Sequence[Point], min_top1: float | None, max_ms: float | None
+    results: Sequence[SizeResult],
+    good: Sequence[SizeResult],
+    quick: Sequence[SizeResult],
+    bound: float | None,
+    max_ms: float | None,
 ) -> str:
     """One line for the user: which bounds no size keeps, and the best available."""
-    aims = [f"reaches {points[0].named.name} {100 * min_top1:.1f} %"] if min_top1 is not None else []
+    metric = results[0].headline
+    best = "most accurate" if metric.unit == "%" else "best"
+    reaches = "reaches" if metric.higher_is_better else "comes down to"
+    aims = [f"{reaches} {metric.name} {metric.text(bound)}"] if bound is not None else []
     aims += [f"runs within {max_ms:g} ms"] if max_ms is not None else []
     known = []
-    if quick and min_top1 is not None:
+    if quick and bound is not None:
         within = " within it" if max_ms is not None else ""
-        known.append(f"the most accurate{within} is {_say(max(quick, key=_accuracy))}")
-    if max_ms is not None and (good or min_top1 is None):
-        accurate = " that accurate" if min_top1 is not None else ""
-        known.append(f"the fastest{accurate} is {_say(min(good, key=_cost))}")
+        known.append(f"the {best}{within} is {_describe(max(quick, key=_quality_first))}")
+    if max_ms is not None and (good or bound is None):
+        accurate = (" that accurate" if metric.unit == "%" else " that good") if bound is not None else ""
+        known.append(f"the fastest{accurate} is {_describe(min(good, key=_cost))}")
     if not known:
-        known = [f"the most accurate is {_say(max(points, key=_accuracy))}"]
-        known += [f"the fastest is {_say(min(points, key=_cost))}"]
+        known = [f"the {best} is {_describe(max(results, key=_quality_first))}"]
+        known += [f"the fastest is {_describe(min(results, key=_cost))}"]
     return f"no size {' and '.join(aims)}: {'; '.join(known)}"
 
 
-def _say(point: Point) -> str:
+def _describe(result: SizeResult) -> str:
     """``size 96 of resformer_tiny (78.2 %, 5.1 ms)``."""
-    size = Size(point.height, point.width)
-    return f"size {size} of {point.model} ({100 * point.top1:.1f} %, {point.latency_ms:.3g} ms)"
+    value = result.headline.text(result.best.value)
+    return f"size {result.size} of {result.model} ({value}, {result.cost.latency_ms:.3g} ms)"

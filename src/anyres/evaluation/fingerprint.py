@@ -15,7 +15,7 @@ from importlib.metadata import version
 from PIL import features
 
 from anyres.data.decode import decode
-from anyres.data.views import eval_view
+from anyres.data.views import eval_plan, eval_view
 from anyres.flow import Record, Size
 
 PICTURE = "fingerprint.jpg"  # 240 x 180, colour at half resolution; rings of every width, edges, saturated patches
@@ -45,15 +45,17 @@ def fingerprint(
     short_side: int | None = None,
     interpolation: str = "bicubic",
 ) -> Fingerprint:
-    """Decode and view the built-in picture as evaluation does every image; ``short_side`` as in ``decode``."""
-    picture = resources.files(__package__).joinpath(PICTURE).read_bytes()
-    image = decode(Record(picture, -1, PICTURE), short_side).image
-    pixels = {
-        str(size): hashlib.sha256(eval_view(image, size, crop, warp, interpolation).numpy().tobytes()).hexdigest()[
-            :DIGITS
-        ]
-        for size in sizes
-    }
+    """Decode and view the built-in picture as evaluation does every image.
+
+    ``short_side``: of images that are kept decoded (``data.cache_side``); a size that needs more is decoded in full.
+    """
+    picture = Record(resources.files(__package__).joinpath(PICTURE).read_bytes(), -1, PICTURE)
+    full, kept = (decode(picture, side).image for side in (None, short_side))
+    pixels = {}
+    for size in sizes:
+        image = full if eval_plan(Size(*kept.shape[1:]), size, crop, warp).enlarges else kept
+        view = eval_view(image, size, crop, warp, interpolation)
+        pixels[str(size)] = hashlib.sha256(view.numpy().tobytes()).hexdigest()[:DIGITS]
     packages = {name: version(name) for name in ("pillow", "torchvision", "torch")}
     return Fingerprint({"jpeg": _jpeg_decoder(), **packages}, f"{interpolation}, antialiased", pixels)
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.config import UserError
-from anyres.flow import Batch
-
-Gather = Callable[[Tensor], Tensor]
+from anyres.evaluation.evaluator import EvalSettings, collect
+from anyres.flow import Batch, Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +53,10 @@ class Scores:
         """Mean cross-entropy in nats, summed in double precision."""
         return float(self.losses.mean(dtype=np.float64))
 
-    def headline(self) -> dict[str, float | str]:
-        """What a Point says of it."""
-        low, high = wilson(int(self.correct.sum()), self.n)
-        return {"top1": self.top1, "top1_low": low, "top1_high": high, "top5": self.top5, "loss": self.loss}
+    def estimates(self) -> dict[str, Estimate]:
+        """Top-1 with its Wilson interval, top-5 and the loss."""
+        top1 = Estimate(self.top1, *wilson(int(self.correct.sum()), self.n))
+        return {"top1": top1, "top5": Estimate(self.top5), "loss": Estimate(self.loss)}
 
 
 @dataclass(frozen=True)
@@ -80,22 +77,13 @@ class Comparison:
     inside_noise: bool
 
 
-def score(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    gather: Gather = lambda local: local,
-) -> Scores:
-    """Run ``model`` over ``batches`` (first view, float (b, 3, H, W), already normalised) -> Scores.
+def score(model: nn.Module, batches: Iterable[Batch], how: EvalSettings) -> Scores:
+    """Run ``model`` over ``batches`` of images with one label each; see ``Evaluator.run``.
 
-    Images without a label (target -1) are left out. Images met twice, as a distributed sampler deals them to fill
-    its last batch, count once. ``gather`` concatenates a (n,) tensor over processes (``accelerator.gather``); each
-    process must have had equally many images, which is accelerate's default. The model's mode is restored.
-
-    Raises UserError where nothing is labelled, a label has no logit, or the logits are not finite.
+    Images without a label (target -1) are left out. Raises UserError where nothing is labelled, a label has no logit,
+    or the logits are not finite.
     """
-    columns = collect(model, batches, device, autocast, gather, _judge)
+    columns = collect(model, batches, how, _judge)
     labelled = columns[1] >= 0
     index, target, predicted, confidence, correct5, losses = (column[labelled] for column in columns)
     if not len(index):
@@ -104,31 +92,6 @@ def score(
     if len(lost):
         raise UserError(f"the model's output is not finite for {len(lost)} images, the first at position {lost[0]}")
     return Scores(index, target, predicted, confidence, predicted == target, correct5, losses)
-
-
-def collect(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    device: torch.device,
-    autocast: torch.dtype | None,
-    gather: Gather,
-    judge: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-) -> list[Shaped[np.ndarray, "n ..."]]:
-    """Positions in the dataset, ascending and each once, and beside them what ``judge`` makes of logits (b, k) and
-    target. Raises UserError where there is no batch."""
-    columns: list[tuple[Tensor, ...]] = []
-    with evaluating(model), torch.inference_mode():
-        for batch in batches:
-            pixels, target = batch.views[0].to(device, non_blocking=True), batch.target.to(device)
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                logits = model(pixels)
-            columns.append((batch.index.to(device), *judge(logits.float(), target)))
-    if not columns:
-        raise UserError("there is no image to score: the split is empty")
-    joined = [gather(torch.cat(column)).cpu().numpy() for column in zip(*columns, strict=True)]
-    index, first = np.unique(joined[0], return_index=True)
-    first = first[index >= 0]  # the rest fills up
-    return [column[first] for column in joined]
 
 
 def _judge(logits: Float[Tensor, "b k"], target: Int64[Tensor, " b"]) -> tuple[Tensor, ...]:
@@ -140,18 +103,6 @@ def _judge(logits: Float[Tensor, "b k"], target: Int64[Tensor, " b"]) -> tuple[T
     confidence = logits.softmax(dim=1).gather(1, top[:, :1])[:, 0]
     correct5 = (top == target[:, None]).any(dim=1)
     return target, top[:, 0], confidence, correct5, F.cross_entropy(logits, target, ignore_index=-1, reduction="none")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in evaluation mode inside, every submodule in its own former mode afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

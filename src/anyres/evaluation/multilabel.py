@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.evaluation.metrics import Gather, collect
-from anyres.flow import Batch, Size
+from anyres.evaluation.evaluator import EvalSettings, collect
+from anyres.flow import Batch, Estimate, Size
+from anyres.storage import atomic_write
 
 RESAMPLES, AT_ONCE = 200, 20  # of the bootstrap
 
@@ -83,9 +84,11 @@ class LabelScores:
     @property
     def f1(self) -> float:
         """Mean F1 at 0.5 over the classes that any image has, in [0, 1]."""
-        hits, both = (self.predicted & self.target).sum(0), self.predicted.sum(0) + self.target.sum(0)
-        shown = self.target.any(0)
-        return float((2 * hits[shown] / both[shown]).mean())
+        from torchmetrics.functional.classification import binary_f1_score
+
+        decided, target = (torch.from_numpy(x.astype(np.int64)) for x in (self.predicted, self.target))
+        shown = np.flatnonzero(self.target.any(0))
+        return float(np.mean([binary_f1_score(decided[:, c], target[:, c]) for c in shown]))
 
     @property
     def loss(self) -> float:
@@ -93,11 +96,10 @@ class LabelScores:
         logits = self.logits.astype(np.float64)
         return float((np.logaddexp(0, logits) - logits * self.target).mean())
 
-    def headline(self) -> dict[str, float | str]:
-        """What a Point says of it."""
-        low, high = self.interval
-        shares = {"top1": self.mean_ap, "top1_low": low, "top1_high": high, "top5": self.f1}
-        return {**shares, "loss": self.loss, "metric": "map"}
+    def estimates(self) -> dict[str, Estimate]:
+        """mAP with its bootstrap interval, F1 and the loss."""
+        mean_ap = Estimate(self.mean_ap, *self.interval)
+        return {"map": mean_ap, "f1": Estimate(self.f1), "loss": Estimate(self.loss)}
 
     def rows(self, classes: Sequence[str]) -> list[ClassRow]:
         """Every class that any image has, in the order of the classes."""
@@ -125,18 +127,12 @@ class LabelScores:
         return float(np.exp(-np.logaddexp(0, -np.abs(self.logits[place].astype(np.float64))).sum()))
 
 
-def score_labels(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    gather: Gather = lambda local: local,
-) -> LabelScores:
-    """``metrics.score`` for batches of a multi-label set, whose targets are (b, k).
+def score_labels(model: nn.Module, batches: Iterable[Batch], how: EvalSettings) -> LabelScores:
+    """Run ``model`` over ``batches`` of a multi-label set, whose targets are (b, k); see ``Evaluator.run``.
 
     Raises UserError where no image has a label, or the logits are not finite or not as many as classes.
     """
-    index, target, logits = collect(model, batches, device, autocast, gather, _judge)
+    index, target, logits = collect(model, batches, how, _judge)
     if not target.any():
         raise UserError("there is no image to score: none has a label")
     lost = index[~np.isfinite(logits).all(1)]
@@ -154,7 +150,10 @@ def _judge(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 def _average_precision(
     target: Bool[np.ndarray, "n k"], logits: Float32[np.ndarray, "n k"], weights: Float64[np.ndarray, "r n"]
 ) -> Float64[np.ndarray, "r k"]:
-    """Of each class, for each of r weightings of the images; NaN where no image of any weight has it."""
+    """Of each class, for each of r weightings of the images; NaN where no image of any weight has it.
+
+    In double precision and with weights, as the bootstrap resamples; torchmetrics has neither, and refuses one class.
+    """
     found = np.full((len(weights), target.shape[1]), np.nan)
     for c in np.flatnonzero(target.any(0)):
         order = np.argsort(-logits[:, c], kind="stable")
@@ -175,12 +174,9 @@ def _mean(values: Float64[np.ndarray, " k"]) -> float:
 
 def write_label_table(by_size: Mapping[Size, LabelScores], classes: Sequence[str], folder: Path) -> Path:
     """Write ``per_class.csv`` (size, then the columns of ClassRow, ``name`` as ``class``), replaced at once."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "per_class.csv"
-    draft = folder / "per_class.csv.part"
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["size", "class", *ClassRow._fields[1:]])
         rows.writerows([str(size), *row] for size, scores in by_size.items() for row in scores.rows(classes))
-    draft.replace(path)
     return path

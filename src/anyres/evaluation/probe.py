@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.config import UserError, config
-from anyres.evaluation.metrics import evaluating, wilson
+from anyres.evaluation.evaluator import EvalSettings, evaluating
+from anyres.evaluation.metrics import wilson
 from anyres.flow import Batch
 from anyres.models.contract import Backbone
+from anyres.storage import atomic_write
 
 TEMPERATURE = 0.07
 NEIGHBOURS = 20
@@ -74,9 +76,7 @@ class Probed:
     n: int
 
 
-def pool(
-    model: Backbone, batches: Iterable[Batch], n: int, device: torch.device, autocast: torch.dtype | None = None
-) -> Pooled:
+def pool(model: Backbone, batches: Iterable[Batch], n: int, how: EvalSettings) -> Pooled:
     """The vectors that the model's classifier would see, of at most ``n`` images; those without a label are left out.
 
     Raises UserError for vectors that are not finite, and where nothing is labelled.
@@ -85,16 +85,17 @@ def pool(
     target, done = torch.empty(n, dtype=torch.int64), 0
     with evaluating(model), torch.inference_mode():
         for batch in batches:
-            labelled = batch.target >= 0
+            labels = batch.targets.of(0)
+            labelled = labels >= 0
             if not labelled.any():
                 continue
-            pixels = batch.views[0][labelled].to(device)
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            pixels = batch.views[0][labelled].to(how.device)
+            with torch.autocast(how.device.type, dtype=how.autocast, enabled=how.autocast is not None):
                 found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # (b, c)
             if vectors is None:
                 vectors = torch.empty(n, found.shape[1])
             end = done + len(found)
-            vectors[done:end], target[done:end] = found.float().cpu(), batch.target[labelled].cpu()
+            vectors[done:end], target[done:end] = found.float().cpu(), labels[labelled].cpu()
             done = end
     if vectors is None or not done:
         raise UserError("there is no image to probe: none has a label")
@@ -106,10 +107,8 @@ def pool(
 
 def keep(pooled: Pooled, path: Path, about: Mapping[str, str]) -> None:
     """Write vectors and labels as safetensors, replacing ``path`` at once; ``about`` says what they are of."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    save_file({"vectors": pooled.vectors, "target": pooled.target}, draft, metadata=dict(about))
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        save_file({"vectors": pooled.vectors, "target": pooled.target}, draft, metadata=dict(about))
 
 
 def kept(path: Path, about: Mapping[str, str]) -> Pooled | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,88 +13,16 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from rich.table import Table
 
-from anyres.evaluation.confusion import Confusion
-from anyres.evaluation.metrics import Comparison
-from anyres.evaluation.multilabel import ClassRow, LabelScores
+from anyres.evaluation.page import Pairing, ReportPage, Section
 from anyres.evaluation.plots.curve import png
-from anyres.evaluation.plots.heatmap import heat_map
 from anyres.evaluation.plots.theme import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
 from anyres.evaluation.probe import Probed
-from anyres.flow import METRICS, Point, Size
+from anyres.flow import Cost, Estimate, Metric, Size, SizeResult
+from anyres.storage import write_text
 
 THUMBNAIL = 360  # pixels of a thumbnail's longer side: twice what the page shows
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Two models by name, compared on the same images at one size: ``first`` minus ``second``."""
-
-    first: str
-    second: str
-    size: Size
-    comparison: Comparison
-
-    @property
-    def verdict(self) -> str:
-        """In words: who is better, or that nobody can tell."""
-        if self.comparison.inside_noise:
-            return "inside the noise"
-        return f"clear: {self.first if self.comparison.difference > 0 else self.second} is better"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What ``model`` took an image for at ``size``: a class name and its probability in [0, 1]."""
-
-    model: str
-    size: Size
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One test image, as a person would see it, its true class, and what the models made of it."""
-
-    name: str
-    image: Image.Image
-    truth: str
-    predictions: Sequence[Prediction]
-
-    @property
-    def models(self) -> list[str]:
-        """The models that looked at it, in the order given."""
-        return list(dict.fromkeys(p.model for p in self.predictions))
-
-    @property
-    def rows(self) -> list[tuple[Size, list[Prediction | None]]]:
-        """Per size, one prediction per model; None where a model was not asked at that size."""
-        found = {(p.size, p.model): p for p in self.predictions}
-        sizes = dict.fromkeys(p.size for p in self.predictions)
-        return [(size, [found.get((size, model)) for model in self.models]) for size in sizes]
-
-
-@dataclass(frozen=True)
-class ReportPage:
-    """Everything the page shows; plain text throughout, escaped on the way out.
-
-    ``claim`` is one sentence. ``notes`` are sentences about the data (images that could not be read, ...), ``facts``
-    pairs of a name and a value about the run (seed, epochs, pixels processed, seconds, versions). ``mistakes``: what
-    one model took for what at one size; ``labels``: of a multi-label set, the classes it ranks worst at one size.
-    """
-
-    title: str
-    claim: str
-    points: Sequence[Point]
-    comparisons: Sequence[Pairing] = ()
-    samples: Sequence[Sample] = ()
-    notes: Sequence[str] = ()
-    facts: Sequence[tuple[str, str]] = ()
-    train_sizes: Mapping[str, Sequence[Size]] = field(default_factory=dict)
-    mistakes: tuple[Size, Confusion] | None = None
-    labels: tuple[Size, Sequence[ClassRow]] | None = None
 
 
 def write_html(path: Path, page: ReportPage) -> None:
@@ -104,7 +31,7 @@ def write_html(path: Path, page: ReportPage) -> None:
     Raises UserError where there are no points.
     """
     room = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    room.filters.update(percent=_percent, signed=_signed, count=_count, number=_number)
+    room.filters.update(percent=_percent, signed=_signed, count=_count, number=_number, value=_value)
     room.filters.update(p_value=_p_value, size=_size)
     template = room.from_string(resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     html = template.render(
@@ -115,41 +42,59 @@ def write_html(path: Path, page: ReportPage) -> None:
         groups=_by_model(page.points).items(),
         pairs=_by_models(page.comparisons).items(),
         scale=_scale(page.points),
-        metric=page.points[0].named if page.points else METRICS["top1"],
+        metrics=page.points[0].described if page.points else (),
         samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
-        maps=_maps(page.mistakes[1]) if page.mistakes else [],
+        sections=[(section, _maps(section)) for section in page.sections],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, html)
 
 
-def console_table(points: Sequence[Point], comparisons: Sequence[Pairing] = ()) -> Table:
+def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] = ()) -> Table:
     """The same numbers for a terminal: a row per model and size, and the difference where a pairing starts there."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
-    metric = points[0].named.name if points else "top-1"
-    for name in ("size", metric, "95 % interval", "loss", "ms", "images/s", "MACs"):
+    head, *others = points[0].described if points else (Metric("top1", "top-1"),)
+    others = [metric for metric in others if metric.unit != "%"]
+    for name in ("size", _heading(head), "95 % interval", *map(_heading, others), "ms", "images/s", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     if comparisons:
         table.add_column("difference in points")
     pairings = {(p.first, p.size): p for p in comparisons}
     for point in points:
-        size = Size(point.height, point.width)
-        pairing = pairings.get((point.model, size))
+        pairing = pairings.get((point.model, point.size))
         table.add_row(
             _plain(point.model),
-            str(size),
-            _percent(point.top1),
-            f"{_percent(point.top1_low)} {DASH} {_percent(point.top1_high)}",
-            f"{point.loss:.3f}",
-            _number(point.latency_ms),
-            _number(point.images_per_s),
-            _count(point.macs),
+            str(point.size),
+            _value(point.best.value, head),
+            _interval(point.best, head),
+            *(_value(point.metrics[metric.key].value, metric) for metric in others),
+            _latency(point.cost),
+            _number(point.cost.images_per_s),
+            _count(point.cost.macs),
             *([_difference(pairing)] if comparisons else []),
         )
     return table
+
+
+def _heading(metric: Metric) -> str:
+    """``top-1``, a share; ``MAE px``."""
+    return metric.name if metric.unit == "%" else f"{metric.name} {metric.unit}".rstrip()
+
+
+def _interval(estimate: Estimate, metric: Metric) -> str:
+    """``74.1 - 78.6``, or a dash where no interval was worked out."""
+    if math.isnan(estimate.low):
+        return DASH
+    return f"{_value(estimate.low, metric)} {DASH} {_value(estimate.high, metric)}"
+
+
+def _latency(cost: Cost) -> str:
+    """Milliseconds; with the range of the rounds where something disturbed them."""
+    if not cost.disturbed:
+        return _number(cost.latency_ms)
+    return (
+        f"{_number(cost.latency_ms)} ({_number(cost.latency_low_ms)} {DASH} {_number(cost.latency_high_ms)}, disturbed)"
+    )
 
 
 def probe_table(found: Sequence[Probed]) -> Table:
@@ -162,23 +107,6 @@ def probe_table(found: Sequence[Probed]) -> Table:
         interval = f"{_percent(one.low)} {DASH} {_percent(one.high)}"
         table.add_row(one.name, _percent(one.top1), interval, _percent(one.top5))
     return table
-
-
-def console_mistakes(mistakes: Confusion, size: Size, most: int = 5) -> list[str]:
-    """The worst classes and the most confused pairs at one size, as two lines for a terminal; none if all is right."""
-    worst, pairs = mistakes.worst(most), mistakes.confused(most)
-    if not worst:
-        return []
-    classes = ", ".join(f"{one.name} {_percent(one.accuracy)} % of {one.n}" for one in worst)
-    taken = ", ".join(f"{pair.count} {pair.truth} for {pair.taken_for}" for pair in pairs)
-    return [f"worst classes at {size} px: {classes}", f"most often mistaken at {size} px: {taken}"]
-
-
-def console_labels(scores: LabelScores, classes: Sequence[str], size: Size) -> list[str]:
-    """F1 and the classes ranked worst at one size, as lines for a terminal."""
-    told = [f"F1 at {size} px: {_percent(scores.f1)} %, of decisions at probability 0.5"]
-    worst = ", ".join(f"{r.name} {_percent(r.average_precision)} % of {r.n}" for r in scores.worst(classes))
-    return [*told, f"worst classes at {size} px, by average precision: {worst}"] if worst else told
 
 
 def _difference(pairing: Pairing | None) -> str:
@@ -200,23 +128,22 @@ def _pictures(page: ReportPage) -> list[tuple[str, str, int, int]]:
     result = []
     for sheet, width in ((TALL, "(max-width: 640px)"), (WIDE, "(min-width: 1px)")):
         for dark, theme in themes:
-            small, _, _ = _few_colours(png(page.points, "", page.train_sizes, dark, sheet))
+            small, _, _ = _few_colors(png(page.points, "", page.train_sizes, dark, sheet))
             uri = _data_uri(small, "png")
             result.append((width + theme, uri, round(100 * sheet.width), round(100 * (sheet.height - HEADLINE))))
     return result
 
 
-def _maps(mistakes: Confusion) -> list[tuple[str, int, int]]:
-    """The heat map for dark and for light readers: data address, width and height; nothing for too many classes."""
+def _maps(section: Section) -> list[tuple[str, int, int]]:
+    """A section's picture for dark and for light readers: data address, width and height; nothing without one."""
     result = []
-    for drawn in (heat_map(mistakes, dark=True), heat_map(mistakes)):
-        if drawn is not None:
-            small, width, height = _few_colours(drawn)
-            result.append((_data_uri(small, "png"), width * 2 // 3, height * 2 // 3))  # drawn at 1.5 times the density
+    for drawn in reversed(section.pictures or ()):
+        small, width, height = _few_colors(drawn)
+        result.append((_data_uri(small, "png"), width * 2 // 3, height * 2 // 3))  # drawn at 1.5 times the density
     return result
 
 
-def _few_colours(picture: bytes) -> tuple[bytes, int, int]:
+def _few_colors(picture: bytes) -> tuple[bytes, int, int]:
     """A PNG with at most 256 colours, and its width and height in pixels."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(picture)) as image:
@@ -238,9 +165,9 @@ def _thumbnail(image: Image.Image) -> tuple[str, int, int]:
     return _data_uri(buffer.getvalue(), "jpeg"), small.width, small.height
 
 
-def _by_model(points: Sequence[Point]) -> dict[str, list[Point]]:
+def _by_model(points: Sequence[SizeResult]) -> dict[str, list[SizeResult]]:
     """Points by model, in the order the models first appear."""
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[SizeResult]] = {}
     for point in points:
         groups.setdefault(point.model, []).append(point)
     return groups
@@ -254,21 +181,37 @@ def _by_models(pairings: Sequence[Pairing]) -> dict[tuple[str, str], list[Pairin
     return groups
 
 
-def _alt(points: Sequence[Point]) -> str:
+def _alt(points: Sequence[SizeResult]) -> str:
     """The curve in words, for readers who do not see it."""
     parts = [
-        f"{model}: " + ", ".join(f"{_percent(p.top1)} % at {Size(p.height, p.width)}" for p in group)
+        f"{model}: " + ", ".join(f"{p.headline.text(p.best.value)} at {p.size}" for p in group)
         for model, group in _by_model(points).items()
     ]
-    metric = points[0].named
+    metric = points[0].headline
     return f"{'Top-1 accuracy' if metric.key == 'top1' else metric.name} by image size. " + ". ".join(parts) + "."
 
 
-def _scale(points: Sequence[Point]) -> tuple[float, float]:
-    """Low end and length, both shares, of the interval bars' common scale, at whole steps of five points."""
-    low = math.floor(20 * min(p.top1_low for p in points)) / 20
-    high = math.ceil(20 * max(p.top1_high for p in points)) / 20
-    return low, max(high - low, 0.05)
+def _scale(points: Sequence[SizeResult]) -> tuple[float, float]:
+    """Low end and length of the interval bars' common scale; of shares at whole steps of five points."""
+    low = min(_or(p.best.low, p.best.value) for p in points)
+    high = max(_or(p.best.high, p.best.value) for p in points)
+    if points[0].headline.unit == "%":
+        low, high = math.floor(20 * low) / 20, math.ceil(20 * high) / 20
+        return low, max(high - low, 0.05)
+    return low, (high - low) or 1.0
+
+
+def _or(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else value
+
+
+def _value(value: float, metric: Metric) -> str:
+    """A metric without its unit: ``76.4`` of a share, three digits of a loss, three significant ones of another."""
+    if math.isnan(value):
+        return DASH
+    if metric.unit == "%":
+        return _percent(value)
+    return f"{value:.3f}" if metric.key == "loss" else f"{metric.scale * value:.4g}"
 
 
 def _percent(share: float) -> str:

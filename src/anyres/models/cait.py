@@ -37,12 +37,12 @@ Deviations from the official code, none of which changes a result where that cod
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -53,7 +53,7 @@ from anyres.ops.mixed_heads import talking_heads
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
-from anyres.ops.residual import Branch, add_kept, add_norm
+from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm
 
 CLASS_BLOCKS = 2
 
@@ -107,14 +107,13 @@ class TalkingHeads(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_l = nn.Linear(heads, heads)
         self.proj_w = nn.Linear(heads, heads)
-        self.talk: Callable[..., Tensor] = talking_heads
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, n, 3c) -> (b, n, 3, g, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, n, d)
         query = query * query.shape[-1] ** -0.5
         before, after = self.proj_l, self.proj_w
-        x = self.proj(self.talk(query, key, value, before.weight, before.bias, after.weight, after.bias))
+        x = self.proj(talking_heads(query, key, value, before.weight, before.bias, after.weight, after.bias))
         return x
 
 
@@ -149,14 +148,12 @@ class Block(nn.Module):
         self.attn = TalkingHeads(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-        self.add_norm = add_norm
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(), self.drop_path)
-        x, normed = self.add_norm(x, self.attn(self.norm1(x)), self.gamma_1, self.drop_path, self.norm2)
+        x, normed = add_norm(x, self.attn(self.norm1(x)), self.gamma_1, self.drop_path, self.norm2)
         x = x + self.drop_path(self.gamma_2 * self.mlp(normed))
         return x
 

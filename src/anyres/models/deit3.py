@@ -52,7 +52,7 @@ from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, pad_to_multiple, to_maps, to_tokens
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
-from anyres.ops.residual import Branch, add_kept, add_norm
+from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm
 
 INITIAL_GAMMA = 1e-4
 
@@ -161,14 +161,12 @@ class Block(nn.Module):
         self.attn = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-        self.add_norm = add_norm
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(), self.drop_path)
-        x, normed = self.add_norm(x, self.attn(self.norm1(x)), self.gamma_1, self.drop_path, self.norm2)
+        x, normed = add_norm(x, self.attn(self.norm1(x)), self.gamma_1, self.drop_path, self.norm2)
         x = x + self.drop_path(scaled(self.gamma_2, self.mlp(normed)))
         return x
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -41,7 +41,7 @@ from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
-from anyres.ops.residual import Branch, add_kept, add_norm
+from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm
 
 
 @config
@@ -128,14 +128,12 @@ class Block(nn.Module):
         self.attn = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-        self.add_norm = add_norm
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(), self.drop_path)
-        x, normed = self.add_norm(x, self.attn(self.norm1(x)), None, self.drop_path, self.norm2)
+        x, normed = add_norm(x, self.attn(self.norm1(x)), None, self.drop_path, self.norm2)
         x = x + self.drop_path(self.mlp(normed))
         return x
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyres.config import UserError
+from anyres.config import UserError, first_line
+from anyres.storage import write_text
 
 if TYPE_CHECKING:
     import httpx2
@@ -66,7 +67,7 @@ class Download:
             ):
                 _persist(self, client, show)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # what trying again cannot mend
-            raise UserError(f"cannot fetch {self.shown}: {_said(error)}; check the address") from error
+            raise UserError(f"cannot fetch {self.shown}: {first_line(error)}; check the address") from error
 
 
 class _Dropped(Exception):
@@ -198,10 +199,6 @@ def _told(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _said(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def _why(error: BaseException) -> str:
     """A failed connection in a user's words, with what to do."""
     import socket
@@ -213,44 +210,37 @@ def _why(error: BaseException) -> str:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, _Dropped):
-        return _said(error)
+        return first_line(error)
     if any(isinstance(c, socket.gaierror) for c in causes):
         return "its host is not known; check the address and that this machine is online"
     if any(isinstance(c, ssl.SSLError) for c in causes):
         return (
-            f"the connection is not secure ({_said(error)}); check the address, this machine's clock and certificates"
+            f"the connection is not secure ({first_line(error)}); check the address, this machine's clock and "
+            "certificates"
         )
     if any(isinstance(c, ConnectionRefusedError) for c in causes):
         return "the connection is refused; check the address and its port, or try again later"
     if any(isinstance(c, TimeoutError) for c in causes):
         return "the server does not answer in time; try again, it goes on where it stopped"
-    return f"the connection failed ({_said(error)}); try again, it goes on where it stopped"
+    return f"the connection failed ({first_line(error)}); try again, it goes on where it stopped"
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(values, file)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_text(path, json.dumps(values))
 
 
 @contextmanager
 def _progress(what: Download) -> Iterator[Show]:
     """How much came of how much: a bar on stderr if that is a terminal, else one line at the beginning."""
-    from rich.console import Console
+    from rich import get_console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.print(f"Fetching {what.shown} ...")
+    if not get_console().is_terminal:
+        print(f"Fetching {what.shown} ...", file=sys.stderr)
         yield lambda *_: None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task(what.part.name.removesuffix(".part"), total=None)
         yield lambda came, whole: progress.update(task, completed=came, total=whole)

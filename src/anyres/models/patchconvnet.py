@@ -37,7 +37,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -45,7 +45,7 @@ from anyres.models.contract import Backbone, Format, Traits, check_pool, take_in
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
-from anyres.ops.residual import Branch, add_kept
+from anyres.ops.residual import Branch, StochasticDepth, add_kept
 
 
 @config
@@ -150,11 +150,10 @@ class Block(nn.Module):
         self.gamma_1 = nn.Parameter(torch.empty(dim))
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Convolutions(dim)
-        self.drop_path = DropPath(drop_path)
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(grid), self.drop_path)
         for branch in self.branches(grid):
             x = x + self.drop_path(branch(x))

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -49,7 +49,7 @@ from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_bias, resample_mixing
-from anyres.ops.residual import Branch, add_kept
+from anyres.ops.residual import Branch, StochasticDepth, add_kept
 
 
 @config
@@ -127,11 +127,10 @@ class Block(nn.Module):
         self.attn = TokenMixing(trained)
         self.norm2 = Affine(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(grid), self.drop_path)
         for branch in self.branches(grid):
             x = x + self.drop_path(branch(x))

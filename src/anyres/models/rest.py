@@ -34,12 +34,12 @@ is a multiple of 8, with more than one token in stage 4):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -50,7 +50,7 @@ from anyres.ops.head import new_head
 from anyres.ops.mixed_heads import normed_heads
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
-from anyres.ops.residual import Branch, add_kept, add_norm
+from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -150,7 +150,6 @@ class Attention(nn.Module):
             self.sr_norm = nn.LayerNorm(dim)
         if heads > 1:
             self.transform_conv = nn.Conv2d(heads, heads, kernel_size=1)  # as one product: anyres.ops.mixed_heads
-            self.mix: Callable[..., Tensor] = normed_heads
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
@@ -175,7 +174,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n c"]:
         """InstanceNorm(softmax(mix(Q Kᵀ / sqrt(d)))) V, the heads concatenated."""
         mixing = self.transform_conv
-        return self.mix(query * query.shape[-1] ** -0.5, key, value, mixing.weight.flatten(1), mixing.bias)
+        return normed_heads(query * query.shape[-1] ** -0.5, key, value, mixing.weight.flatten(1), mixing.bias)
 
 
 class Block(nn.Module):
@@ -187,14 +186,12 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, reduction)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-        self.add_norm = add_norm
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(grid), self.drop_path)
-        x, normed = self.add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
+        x, normed = add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
         x = x + self.drop_path(self.mlp(normed))
         return x
 

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -40,7 +40,7 @@ from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, crop, to_maps, to_tokens
 from anyres.ops.recompute import run_block
-from anyres.ops.residual import Branch, add_kept, add_norm
+from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm
 
 Four = tuple[int, int, int, int]
 """One number per stage."""
@@ -145,14 +145,13 @@ class Attention(nn.Module):
         )
         self.up_norm = nn.LayerNorm(dim, eps=1e-6)
         self.proj = nn.Linear(dim, dim)
-        self.attend_plus = attend_plus
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         small, small_grid = self.shrink(x, grid)
         keys, values = self.kv(small).chunk(2, dim=2)  # each (b, m, c), channel = head * d + j
         added = self.upsample(values, small_grid, grid)
         query, key, value = (self.split(part) for part in (self.q(x), keys, values))
-        x = self.proj(self.attend_plus(query, key, value, added, self.up_norm))
+        x = self.proj(attend_plus(query, key, value, added, self.up_norm))
         return x
 
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:
@@ -181,14 +180,12 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, reduction)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-        self.add_norm = add_norm
-        self.skips = False
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        if self.skips and self.training:
+        if self.drop_path.skips and self.training:
             return add_kept(x, self.branches(grid), self.drop_path)
-        x, normed = self.add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
+        x, normed = add_norm(x, self.attn(self.norm1(x), grid), None, self.drop_path, self.norm2)
         x = x + self.drop_path(self.mlp(normed))
         return x
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anyres.ops.kernels import kernel_for
+
 MOST_KEYS = 1024  # beyond so many keys the score matrix costs more memory than the explicit product saves time
 
 
@@ -55,7 +57,23 @@ def attend_plus(
     norm: nn.LayerNorm,
     scale: float | None = None,
 ) -> Float[Tensor, "b n c"]:
-    """``attend`` plus the ``norm`` of ``added``. ``anyres.ops.triton`` has a kernel of the same name and arguments."""
+    """``attend`` plus the ``norm`` of ``added``.
+
+    Calls a kernel of the same arguments where one is in use (``anyres.ops.kernels``).
+    """
+    summed: Tensor = (kernel_for("attend_plus") or attend_plus_plain)(query, key, value, added, norm, scale)
+    return summed
+
+
+def attend_plus_plain(
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    added: Float[Tensor, "b n c"],
+    norm: nn.LayerNorm,
+    scale: float | None = None,
+) -> Float[Tensor, "b n c"]:
+    """``attend_plus`` in PyTorch's operations."""
     whole: Tensor = attend(query, key, value, scale) + norm(added)
     return whole
 

@@ -1,7 +1,7 @@
 """Fold what is linear at inference into the layer beside it: the same function of the input with fewer operations.
 
-Functions of modules. Each gives a new module and leaves those it was given as they are; the arithmetic is float64, the
-result has the dtype and device of the weights it came from, and wants no gradient.
+Functions of modules. Each returns a new module and leaves its arguments unchanged; the arithmetic is float64, the
+result has the dtype and device of the weights it came from, and needs no gradient.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """The values in float64, without their history; always a copy."""
+def to_float64(tensor: Tensor) -> Tensor:
+    """A detached copy in float64."""
     return tensor.detach().to(torch.float64, copy=True)
 
 
@@ -27,61 +27,61 @@ def linear(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], like: Tensor
 
 
 def constant(tensor: Tensor, like: Tensor) -> nn.Parameter:
-    """A parameter that wants no gradient, a copy, in dtype and on device of ``like``."""
+    """A parameter without gradient: a copy, in dtype and on device of ``like``."""
     return nn.Parameter(tensor.detach().to(like, copy=True), requires_grad=False)
 
 
 def bias_of(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, " o"]:
-    """Its bias in float64, zeros if it has none."""
-    return wide(layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias)
+    """The layer's bias in float64, zeros if it has none."""
+    return to_float64(layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias)
 
 
-def after_affine(layer: nn.Linear, scale: Float[Tensor, " i"], shift: Float[Tensor, " i"]) -> nn.Linear:
-    """x -> layer(scale * x + shift), for the affine part of a norm that feeds the layer."""
-    weight = wide(layer.weight)
-    return linear(weight * wide(scale), bias_of(layer) + weight @ wide(shift), layer.weight)
+def fold_input_affine(layer: nn.Linear, scale: Float[Tensor, " i"], shift: Float[Tensor, " i"]) -> nn.Linear:
+    """x -> layer(scale * x + shift): the affine part of the norm before the layer."""
+    weight = to_float64(layer.weight)
+    return linear(weight * to_float64(scale), bias_of(layer) + weight @ to_float64(shift), layer.weight)
 
 
-def before_scale(layer: nn.Linear, scale: Float[Tensor, " o"] | None) -> nn.Linear:
+def fold_output_scale(layer: nn.Linear, scale: Float[Tensor, " o"] | None) -> nn.Linear:
     """x -> scale * layer(x), for LayerScale; with None a copy of the layer."""
-    weight, bias = wide(layer.weight), bias_of(layer)
+    weight, bias = to_float64(layer.weight), bias_of(layer)
     if scale is not None:
-        weight, bias = wide(scale)[:, None] * weight, wide(scale) * bias
+        weight, bias = to_float64(scale)[:, None] * weight, to_float64(scale) * bias
     return linear(weight, bias, layer.weight)
 
 
-def centred(layer: nn.Linear) -> nn.Linear:
-    """x -> layer(x) less its mean over the channels."""
-    weight, bias = wide(layer.weight), bias_of(layer)
+def center_output(layer: nn.Linear) -> nn.Linear:
+    """x -> layer(x) minus its mean over the channels."""
+    weight, bias = to_float64(layer.weight), bias_of(layer)
     return linear(weight - weight.mean(dim=0), bias - bias.mean(), layer.weight)
 
 
-def less_mean(tokens: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-    """The tokens less the mean over their channels, in their own dtype."""
+def center(tokens: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+    """The tokens minus the mean over their channels, in their own dtype."""
     return tokens - tokens.mean(dim=-1, keepdim=True)
 
 
-def times(layer: nn.Linear, factor: float) -> nn.Linear:
+def scale(layer: nn.Linear, factor: float) -> nn.Linear:
     """x -> factor * layer(x)."""
-    return linear(wide(layer.weight) * factor, bias_of(layer) * factor, layer.weight)
+    return linear(to_float64(layer.weight) * factor, bias_of(layer) * factor, layer.weight)
 
 
-def beside(layers: Sequence[nn.Linear]) -> nn.Linear:
-    """x -> [layer(x) for each], end to end: layers that read the same input."""
-    weight = torch.cat([wide(layer.weight) for layer in layers])
+def concat_outputs(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """x -> the outputs of all layers, concatenated: layers that read the same input."""
+    weight = torch.cat([to_float64(layer.weight) for layer in layers])
     return linear(weight, torch.cat([bias_of(layer) for layer in layers]), layers[0].weight)
 
 
-def added(layers: Sequence[nn.Linear]) -> nn.Linear:
-    """[x₁, x₂, ...] end to end -> the sum of layer_i(x_i): layers whose outputs are added."""
-    weight = torch.cat([wide(layer.weight) for layer in layers], dim=1)
+def sum_outputs(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """[x₁, x₂, ...] concatenated -> the sum of layer_i(x_i): layers whose outputs are added."""
+    weight = torch.cat([to_float64(layer.weight) for layer in layers], dim=1)
     return linear(weight, torch.stack([bias_of(layer) for layer in layers]).sum(0), layers[0].weight)
 
 
-def chained(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+def compose(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     """x -> second(first(x)), as one product."""
-    weight = wide(second.weight)
-    return linear(weight @ wide(first.weight), weight @ bias_of(first) + bias_of(second), first.weight)
+    weight = to_float64(second.weight)
+    return linear(weight @ to_float64(first.weight), weight @ bias_of(first) + bias_of(second), first.weight)
 
 
 def pointwise(conv: nn.Conv2d) -> nn.Linear:
@@ -97,20 +97,21 @@ def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
 
 
 def convolution(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None, *, less_mean: bool = False
+    conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None, *, center: bool = False
 ) -> nn.Conv2d:
     """x -> norm(conv(x)) by the norm's running statistics, as one convolution with bias; without norm a copy.
 
-    ``less_mean``: its output less the mean over the channels. Its weights lie channels last, so its output does too,
-    and is tokens in memory.
+    ``center``: its output minus the mean over the channels. The weights have the memory format channels last, so the
+    output has it too, and reshapes to tokens without a copy.
     """
-    weight, bias = wide(conv.weight), bias_of(conv)
+    weight, bias = to_float64(conv.weight), bias_of(conv)
     if norm is not None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        scale = wide(norm.weight) * (wide(norm.running_var) + norm.eps).rsqrt()
-        weight, bias = weight * scale[:, None, None, None], (bias - wide(norm.running_mean)) * scale + wide(norm.bias)
-    if less_mean:
+        factor = to_float64(norm.weight) * (to_float64(norm.running_var) + norm.eps).rsqrt()
+        weight = weight * factor[:, None, None, None]
+        bias = (bias - to_float64(norm.running_mean)) * factor + to_float64(norm.bias)
+    if center:
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
     kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
     made = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, device="meta")
@@ -119,7 +120,7 @@ def convolution(
 
 
 def depthwise(weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], like: Tensor) -> nn.Conv2d:
-    """A depthwise convolution of these weights that keeps the grid: k is odd, and k // 2 zeros are put around."""
+    """A depthwise convolution of these weights that keeps the grid: k is odd, zero padding of k // 2."""
     channels, side = weight.shape[0], weight.shape[2]
     made = nn.Conv2d(channels, channels, side, padding=side // 2, groups=channels, device="meta")
     made.weight, made.bias = constant(weight, like), constant(bias, like)

@@ -1,6 +1,7 @@
-"""Attention whose heads are mixed: CaiT's talking heads, ResTv1's mixed and normalised ones. The plain forms.
+"""Attention whose heads are mixed: CaiT's talking heads, ResTv1's mixed and normalized ones.
 
-Both store scores, (b, g, n, m); ``anyres.ops.triton`` has kernels of the same names and arguments that do not.
+The plain forms store scores, (b, g, n, m); the kernels of ``anyres.ops.triton`` do not. They are called where they are
+in use (``anyres.ops.kernels``).
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from anyres.ops.kernels import kernel_for
+
 EPS = 1e-5
 """Of the instance norm."""
-LANES = 16
-"""A traced program has a multiple of so many keys, as softmax and products without a remainder are faster (OpenVINO
-bf16: 208 keys instead of 196, 0.7 of a softmax's time; 64 instead of 49, 0.3)."""
-NEVER = -1e4
-"""Added to a score, it leaves nothing of it."""
+KEY_MULTIPLE = 16
+"""Programs for a CPU pad their keys to a multiple of this: softmax and products without a remainder are faster
+(OpenVINO bf16: 208 keys instead of 196, 0.7 of a softmax's time; 64 instead of 49, 0.3)."""
+MASKED = -1e4
+"""Added to an attention score, masks it out."""
 
 
 def mix(
@@ -47,6 +50,21 @@ def talking_heads(
     bias: Float[Tensor, " g"],
 ) -> Float[Tensor, "b n c"]:
     """(after softmax(before Q Kᵀ + offset) + bias) V, the heads concatenated; the scale is in the query already."""
+    kernel = kernel_for("talking_heads") or talking_heads_plain
+    heads: Tensor = kernel(query, key, value, before, offset, after, bias)
+    return heads
+
+
+def talking_heads_plain(
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    before: Float[Tensor, "g g"],
+    offset: Float[Tensor, " g"] | None,
+    after: Float[Tensor, "g g"],
+    bias: Float[Tensor, " g"],
+) -> Float[Tensor, "b n c"]:
+    """``talking_heads`` in PyTorch's operations."""
     scores = query @ key.mT  # one name for all: what it held before is freed
     scores = mix(scores, before, offset)
     scores = softmax(scores).to(value.dtype)
@@ -62,6 +80,18 @@ def normed_heads(
     offset: Float[Tensor, " g"] | None,
 ) -> Float[Tensor, "b n c"]:
     """InstanceNorm(softmax(mixing Q Kᵀ + offset)) V, the heads concatenated; the scale is in the query already."""
+    heads: Tensor = (kernel_for("normed_heads") or normed_heads_plain)(query, key, value, mixing, offset)
+    return heads
+
+
+def normed_heads_plain(
+    query: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
+    mixing: Float[Tensor, "g g"],
+    offset: Float[Tensor, " g"] | None,
+) -> Float[Tensor, "b n c"]:
+    """``normed_heads`` in PyTorch's operations."""
     heads = normed_plane(mix(query @ key.mT, mixing, offset), value)
     return heads.transpose(1, 2).flatten(2)  # (b, g, n, d) -> (b, n, g, d) -> (b, n, c)
 
@@ -79,25 +109,27 @@ def normed_plane(scores: Float[Tensor, "b g n m"], value: Float[Tensor, "b g m d
     return plane @ (value - value.mean(dim=2, keepdim=True))
 
 
-def in_lanes(tokens: Float[Tensor, "... m c"]) -> Float[Tensor, "... l c"]:
-    """Tokens, and zeros up to a multiple of ``LANES``."""
-    return F.pad(tokens, (0, 0, 0, -tokens.shape[-2] % LANES))
+def pad_keys(tokens: Float[Tensor, "... m c"]) -> Float[Tensor, "... l c"]:
+    """Tokens, padded with zeros to a multiple of ``KEY_MULTIPLE``."""
+    return F.pad(tokens, (0, 0, 0, -tokens.shape[-2] % KEY_MULTIPLE))
 
 
-def normed_lanes(
+def normed_padded(
     scores: Float[Tensor, "b g n l"],
     value: Float[Tensor, "b g m d"],
     offset: Float[Tensor, "#b #g 1 m"] | None = None,
 ) -> Float[Tensor, "b g n d"]:
-    """``normed_plane`` of scores with keys ``in_lanes``, for compilers; ``offset``: of each key, added to its scores.
+    """``normed_plane`` of scores whose keys were padded (``pad_keys``), for compilers.
+
+    ``offset``: of each of the m real keys, added to its scores.
 
     The mean of the plane is 1 / m, and its deviation is one number for each head: the former is taken from the plane,
     whose bf16 has no room for both, the latter is put on the few values.
     """
     m, (n, lanes) = value.shape[2], scores.shape[2:]
     known = value.new_zeros(m) if offset is None else offset
-    plane = softmax(scores + F.pad(known, (0, lanes - m), value=NEVER))
+    plane = softmax(scores + F.pad(known, (0, lanes - m), value=MASKED))
     plane = plane - F.pad(value.new_ones(m), (0, lanes - m)) / m
     square = plane.square().sum(dim=(2, 3), keepdim=True) / (n * m)
     value = (value - value.mean(dim=2, keepdim=True)) * torch.rsqrt(square + EPS).to(value.dtype)
-    return plane.to(value.dtype) @ in_lanes(value)
+    return plane.to(value.dtype) @ pad_keys(value)

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from anyres.ops.kernels import kernel_for
+
 Branch = Callable[[Tensor], Tensor]
 
 
@@ -20,8 +22,20 @@ def add_norm(
 ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:
     """x + drop(gamma * y), and ``norm`` of it. ``gamma``: LayerScale; ``drop``: stochastic depth, a factor per image.
 
-    ``anyres.ops.triton`` has a kernel of the same name and arguments.
+    Calls a kernel of the same arguments where one is in use (``anyres.ops.kernels``).
     """
+    total, normed = (kernel_for("add_norm") or add_norm_plain)(x, y, gamma, drop, norm)
+    return total, normed
+
+
+def add_norm_plain(
+    x: Float[Tensor, "b n c"],
+    y: Float[Tensor, "b n c"],
+    gamma: Float[Tensor, " c"] | None,
+    drop: Callable[[Tensor], Tensor] | None,
+    norm: nn.LayerNorm,
+) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:
+    """``add_norm`` in PyTorch's operations."""
     y = y if gamma is None else gamma * y
     x = x + (y if drop is None else drop(y))
     return x, norm(x)
@@ -43,15 +57,20 @@ def add_kept(x: Float[Tensor, "b n c"], branches: Sequence[Branch], drop: DropPa
     return x
 
 
-def skip_dropped(model: nn.Module) -> int:
-    """Have the blocks of ``model`` compute their branches for kept images alone while they train; how many blocks.
+class StochasticDepth(DropPath):  # type: ignore[misc]
+    """timm's DropPath for blocks that can compute their branches for the kept images alone (``add_kept``).
 
-    A block that can do so holds ``skips``, False, and calls ``add_kept`` when it is True.
+    A block does so while it trains and ``skips`` is True.
     """
-    count = 0
-    for block in model.modules():
-        drop = getattr(block, "drop_path", None)
-        if hasattr(block, "skips") and isinstance(drop, DropPath) and drop.drop_prob:
-            vars(block)["skips"] = True
-            count += 1
-    return count
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__(drop_prob)
+        self.skips = False
+
+
+def skip_dropped(model: nn.Module) -> int:
+    """Have the blocks of ``model`` compute their branches for kept images alone while they train; how many blocks."""
+    found = [each for each in model.modules() if isinstance(each, StochasticDepth) and each.drop_prob]
+    for drop in found:
+        drop.skips = True
+    return len(found)

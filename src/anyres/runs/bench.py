@@ -1,31 +1,35 @@
-"""``anyres bench model``: the speed of models here, by engine, precision, size and batch, beside that of peers."""
+"""The speed of models on this machine, by engine, precision, size and batch, beside that of peers."""
 
 from __future__ import annotations
 
 import json
+import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import rich
 import timm
 import torch
-from rich.table import Table
 from torch import nn
 
-from anyres.config import UserError
-from anyres.deploy.engines.backend import Choice, candidates
+from anyres.config import UserError, nearest
+from anyres.deploy.engines.backend import Backend, candidates
 from anyres.deploy.predictor import machine
 from anyres.deploy.timing import Failed, Job, Row, measure
 from anyres.evaluation.plots.bar_chart import bars
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
+from anyres.models.contract import Backbone
 from anyres.models.registry import aliases
-from anyres.runs.opened import UNTRAINED, open_trained
-from anyres.runs.report import messages, screen
+from anyres.runs.opened import UNTRAINED, load
+from anyres.storage import write_text
+
+log = logging.getLogger(__name__)
 
 COMPARED = (
     "restv2_tiny",
@@ -43,59 +47,67 @@ OURS = "anyres"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked: models or runs by ``sizes`` by ``batches``; ``backends`` such as openvino:bf16 (empty: all that
-    this machine has), ``against`` peers; ``rounds`` of ``seconds`` each, all in turn, with so many
-    ``processes`` one after another. ``compiled``: PyTorch peers also by its compiler, which takes a minute each."""
+class BenchmarkConfig:
+    """What is measured: every model at every size and batch."""
 
-    models: Sequence[str]
-    weights: str | None
-    sizes: Sequence[Size]
-    batches: Sequence[int]
-    backends: Sequence[str]
-    against: Sequence[str]
-    rounds: int
-    seconds: float
-    threads: int | None
-    compiled: bool = True
-    processes: int = 1
+    models: Sequence[str]  # models, weights of the index, or run folders
+    weights: str | None  # of a model named alone; None: as it is initialized
+    sizes: Sequence[Size]  # of the images
+    batches: Sequence[int]  # images at a time
+    backends: Sequence[str]  # as openvino:bf16; empty: all that this machine has
+    against: Sequence[str]  # peers, of PEERS
+    rounds: int  # of every configuration, in turn
+    seconds: float  # of each round of each configuration
+    threads: int | None  # of the CPU; None: as many as PyTorch uses
+    compiled: bool = True  # PyTorch peers also by its compiler, which takes a minute each
+    processes: int = 1  # of each configuration, one after another
+
+    def __post_init__(self) -> None:
+        for peer in self.against:
+            if peer not in PEERS:
+                raise UserError(f"--against {peer!r} is none of {', '.join(PEERS)}{nearest(peer, PEERS)}")
 
 
-def bench_models(question: Question, into: Path | None, picture: Path | None) -> dict[str, Any]:
-    """Measure, print a table and each ratio, write the JSON and the picture; the facts. Raises UserError."""
+@dataclass(frozen=True)
+class Comparison:
+    """One model at one size and batch, by every backend and peer."""
+
+    model: str
+    size: Size
+    batch: int
+    rows: Sequence[Row]  # fastest first
+    failed: Sequence[Failed]
+    matrix: Mapping[str, float]  # this machine's matrix product, GFLOP/s by precision
+    ratios: Sequence[dict[str, Any]]  # see ``ratios``
+
+
+def bench_models(
+    config: BenchmarkConfig,
+    into: Path | None = None,
+    picture: Path | None = None,
+    show: Callable[[Comparison], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure all, give each comparison to ``show`` once it is done, and return the facts.
+
+    ``into``: a JSON file, written anew after every comparison. ``picture``: a PNG file of bars. Raises UserError.
+    """
     facts: dict[str, Any] = {"torch": torch.__version__, "machine": machine(torch.device("cpu"))}
-    facts |= {"threads": question.threads or torch.get_num_threads()}
+    facts |= {"threads": config.threads or torch.get_num_threads()}
     facts |= {"matrix GFLOP/s": [], "rows": [], "ratios": [], "failed": []}
-    console = messages()
-    for what, size, batch in product(question.models, question.sizes, question.batches):
-        jobs = list(jobs_for(question, what, size, batch))
-        with console.status(what) as status:
-            told = partial(_tell, status, f"{what} at {size} px, {batch} at a time")
-            rows, failed, matrix = measure(
-                jobs, rounds=question.rounds, seconds=question.seconds, processes=question.processes, say=told
-            )
-        for each in failed:
-            console.print(f"{each.job.name}, {each.job.choice}, is left out: {each.reason}")
-        rows.sort(key=lambda row: -row.images_per_s)
-        screen().print(_table(what, size, batch, rows, matrix))
-        found = list(ratios(what, rows))
-        for ratio in found:
-            screen().print(
-                f"{what} at {size} px, {batch} at a time: {ratio['ratio']:.2f} times {ratio['against']} "
-                f"({ratio['low']:.2f} to {ratio['high']:.2f}; {ratio['ours']} against {ratio['theirs']})"
-            )
-        facts["matrix GFLOP/s"].append({name: round(rate, 1) for name, rate in matrix.items()})
-        facts["rows"] += [{"model": what} | row.facts() for row in rows]
-        facts["ratios"] += [{"size": str(size), "batch": batch} | ratio for ratio in found]
-        facts["failed"] += [_failure(what, each) for each in failed]
+    for model, size, batch in product(config.models, config.sizes, config.batches):
+        compared = compare(config, model, size, batch)
+        show(compared)
+        facts["matrix GFLOP/s"].append({name: round(rate, 1) for name, rate in compared.matrix.items()})
+        facts["rows"] += [{"model": model} | row.facts() for row in compared.rows]
+        facts["ratios"] += [{"size": str(size), "batch": batch} | ratio for ratio in compared.ratios]
+        facts["failed"] += [_failure(model, each) for each in compared.failed]
         if into:
-            into.parent.mkdir(parents=True, exist_ok=True)
-            into.write_text(json.dumps(facts, indent=1) + "\n")
+            write_text(into, json.dumps(facts, indent=1) + "\n")
     if picture:
         shown = [
             (
                 f"{row['model']} at {row['size']} px, {row['batch']} at a time",
-                f"{row['name']} {row['backend']}",
+                f"{row['name']} {row['backend']}" + (" (disturbed)" if row["disturbed"] else ""),
                 row["images/s"],
             )
             for row in facts["rows"]
@@ -104,28 +116,57 @@ def bench_models(question: Question, into: Path | None, picture: Path | None) ->
     return facts
 
 
-def jobs_for(question: Question, what: str, size: Size, batch: int) -> Iterator[Job]:
+def compare(config: BenchmarkConfig, model: str, size: Size, batch: int) -> Comparison:
+    """One model at one size and batch. What cannot run here is logged."""
+    jobs = list(jobs_for(config, model, size, batch))
+    with rich.get_console().status(model) as status:
+
+        def progress(text: str) -> None:
+            status.update(f"{model} at {size} px, {batch} at a time: {text}")
+
+        rows, failed, matrix = measure(
+            jobs, rounds=config.rounds, seconds=config.seconds, processes=config.processes, progress=progress
+        )
+    for each in failed:
+        log.info("%s, %s, is left out: %s", each.job.name, each.job.backend, each.reason)
+    rows.sort(key=lambda row: -row.images_per_s)
+    return Comparison(model, size, batch, rows, failed, matrix, list(ratios(model, rows)))
+
+
+def jobs_for(config: BenchmarkConfig, what: str, size: Size, batch: int) -> Iterator[Job]:
     """Ours by every backend, then each peer's."""
-    device = torch.device("cpu")
-    known = candidates(device, ("fp32", "bf16"))
-    ours = [Choice.parse(text) for text in question.backends] or known
-    plain = partial(_plain, what, question.weights)
-    flops = 2 * macs(plain(), size)
+    known = candidates(torch.device("cpu"))
+    ours = [Backend.parse(text) for text in config.backends] or known
+    plain = partial(_plain, what, config.weights)
+    model = plain()
+    channels = int(model.pretrained_cfg["input_size"][0])
+    flops = 2 * macs(model, size, channels)
 
-    def job(name: str, make: partial[nn.Module], choice: Choice, tuned: bool = True) -> Job:
-        return Job(name, make, name == OURS, choice, size, batch, flops, question.threads, tuned=tuned)
+    def job(name: str, make: Callable[[], nn.Module], backend: Backend, tuned: bool = True) -> Job:
+        return Job(
+            name,
+            make,
+            folded=name == OURS,
+            backend=backend,
+            size=size,
+            batch=batch,
+            flops=flops,
+            threads=config.threads,
+            tuned=tuned,
+            channels=channels,
+        )
 
-    yield from (job(OURS, plain, choice) for choice in ours)
-    every = [choice for choice in known if choice.engine != "inductor" or question.compiled]
-    for peer in question.against:
+    yield from (job(OURS, plain, backend) for backend in ours)
+    every = [backend for backend in known if backend.engine != "inductor" or config.compiled]
+    for peer in config.against:
         if peer == "timm":
-            yield from (job("timm", partial(_timm, twin(what)), choice) for choice in every)
+            yield from (job("timm", partial(_timm, timm_name(what)), backend) for backend in every)
         elif peer == "plain":
-            yield from (job("plain", plain, choice) for choice in every if choice.engine in ("eager", "inductor"))
+            yield from (job("plain", plain, backend) for backend in every if backend.engine in ("eager", "inductor"))
         else:
-            own = [choice for choice in known if choice.engine == peer]
-            yield from (job(peer, plain, choice, tuned=False) for choice in own)
-            yield from (job(f"{peer}, tuned", plain, choice) for choice in own)
+            own = [backend for backend in known if backend.engine == peer]
+            yield from (job(peer, plain, backend, tuned=False) for backend in own)
+            yield from (job(f"{peer}, tuned", plain, backend) for backend in own)
 
 
 def ratios(model: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -133,9 +174,9 @@ def ratios(model: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     peers = dict.fromkeys(row.job.name for row in rows if row.job.name != OURS)
     for peer in (*peers, *(["all peers"] if len(peers) > 1 else [])):
         for precision in (None, "fp32", "bf16"):
-            ours = [r for r in rows if r.job.name == OURS and precision in (None, r.job.choice.precision)]
+            ours = [r for r in rows if r.job.name == OURS and precision in (None, r.job.backend.precision)]
             theirs = [r for r in rows if r.job.name == peer or (peer == "all peers" and r.job.name != OURS)]
-            theirs = [r for r in theirs if precision in (None, r.job.choice.precision)]
+            theirs = [r for r in theirs if precision in (None, r.job.backend.precision)]
             if not ours or not theirs:
                 continue
             a, b = (max(side, key=lambda row: row.images_per_s) for side in (ours, theirs))
@@ -143,16 +184,17 @@ def ratios(model: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield {
                 "model": model,
                 "against": peer + (f" in {precision}" if precision else ""),
-                "ours": str(a.job.choice),
-                "theirs": f"{b.job.name} {b.job.choice}",
+                "ours": str(a.job.backend),
+                "theirs": f"{b.job.name} {b.job.backend}",
                 "ratio": round(statistics.median(each), 3),
                 "low": round(min(each), 3),
                 "high": round(max(each), 3),
             }
 
 
-def twin(what: str) -> str:
-    """timm's name for a model of ours. Raises UserError where timm has none."""
+def timm_name(what: str) -> str:
+    """timm's name for a model of ours, or of timm's own (``timm:NAME``). Raises UserError where timm has none."""
+    what = what.removeprefix("timm:").removeprefix("timm/")
     tidy = aliases()
     names = [what, what.lower(), *(alias for alias, own in tidy.items() if own == what), tidy.get(what, what)]
     for name in names:
@@ -162,9 +204,9 @@ def twin(what: str) -> str:
     raise UserError(f"timm has no {what}: use --against plain, the same model unfolded")
 
 
-def _plain(what: str, weights: str | None) -> nn.Module:
+def _plain(what: str, weights: str | None) -> Backbone:
     is_run = weights is None and Path(what).is_dir()
-    return open_trained(what, weights or (None if is_run else UNTRAINED)).model.cpu()
+    return load(what, weights or (None if is_run else UNTRAINED)).model.cpu()
 
 
 def _timm(name: str) -> nn.Module:
@@ -172,36 +214,5 @@ def _timm(name: str) -> nn.Module:
     return made
 
 
-def _tell(status: Any, prefix: str, said: str) -> None:
-    status.update(f"{prefix}: {said}")
-
-
 def _failure(model: str, each: Failed) -> dict[str, str]:
-    return {"model": model, "name": each.job.name, "backend": str(each.job.choice), "reason": each.reason}
-
-
-def _table(what: str, size: Size, batch: int, rows: Sequence[Row], matrix: dict[str, float]) -> Table:
-    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in matrix.items())
-    table = Table(
-        title=f"{what} at {size} px, {batch} at a time; matrix product here: {rates} GFLOP/s",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    for column in ("form", "backend"):
-        table.add_column(column)
-    for column in ("images/s", "p50 ms", "p99 ms", "peak MiB", "GFLOP/s", "of the matrix rate"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row.job.name,
-            str(row.job.choice),
-            f"{row.images_per_s:.1f}",
-            f"{row.p50_ms:.1f}",
-            f"{row.p99_ms:.1f}",
-            f"{row.peak_mib:.0f}",
-            f"{row.gflops_per_s:.0f}",
-            f"{100 * row.share:.0f} %",
-        )
-    return table
+    return {"model": model, "name": each.job.name, "backend": str(each.job.backend), "reason": each.reason}

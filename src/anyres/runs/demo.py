@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from anyres.evaluation.curve import Measured, plot, write_csv
+from anyres.evaluation.curve import EvalResult, write_csv
 from anyres.evaluation.metrics import Scores, compare
-from anyres.evaluation.report import Pairing, ReportPage, console_table, write_html
-from anyres.flow import Size
+from anyres.evaluation.page import Pairing, ReportPage
+from anyres.evaluation.plots.curve import plot
+from anyres.evaluation.report import write_html
+from anyres.flow import SizeResult
 from anyres.recipe import load_recipe
-from anyres.runs.opened import Trained, evaluated_sizes, open_run
-from anyres.runs.report import facts_of, messages, samples_of, screen
+from anyres.runs.inputs import evaluated_sizes
+from anyres.runs.opened import TrainedModel, measure_models, open_run
+from anyres.runs.report import facts_of, samples_of
 from anyres.runs.train import train_run
 
+log = logging.getLogger(__name__)
 ANY, SINGLE = "any-size", "single-size"
 RECIPES = {ANY: "demo/any_size", SINGLE: "demo/single_size"}
 
 
-def run_demo(out: Path, seed: int, epochs: int | None) -> None:
+@dataclass(frozen=True)
+class Demo:
+    """What the demo came to: both ``runs`` in ``folder``, measured, compared, and the ``claim`` that this allows."""
+
+    folder: Path
+    runs: dict[str, TrainedModel]
+    results: Sequence[SizeResult]
+    pairings: Sequence[Pairing]
+    claim: str
+
+
+def run_demo(out: Path, seed: int, epochs: int | None) -> Demo:
     """Train both models in ``out/any-size`` and ``out/single-size``; write ``curve.csv``, ``curve.png`` and
-    ``report.html`` in ``out`` and print the table. The same command again continues, or only compares anew."""
+    ``report.html`` in ``out``. The same call again continues, or only compares anew."""
     changes = [f"train.seed={seed}", *([f"train.epochs={epochs}"] if epochs is not None else [])]
-    measured: dict[str, list[Measured]] = {}
-    runs: dict[str, Trained] = {}
+    runs: dict[str, TrainedModel] = {}
     for name, recipe in RECIPES.items():
-        messages().print(f"{name}: recipe {recipe}")
+        log.info("%s: recipe %s", name, recipe)
         train_run(load_recipe(recipe, changes), out / name, report=False)
-    for name in RECIPES:
         runs[name] = open_run(out / name)
-        images = runs[name].images()
-        measured[name] = runs[name].measure(images, evaluated_sizes(runs[name].recipe), name)
+    images = runs[ANY].images()  # both recipes show the same ones in the same way
+    measured = measure_models(runs, images, evaluated_sizes(runs[ANY].recipe))
     pairings = compare_runs(measured)
-    points = [m.point for those in measured.values() for m in those]
+    results = [found.result for those in measured.values() for found in those]
     trained_at = {name: run.recipe.views.parsed for name, run in runs.items()}
-    write_csv(points, out / "curve.csv")
-    plot(points, out / "curve.png", train_sizes=trained_at)
+    write_csv(results, out / "curve.csv")
+    plot(results, out / "curve.png", train_sizes=trained_at)
     page = ReportPage(
         title="One model for every size",
-        claim=conclusion(pairings, points[0].n),
-        points=points,
+        claim=conclusion(pairings, results[0].n),
+        points=results,
         comparisons=pairings,
         samples=samples_of(images, [(name, runs[name], measured[name]) for name in RECIPES], 12),
-        notes=[*images.source.notes, NOISE.format(n=points[0].n)],
+        notes=[*images.source.notes, NOISE.format(n=results[0].n)],
         facts=[(f"{name}: {key}", value) for name, run in runs.items() for key, value in facts_of(run)],
         train_sizes=trained_at,
     )
     write_html(out / "report.html", page)
-    out_to = screen()
-    out_to.print(console_table(points, pairings))
-    for name, run in runs.items():
-        facts = run.facts
-        out_to.print(f"{name}: {facts['pixels'] / 1e9:.2f} G pixels, {facts['seconds']:.0f} s of training")
-    out_to.print(page.claim)
-    out_to.print(f"written: {out / 'curve.csv'}, {out / 'curve.png'}, {out / 'report.html'}")
+    return Demo(out, runs, results, pairings, page.claim)
 
 
 NOISE = (
@@ -62,14 +72,12 @@ NOISE = (
 )
 
 
-def compare_runs(measured: dict[str, list[Measured]]) -> list[Pairing]:
+def compare_runs(measured: dict[str, list[EvalResult]]) -> list[Pairing]:
     """The any-size model minus the single-size one at every size, judged on the same images."""
     pairings = []
     for a, b in zip(measured[ANY], measured[SINGLE], strict=True):
-        assert isinstance(a.scores, Scores)
-        assert isinstance(b.scores, Scores)
-        size = Size(a.point.height, a.point.width)
-        pairings.append(Pairing(ANY, SINGLE, size, compare(a.scores.correct, b.scores.correct)))
+        first, second = (cast(Scores, found.scores).correct for found in (a, b))  # both recipes classify
+        pairings.append(Pairing(ANY, SINGLE, a.result.size, compare(first, second)))
     return pairings
 
 

@@ -1,28 +1,29 @@
-"""A model to be measured: a finished run, or a model's name with weights; scored at any size, on any data."""
+"""A model to be used: a finished run, or a model's name with weights; measured at any size, on any data."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
 from anyres.config import UserError, nearest
 from anyres.data.cache import DecodedImages
-from anyres.data.loader import eval_batches
-from anyres.data.mix import normalise
-from anyres.data.sources import Source, open_source
-from anyres.evaluation.classes import Names, read_names, relabel
-from anyres.evaluation.curve import Measured, measure
-from anyres.evaluation.probe import Neighbours, Pooled, pool
-from anyres.flow import Batch, Size, parse_sizes, pick_device
+from anyres.data.sources import Source
+from anyres.evaluation.classes import Names, read_names
+from anyres.evaluation.curve import EvalResult, Quality, measure_quality
+from anyres.evaluation.evaluator import EvalSettings
+from anyres.evaluation.probe import Pooled, pool
+from anyres.evaluation.speed import measure_costs_of
+from anyres.flow import Size, SizeResult, pick_device
 from anyres.models import create_model, variant
 from anyres.models.contract import Backbone, count_classes
 from anyres.models.index import Weights, known_weights
@@ -30,23 +31,43 @@ from anyres.models.registry import is_model, model_names
 from anyres.models.state_files import read_state, weights_file
 from anyres.models.weights import load_weights, read_metadata
 from anyres.recipe import Recipe, build_recipe, read_recipe
+from anyres.runs.inputs import evaluated_sizes, open_images, reference_images, scored_batches, with_channels
+from anyres.runs.stderr import show_log
+from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
 UNTRAINED = "none"
-"""What ``--weights`` says for a model as it is initialised."""
+"""What ``--weights`` says for a model as it is initialized."""
 TIMED_S = 0.5
 """Seconds of each of a size's two timings."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class ModelSpec:
+    """Names a model: ``what`` is a run folder, a model, or known weights such as ``deit3_small.384``; ``weights`` a
+    file, URL, hub id, known name, or ``none`` for a model as it is initialized; ``classes`` a file of class names."""
+
+    what: str
+    weights: str | None = None
+    classes: Path | None = None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Names the images to measure on; None: the recipe's own."""
+
+    data: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
     """A model with what is needed to use it as it was trained, on ``device``, in evaluation mode.
 
     ``folder`` is its run's; None for a model's ``name`` with ``weights``, and then ``recipe`` holds what is known of
     them: how they see images, and their published accuracy as the claim. ``names``: of the classes, as far as known.
-    ``multi_label``: each class is decided by itself.
     """
 
     name: str
@@ -56,12 +77,12 @@ class Trained:
     names: Names
     model: Backbone
     device: torch.device
-    multi_label: bool = False
+    task: Task
 
     @property
     def classes(self) -> tuple[str, ...]:
         """What people read for each class: its name, or its index."""
-        return tuple(called[-1] if called else str(i) for i, called in enumerate(self.names))
+        return self.task.classes
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -70,86 +91,107 @@ class Trained:
         return facts
 
     @property
-    def by_neighbours(self) -> bool:
-        """Whether it was trained without labels, and so is scored by the nearest of the training images."""
-        return self.folder is not None and self.recipe.objective.dino is not None
-
-    @property
     def autocast(self) -> torch.dtype | None:
         """The dtype the model runs in, None for float32."""
         return autocast_dtype(self.recipe.train.precision)
 
-    def images(self, data: str | None = None, split: str | None = None) -> DecodedImages:
-        """The images to score: the recipe's own, or those of ``data``, labelled in the model's order of classes.
+    @property
+    def settings(self) -> EvalSettings:
+        """How it is run here."""
+        return EvalSettings(self.device, self.autocast)
+
+    def images(self, where: DataSpec = DataSpec()) -> DecodedImages:
+        """The images to score: the recipe's own, or others, with targets counted as the model does.
 
         A run wants exactly its own classes, weights may know more than there are, a run without labels takes any.
         Raises UserError when they do not fit, or the model has no classifier.
         """
-        if self.by_neighbours:
-            return open_images(self.recipe, split or self.recipe.data.eval_split, data, one_label_each)
-        if not self.names:
+        if not self.model.num_classes and self.folder is None:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
-        fit = self._relabelled if self.folder is None else self._as_trained
-        return open_images(self.recipe, split or self.recipe.data.eval_split, data, fit)
+        fit = partial(self._fit, exact=self.folder is not None)
+        split = where.split or self.recipe.data.eval_split
+        wanted = "classes" if self.task.wanted == "optional" else self.task.wanted  # to be scored, images need labels
+        return open_images(self.recipe, split, where.data, wanted, fit)
 
-    def _relabelled(self, source: Source) -> Source:
-        self._check_kind(source)
-        return relabel(source, self.names)
-
-    def _as_trained(self, source: Source) -> Source:
-        self._check_kind(source)
-        check_classes(source, self.classes)
-        return source
-
-    def _check_kind(self, source: Source) -> None:
-        """Raises UserError unless images have several labels where the model gives several."""
-        if source.multi_label != self.multi_label:
-            here, there = ("several labels", "one") if source.multi_label else ("one label", "several")
-            raise UserError(
-                f"images of {source.name} have {here} each, and {self.name} was trained to give them {there}: give "
-                "--data images labelled as those were"
-            )
+    def _fit(self, source: Source, exact: bool) -> Source:
+        return self.task.fit(source, self.names, exact)
 
     def pooled(self, images: DecodedImages, size: Size) -> Pooled:
-        """What the classifier would see of each labelled image; a progress bar on stderr."""
-        console, crop = Console(stderr=True), crop_ratio(self.recipe)
+        """What the classifier would see of each labelled image, one label each; a progress bar on stderr."""
+        total = -(-len(images) // self.recipe.evaluate.batch_size)
         shown = track(
-            scored_batches(self.recipe, images, size, crop, self.device),
+            scored_batches(self.recipe, task_of({}), images, size, self.device),
             f"features of {self.name}",
-            total=-(-len(images) // self.recipe.evaluate.batch_size),
-            console=console,
+            total=total,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not get_console().is_terminal,
         )
-        return pool(self.model, shown, len(images), self.device, self.autocast)
+        return pool(self.model, shown, len(images), self.settings)
 
-    def neighbours(self, bank: DecodedImages, size: Size) -> Neighbours:
-        """The model, answering at ``size`` by the nearest of ``bank``."""
-        return Neighbours(self.model, self.pooled(bank, size), len(bank.source.classes), self.device)
+    def quality(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> dict[Size, Quality]:
+        """Metrics and scores per image at each size; a progress bar on stderr. Raises UserError."""
+        self.model.check_sizes(sizes)
+        shown = track(sizes, f"scoring {name or self.name}", transient=True, disable=not get_console().is_terminal)
+        reference = reference_images(self.recipe, images) if self.task.compares else None
+        found = {}
+        for size in shown:
+            evaluators = self.task.evaluators(self.model, self._reference(reference, size))
+            batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
+            found[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
+        return found
 
-    def measure(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> list[Measured]:
-        """Accuracy, loss, MACs, latency and images/s at each size; a progress bar on stderr."""
-        name, crop, console = name or self.name, crop_ratio(self.recipe), Console(stderr=True)
-        bank = labelled_for(self.recipe, images) if self.by_neighbours else None
-        return [
-            measure(
-                name,
-                self.model if bank is None else self.neighbours(bank, size),
-                size,
-                scored_batches(self.recipe, images, size, crop, self.device),
-                self.device,
-                autocast=self.autocast,
-                budget_s=TIMED_S,
-                timed=self.model,
-                multi_label=images.source.multi_label,
-            )
-            for size in track(
-                sizes, f"scoring {name}", console=console, transient=True, disable=not console.is_terminal
-            )
-        ]
+    def measure(self, images: DecodedImages, sizes: Sequence[Size]) -> list[EvalResult]:
+        """Quality at each size, then the cost of all of them in turn. Raises UserError."""
+        return measure_models({self.name: self}, images, sizes)[self.name]
+
+    def _reference(self, images: DecodedImages | None, size: Size) -> Reference | None:
+        if images is None:
+            return None
+        batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
+        return Reference(batches, len(images), len(images.source.classes))
 
 
-def open_run(folder: Path) -> Trained:
+def measure_models(
+    models: Mapping[str, TrainedModel], images: DecodedImages, sizes: Sequence[Size]
+) -> dict[str, list[EvalResult]]:
+    """Quality of every model at each size; then the cost of all models and sizes, timed in turn in one window.
+
+    The models run on one device in one precision. Raises UserError.
+    """
+    qualities = {name: model.quality(images, sizes, name) for name, model in models.items()}
+    settings = next(iter(models.values())).settings
+    networks = {name: model.model for name, model in models.items()}
+    channels = images.channels
+    costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S, channels=channels)
+    results: dict[str, list[EvalResult]] = {}
+    for name, model in models.items():
+        results[name] = []
+        for size, (metrics, scores) in qualities[name].items():
+            described = tuple(metric for metric in model.task.metrics if metric.key in metrics)
+            result = SizeResult(name, size, metrics, described, scores.n, costs[name, size])
+            results[name].append(EvalResult(result, scores))
+    return results
+
+
+def load(what: str | Path, weights: str | None = None, classes: Path | None = None) -> TrainedModel:
+    """Open a trained model, on the best device of this machine, in evaluation mode.
+
+    ``what``: a run folder; or the name of a model or of known weights (``deit3_small.384``) with ``weights`` and
+    ``classes``. ``weights``: a file, URL, hub id or name of the index, or ``none`` for a model as it is initialized;
+    only a name of the index does without. ``classes``: a file of class names, see ``evaluation.classes.read_names``.
+    Raises UserError where there is no such model or its weights do not fit.
+    """
+    show_log()
+    what = str(what)
+    is_name = is_model(what) or what in (row.name for row in known_weights())
+    if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):
+        if classes is not None:
+            raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
+        return open_run(Path(what))
+    return open_weights(what, weights, read_names(classes) if classes else None)
+
+
+def open_run(folder: Path) -> TrainedModel:
     """Open a run folder. Raises UserError when it is none, is unfinished, or its weights do not fit its recipe."""
     if not (folder / RECIPE).is_file():
         known = [p.parent.name for p in folder.parent.glob(f"*/{RECIPE}")]
@@ -159,35 +201,20 @@ def open_run(folder: Path) -> Trained:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
     recipe = read_recipe(folder / RECIPE)
+    recipe = with_channels(recipe, recipe.data.channels or 3)  # runs of earlier versions name none
     about = read_metadata(folder / WEIGHTS).get("anyres")
     if about is None:
         raise UserError(f"{folder / WEIGHTS} was not written by `anyres train`: it does not say what its classes are")
-    told = json.loads(about)
-    classes = tuple(told["classes"])
-    model = build_model(recipe, len(classes))
+    task = task_of(json.loads(about), recipe.task, recipe.objective)
+    model = build_model(recipe, task)
     load_weights(model, folder / WEIGHTS)
     device = pick_device()
-    names = tuple((name,) for name in classes)
+    names = tuple((name,) for name in task.classes)
     name = str(recipe.model["name"])
-    multi_label = bool(told.get("multi_label"))
-    return Trained(name, folder, str(folder / WEIGHTS), recipe, names, model.to(device).eval(), device, multi_label)
+    return TrainedModel(name, folder, str(folder / WEIGHTS), recipe, names, model.to(device).eval(), device, task)
 
 
-def open_trained(what: str, weights: str | None = None, classes: Path | None = None) -> Trained:
-    """A run folder; or the name of a model or of known weights (``deit3_small.384``) with ``weights`` and ``classes``.
-
-    ``weights``: a file, URL, hub id or name of the index, or ``none`` for a model as it is initialised; only a name of
-    the index does without. ``classes``: see ``read_names``. Raises UserError.
-    """
-    is_name = is_model(what) or what in (row.name for row in known_weights())
-    if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):
-        if classes is not None:
-            raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
-        return open_run(Path(what))
-    return open_weights(what, weights, read_names(classes) if classes else None)
-
-
-def open_weights(what: str, weights: str | None, names: Names | None = None) -> Trained:
+def open_weights(what: str, weights: str | None, names: Names | None = None) -> TrainedModel:
     """The model called ``what`` with ``weights``, seeing images as the index says, or else as its family does."""
     row = _known(what, weights)
     model = row.model if row and what == row.name else what
@@ -202,13 +229,17 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     if names and len(names) != count:
         raise UserError(f"{len(names)} classes are named, and {source} has {count}: correct --classes")
     recipe = build_recipe(_values(model, row, _native_side(model, row, state), about), source)
-    built = build_model(recipe, count)
+    recipe = with_channels(recipe, len(recipe.data.mean))
+    task = task_of(about)
+    if task.wanted != "text":  # it has classes
+        names = names or ((),) * count
+        task = replace(task, classes=tuple(called[-1] if called else str(i) for i, called in enumerate(names)))
+    built = build_backbone(recipe, count)
     if path:
         load_weights(built, path)
     device = pick_device()
     name = row.name if row else model
-    several = bool(about.get("multi_label"))
-    return Trained(name, None, source, recipe, names or ((),) * count, built.to(device).eval(), device, several)
+    return TrainedModel(name, None, source, recipe, names or (), built.to(device).eval(), device, task)
 
 
 def _values(model: str, row: Weights | None, side: int, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,13 +300,31 @@ def _native_side(model: str, row: Weights | None, state: Mapping[str, Tensor]) -
     return max(dict.fromkeys(sides), key=alike)
 
 
-def build_model(recipe: Recipe, num_classes: int) -> Backbone:
-    """The recipe's model, initialised from its seed, with the family's options for training at several sizes."""
+def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
+    """The recipe's model with so many outputs (0: no classifier), initialized from the recipe's seed, with the family's
+    options for training at several sizes."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     if len(recipe.views.sizes) > 1:
         options |= variant(recipe.model["name"]).traits.several_sizes
+    if recipe.data.channels not in (None, 3):
+        options["in_chans"] = recipe.data.channels
     torch.manual_seed(recipe.train.seed)
-    return create_model(recipe.model["name"], num_classes, **options)
+    return create_model(recipe.model["name"], outputs, **options)
+
+
+def build_model(recipe: Recipe, task: Task) -> Backbone:
+    """The task's network for the recipe."""
+    model = task.build(partial(build_backbone, recipe))
+    assert isinstance(model, Backbone)
+    return model
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Raises UserError, before anything is decoded, for a size of views or of evaluation that the model cannot take."""
+    if variant(recipe.model["name"]).foreign:
+        model = build_backbone(recipe, 2)
+        model.check_sizes(recipe.views.parsed, training=True)
+        model.check_sizes(evaluated_sizes(recipe))
 
 
 def start_from(model: Backbone, weights: str) -> str:
@@ -285,121 +334,3 @@ def start_from(model: Backbone, weights: str) -> str:
         return f"starting from {weights}, without a classifier"
     classes = f"a new classifier of {model.num_classes} classes" if fresh else "its classifier too"
     return f"starting from {weights}, with {classes}"
-
-
-def open_images(
-    recipe: Recipe,
-    split: str,
-    data: str | None = None,
-    fit: Callable[[Source], Source] = lambda source: source,
-    *,
-    training: bool = False,
-    unlabelled: bool = False,
-) -> DecodedImages:
-    """One split of the recipe's data (or of ``data``), decoded into memory if the recipe says so and they fit.
-
-    ``fit`` checks its classes, or numbers them otherwise, before anything is decoded. Only images for ``training`` are
-    decoded as ``data.dct`` says: what is scored is read in full, whatever the recipe. ``unlabelled``: images without
-    labels will do.
-    """
-    source = data or recipe.data.source
-    if source is None:
-        raise UserError("no images: give --data a folder, a CSV manifest or a built-in set such as groceries")
-    opened = fit(open_source(source, split, val_share=recipe.data.val_share, unlabelled=unlabelled))
-    budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
-    largest = max(max(size) for size in recipe.views.parsed)
-    dct_side = largest if training and recipe.data.dct else None
-    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side)
-
-
-def labelled_for(recipe: Recipe, images: DecodedImages) -> DecodedImages:
-    """The images whose labels are given where those of ``images`` are asked for. Raises UserError if some are both."""
-    split = images.source.split
-    if split.startswith("train"):
-        raise UserError(f"--split {split} is what the probe learns from: give val or test")
-    train = open_images(recipe, recipe.data.train_split if split == "test" else "train", images.source.name)
-    check_apart(train, images)
-    return train
-
-
-def one_label_each(source: Source) -> Source:
-    """``source``, for whom neighbours or a linear layer answer by one class. Raises UserError for several labels."""
-    if source.multi_label:
-        raise UserError(f"images of {source.name} have several labels: nearest neighbours and probes want one each")
-    return source
-
-
-def check_apart(train: DecodedImages, test: DecodedImages) -> None:
-    """Raises UserError if images are in both, so that they would find themselves."""
-    both = {r.name for r in train.source.records} & {r.name for r in test.source.records}
-    if both:
-        raise UserError(
-            f"{len(both)} images, as {min(both)}, are in {train.source.split} and {test.source.split}: "
-            f"add a {test.source.split} split"
-        )
-
-
-def check_classes(source: Source, classes: Sequence[str]) -> None:
-    """Raises UserError unless ``source`` has exactly the classes that the model was trained on."""
-    if tuple(source.classes) == tuple(classes):
-        return
-    strange = sorted(set(source.classes) ^ set(classes))
-    raise UserError(
-        f"{source.name} has {len(source.classes)} classes and the checkpoint {len(classes)}; {strange[0]!r} is in only "
-        "one of them: give --data a set with the classes that the model was trained on"
-    )
-
-
-def crop_ratio(recipe: Recipe) -> float:
-    """The centre-crop ratio of evaluation: the recipe's, or the family's own."""
-    return recipe.evaluate.crop or float(variant(recipe.model["name"]).preprocessing["crop_pct"])
-
-
-def interpolation_of(recipe: Recipe) -> str:
-    """How evaluation resizes an image: the recipe's way, or the model's own."""
-    own: str = variant(recipe.model["name"]).preprocessing["interpolation"]
-    return recipe.evaluate.interpolation or own
-
-
-def check_sizes(recipe: Recipe) -> None:
-    """Raises UserError, before anything is decoded, for a size of views or of evaluation that the model cannot take."""
-    if variant(recipe.model["name"]).foreign:
-        model = build_model(recipe, 2)
-        model.check_sizes(recipe.views.parsed, training=True)
-        model.check_sizes(evaluated_sizes(recipe))
-
-
-def seen_as(recipe: Recipe) -> str:
-    """How evaluation shows an image to the model, for people."""
-    crop = crop_ratio(recipe)
-    shrunk = f"short side at most {recipe.data.cache_side} px, then " if recipe.data.cache_side else ""
-    side = "the size" if crop == 1 else f"int(size / {crop:g})"
-    cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, centre crop"
-    mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
-    return f"{shrunk}{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
-
-
-def scored_batches(
-    recipe: Recipe, images: DecodedImages, size: Size, crop: float, device: torch.device, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """Every readable image once over all ranks, as one normalised view of ``size`` on ``device``."""
-    loaded = eval_batches(
-        images,
-        images.source.targets,
-        size,
-        crop=crop,
-        warp=recipe.evaluate.warp,
-        interpolation=interpolation_of(recipe),
-        batch_size=recipe.evaluate.batch_size,
-        rank=rank,
-        world=world,
-        workers=recipe.data.workers,
-    )
-    for batch in loaded:
-        images.hear(batch.notes)
-        yield normalise(batch, recipe.data.mean, recipe.data.std, device)
-
-
-def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:
-    """The sizes the recipe is scored at."""
-    return parse_sizes([str(size) for size in recipe.evaluate.sizes])

@@ -1,124 +1,157 @@
-"""What a run tells people: sentences on the way, and at the end a table, ``curve.csv``, ``curve.png``, a page."""
+"""What a run leaves for people and programs: weights that know their classes, a table, a picture, a page."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
-from anyres.evaluation.confusion import confusion, write_tables
-from anyres.evaluation.curve import Measured, plain, plot, write_csv
+from anyres.evaluation.curve import EvalResult, write_csv
 from anyres.evaluation.fingerprint import Fingerprint, fingerprint
-from anyres.evaluation.metrics import Scores
-from anyres.evaluation.multilabel import LabelScores, write_label_table
-from anyres.evaluation.plots.heatmap import heat_map
-from anyres.evaluation.probe import NEIGHBOURS
-from anyres.evaluation.report import (
-    Prediction,
-    ReportPage,
-    Sample,
-    console_labels,
-    console_mistakes,
-    console_table,
-    write_html,
-)
-from anyres.flow import Point, Size
+from anyres.evaluation.page import ReportPage, Sample
+from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
-from anyres.runs.opened import RECIPE, WEIGHTS, Trained, crop_ratio, evaluated_sizes, interpolation_of, seen_as
+from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
+from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel
+from anyres.storage import write_text
+from anyres.tasks import Task
 from anyres.training.state import State
 
 MOST_NOTES = 100  # on a page
+log = logging.getLogger(__name__)
 
 
-def messages(quiet: bool = False) -> Console:
-    """Where sentences for people go: stderr, one line each however long, names of files as they are."""
-    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
-
-
-def screen() -> Console:
-    """Where results go: stdout, as wide as the terminal, and unfolded where a file or a program takes them."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-
-
-def said_of(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
-    """What was done with the images that are not plain: a sentence for each of ``most``, then how many there are."""
-    remarks = images.remarks()
-    yield from (f"{part} image {name}: {what}" for name, what in list(remarks.items())[:most])
-    if len(remarks) > most:
-        yield f"... {len(remarks)} such {part} images in all"
-
-
-def publish(recipe: Recipe, run: Path, state: State, images: DecodedImages, held_out: DecodedImages) -> None:
-    """Write what the run was for: its facts, and weights that know their classes."""
-    progress, multi_label = state.progress, images.source.multi_label
-    metric = "map" if multi_label else "top1"
-    sources = (*images.source.notes, *held_out.source.notes)
-    remarks = progress.unreadable | images.remarks() | held_out.remarks()
+def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[DecodedImages, DecodedImages]) -> None:
+    """Write what the run was for: its facts, and weights that know their task and classes."""
+    progress, sources = state.progress, [note for opened in images for note in opened.source.notes]
+    found = progress.unreadable | images[0].decode_warnings() | images[1].decode_warnings()
+    best = {f"best_{task.metrics[0].key}": progress.best} if progress.best_step >= 0 else {"scored": False}
     facts = {
         "images": progress.images,
         "pixels": progress.pixels,
         "seconds": round(progress.seconds, 1),
         "steps": progress.step,
         "skipped_steps": progress.skipped,
-        **({f"best_{metric}": progress.best} if progress.best_step >= 0 else {"scored": False}),
-        "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in remarks.items())],
+        **best,
+        "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in found.items())],
     }
-    (run / "run.json").write_text(json.dumps(facts, indent=1))
-    classes = images.source.classes if recipe.objective.dino is None else ()
-    about = {"model": recipe.model, "classes": classes, "mean": recipe.data.mean, "std": recipe.data.std}
-    several = {"multi_label": True} if multi_label and classes else {}
-    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about | several)})
+    write_json(facts, run / "run.json")
+    about = {"model": recipe.model, "mean": recipe.data.mean, "std": recipe.data.std, **task.about()}
+    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model measured at some sizes: ``results`` in their order, and the ``images`` they are of."""
+
+    model: TrainedModel
+    images: DecodedImages
+    results: tuple[EvalResult, ...]
+
+    @property
+    def sizes(self) -> tuple[SizeResult, ...]:
+        """What goes on the curve."""
+        return tuple(found.result for found in self.results)
+
+    @property
+    def task(self) -> Task:
+        """The model's task, naming the classes of these images."""
+        task: Task = self.model.task.naming(self.images.source)
+        return task
+
+    @property
+    def best(self) -> EvalResult:
+        """At the size with the best headline metric."""
+
+        def quality(found: EvalResult) -> float:
+            value = found.result.best.value
+            return value if found.result.headline.higher_is_better else -value
+
+        return max(self.results, key=quality)
+
+    def rows(self) -> list[dict[str, str | int | float | bool]]:
+        """One dictionary of plain values per size, with the columns of ``curve.csv``."""
+        return [result.row() for result in self.sizes]
+
+    def facts(self) -> dict[str, Any]:
+        """All that is needed to compare this measurement with another, as plain values for JSON."""
+        return evaluation_facts(self)
+
+    def summary(self) -> list[str]:
+        """Below the table, for people: what is wrong most often, the claim, and what has to be equal to compare."""
+        best = self.best
+        return [
+            *self.task.summary(best.scores, best.result.size),
+            *compared(self),
+            f"preprocessing: {describe_preprocessing(self.model.recipe)}",
+            f"fingerprint: {pixels_of(self.model, [result.size for result in self.sizes])}",
+        ]
+
+    def __repr__(self) -> str:
+        lines = [f"{result.size}: {result.headline.text(result.best.value)}" for result in self.sizes]
+        return f"Evaluation({self.model.name} on {self.images.source.name}; {', '.join(lines)})"
 
 
 def report_on(
-    trained: Trained, images: DecodedImages, sizes: Sequence[Size] | None = None, out: Path | None = None
-) -> list[Measured]:
+    trained: TrainedModel, images: DecodedImages, sizes: Sequence[Size] | None = None, out: Path | None = None
+) -> Evaluation:
     """Measure a model at ``sizes`` (the recipe's if none) and write ``curve.csv``, ``curve.png`` and ``report.html``
     in ``out``, a run's own folder if not given, and ``evaluation`` in ``run.json``. Raises UserError as
     ``folder_for`` does."""
-    recipe, folder = trained.recipe, folder_for(trained, out)
-    measured = trained.measure(images, sizes or evaluated_sizes(recipe))
-    points = [m.point for m in measured]
-    neighbours = f" of the {NEIGHBOURS} nearest training images" if trained.by_neighbours else ""
-    at = [Size(p.height, p.width) for p in points]
-    trained_at = {trained.name: recipe.views.parsed} if trained.folder else {}
-    write_csv(points, folder / "curve.csv")
-    plot(points, folder / "curve.png", train_sizes=trained_at)
-    remarks = [f"{name}: {what}" for name, what in images.remarks().items()]
-    size, at_best = best_of(measured)
-    classes, metric = images.source.classes, "mAP" if trained.multi_label else "Top-1 accuracy"
-    notes = list(dict.fromkeys((*trained.facts.get("notes", ()), *images.source.notes, *remarks)))
+    folder = folder_for(trained, out)
+    measured = tuple(trained.measure(images, sizes or evaluated_sizes(trained.recipe)))
+    evaluation = Evaluation(trained, images, measured)
+    write_report(evaluation, folder)
+    return evaluation
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> None:
+    """Write the curve as table and picture, the page, and the facts."""
+    from anyres.evaluation.plots.curve import plot
+    from anyres.evaluation.report import write_html
+
+    trained, images, results = evaluation.model, evaluation.images, evaluation.sizes
+    best, task, metric = evaluation.best, evaluation.task, results[0].headline
+    trained_at = {trained.name: trained.recipe.views.parsed} if trained.folder else {}
+    write_csv(results, folder / "curve.csv")
+    plot(results, folder / "curve.png", train_sizes=trained_at)
+    warnings = [f"{name}: {what}" for name, what in images.decode_warnings().items()]
+    notes = list(dict.fromkeys((*trained.facts.get("notes", ()), *images.source.notes, *warnings)))
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"... {len(notes)} such notes in all: run.json has those of training"]
+    name = "Top-1 accuracy" if metric.key == "top1" else metric.name
     page = ReportPage(
         title=f"{trained.name} on {images.source.name}",
-        claim=f"{metric}{neighbours} on {points[0].n} images of the {images.source.split} split at every size "
+        claim=f"{name}{task.scored_by()} on {results[0].n} images of the {images.source.split} split at every size "
         "measured.",
-        points=points,
-        samples=samples_of(images, [(trained.name, trained, measured)], 12),
-        notes=[*compared(trained, images, points), *notes],
-        facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, at)))],
+        points=results,
+        samples=samples_of(images, [(trained.name, trained, evaluation.results)], 12),
+        notes=[*compared(evaluation), *notes],
+        facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, [r.size for r in results])))],
         train_sizes=trained_at,
-        mistakes=(size, confusion(at_best, classes)) if isinstance(at_best, Scores) else None,
-        labels=(size, at_best.worst(classes, 8)) if isinstance(at_best, LabelScores) else None,
+        sections=task.sections(best.scores, best.result.size),
     )
     write_html(folder / "report.html", page)
-    write_json(trained.facts | {"evaluation": evaluation(trained, images, measured)}, folder / "run.json")
-    show(trained, images, measured)
-    return measured
+    write_json(trained.facts | {"evaluation": evaluation.facts()}, folder / "run.json")
 
 
-def folder_for(trained: Trained, out: Path | None) -> Path:
+def write_mistakes(evaluation: Evaluation, out: Path) -> list[Path]:
+    """Write the task's tables and pictures of what was right and wrong at each size; returns them."""
+    by_size = {found.result.size: found.scores for found in evaluation.results}
+    title = f"{evaluation.model.name} on {Path(evaluation.images.source.name).name}"
+    return evaluation.task.write_tables(by_size, title, out)
+
+
+def folder_for(trained: TrainedModel, out: Path | None) -> Path:
     """Where results of a model go. Raises UserError when nobody said, or it is the folder of another run."""
     folder = out or trained.folder
     if folder is None:
@@ -129,97 +162,40 @@ def folder_for(trained: Trained, out: Path | None) -> Path:
     return folder
 
 
-def best_of(measured: Sequence[Measured]) -> tuple[Size, Scores | LabelScores]:
-    """The size with the best top-1 or mAP, and the scores there."""
-    point, scores = max(measured, key=lambda one: one.point.top1)
-    return Size(point.height, point.width), scores
-
-
-def write_mistakes(trained: Trained, images: DecodedImages, measured: Sequence[Measured], out: Path) -> list[Path]:
-    """Write ``per_class.csv``, ``confusion.csv`` and, for few classes, ``confusion_SIZE.png``; of a multi-label set,
-    whose images are not taken for one class, the first alone; returns them."""
-    classes, confusions, labels = images.source.classes, {}, {}
-    for point, scores in measured:
-        if isinstance(scores, LabelScores):
-            labels[Size(point.height, point.width)] = scores
-        else:
-            confusions[Size(point.height, point.width)] = confusion(scores, classes)
-    if labels:
-        return [write_label_table(labels, classes, out)]
-    written = write_tables(confusions, out)
-    for size, one in confusions.items():
-        if picture := heat_map(one, f"{trained.name} on {Path(images.source.name).name} at {size} px"):
-            path = out / f"confusion_{size}.png"
-            path.write_bytes(picture)
-            written.append(path)
-    return written
-
-
-def show(trained: Trained, images: DecodedImages, measured: Sequence[Measured]) -> None:
-    """Print what was measured, the difference to what is claimed, and what has to be equal to compare it."""
-    out, points = screen(), [m.point for m in measured]
-    size, scores = best_of(measured)
-    classes = images.source.classes
-    if isinstance(scores, LabelScores):
-        told = console_labels(scores, classes, size)
-    else:
-        told = console_mistakes(confusion(scores, classes), size)
-    out.print(console_table(points))
-    for sentence in (
-        *told,
-        *compared(trained, images, points),
-        f"images are seen so: {seen_as(trained.recipe)}",
-        f"fingerprint: {pixels_of(trained, [Size(p.height, p.width) for p in points])}",
-    ):
-        out.print(sentence, markup=False, soft_wrap=True)
-
-
 def samples_of(
-    images: DecodedImages, scored: Sequence[tuple[str, Trained, Sequence[Measured]]], count: int
+    images: DecodedImages, scored: Sequence[tuple[str, TrainedModel, Sequence[EvalResult]]], count: int
 ) -> list[Sample]:
-    """``count`` images spread evenly over the set, each with what every model made of it at every size."""
-    classes, samples = images.source.classes, []
+    """``count`` images spread evenly over the set, each with what every model answered at every size."""
+    samples = []
     order = scored[0][2][0].scores.index
     for place in range(0, len(order), max(1, len(order) // count))[:count]:
-        record = images.source.records[order[place]]
-        predictions = [
-            Prediction(
-                name,
-                Size(point.height, point.width),
-                *_answer(scores, place, classes),
-            )
-            for name, _, measured in scored
-            for point, scores in measured
+        index = int(order[place])
+        answers = [
+            trained.task.naming(images.source).sample(found.scores, place, name, found.result.size)
+            for name, trained, measured in scored
+            for found in measured
         ]
-        picture = to_pil_image(images[int(order[place])].image)
-        truth = joined(images.source.labels(int(order[place])))
-        samples.append(Sample(record.name, picture, truth, predictions))
+        truth = scored[0][1].task.truth(images.source, index)
+        image = images[index].image
+        picture = to_pil_image(image if len(image) <= 4 else image[:3])  # of many bands the first three
+        samples.append(Sample(images.source.records[index].name, picture, truth, answers))
     return samples
 
 
-def _answer(scores: Scores | LabelScores, place: int, classes: Sequence[str]) -> tuple[str, float]:
-    """What an image was taken for, and how surely."""
-    if isinstance(scores, Scores):
-        return classes[scores.predicted[place]], float(scores.confidence[place])
-    return joined([classes[c] for c in scores.predicted[place].nonzero()[0]]), scores.sure(place)
-
-
-def joined(labels: Sequence[str]) -> str:
-    """Labels for people."""
-    return ", ".join(labels) or "nothing"
-
-
-def facts_of(trained: Trained) -> list[tuple[str, str]]:
+def facts_of(trained: TrainedModel) -> list[tuple[str, str]]:
     """Name and value of what matters about a training run, or about weights, for people."""
     recipe, facts = trained.recipe, trained.facts
+    objective = recipe.objective
     training = (
         []
         if trained.folder is None
         else [
+            ("task", trained.task.name),
             ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
-            ("labels", f"not used; scored by the {NEIGHBOURS} nearest training images")
-            if trained.by_neighbours
-            else ("consistency", f"{recipe.objective.consistency} on {recipe.objective.target}"),
+            ("objective", objective.chosen),
+            ("labels", f"not used; scored by{trained.task.scored_by().removeprefix(' of')}")
+            if trained.task.wanted == "optional"
+            else ("consistency", f"{objective.consistency} on {objective.target}"),
             ("epochs", str(recipe.train.epochs)),
             ("seed", str(recipe.train.seed)),
             ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
@@ -229,62 +205,64 @@ def facts_of(trained: Trained) -> list[tuple[str, str]]:
     return [
         ("model", trained.name),
         *(training or [("weights", trained.weights)]),
-        ("images are seen", seen_as(recipe)),
+        ("preprocessing", describe_preprocessing(recipe)),
         ("device", f"{trained.device.type}, {trained.autocast or torch.float32}".replace("torch.", "")),
         ("torch", torch.__version__),
     ]
 
 
-def expected(recipe: Recipe, points: Sequence[Point]) -> list[str]:
-    """The difference to the recipe's claim, one sentence for each size that is both claimed and measured."""
-    sentences = []
-    for point in points:
-        size = str(Size(point.height, point.width))
-        if point.metric == "top1" and size in recipe.claim.top1:
-            claim = recipe.claim.top1[size]
-            inside = 100 * point.top1_low <= claim <= 100 * point.top1_high
-            sentences.append(
-                f"claimed at {size} px: {claim:.2f} % ({recipe.claim.source}); measured {100 * point.top1:.2f} %, "
-                f"a difference of {100 * point.top1 - claim:+.2f}; the 95 % interval {100 * point.top1_low:.2f} to "
-                f"{100 * point.top1_high:.2f} {'holds' if inside else 'does not hold'} the claim"
-            )
-    if recipe.claim.top1 and points[0].metric != "top1":
-        sentences = [
-            f"claimed as top-1 ({recipe.claim.source}), measured as {points[0].named.name}: nothing to compare"
-        ]
-    if recipe.claim.top1 and not sentences:
-        sentences = [f"claimed only at {', '.join(recipe.claim.top1)} px ({recipe.claim.source}): nothing to compare"]
-    return sentences
-
-
-def compared(trained: Trained, images: DecodedImages, points: Sequence[Point]) -> list[str]:
-    """``expected``, and a warning where the images measured are plainly not those of the claim."""
-    sentences = expected(trained.recipe, points)
+def compared(evaluation: Evaluation) -> list[str]:
+    """The difference to the recipe's claim, and a warning where the images are plainly not those of the claim."""
+    trained, images = evaluation.model, evaluation.images
+    sentences = claim_differences(trained.recipe, evaluation.sizes)
     there, known = len(images.source.present), len(trained.names)
     if sentences and there < known:
         sentences.append(f"the claim is for {known} classes, here are images of {there}: not the same task")
     return sentences
 
 
-def pixels_of(trained: Trained, sizes: Sequence[Size]) -> Fingerprint:
+def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str]:
+    """One sentence for each size that is both claimed and measured."""
+    claimed = recipe.claim.top1
+    if not claimed:
+        return []
+    if "top1" not in results[0].metrics:
+        return [f"claimed as top-1 ({recipe.claim.source}), measured as {results[0].headline.name}: nothing to compare"]
+    sentences = []
+    for result in results:
+        claim = claimed.get(str(result.size))
+        if claim is not None:
+            value, low, high = (100 * x for x in result.metrics["top1"])
+            sentences.append(
+                f"claimed at {result.size} px: {claim:.2f} % ({recipe.claim.source}); measured {value:.2f} %, "
+                f"a difference of {value - claim:+.2f}; the 95 % interval {low:.2f} to {high:.2f} "
+                f"{'holds' if low <= claim <= high else 'does not hold'} the claim"
+            )
+    return sentences or [f"claimed only at {', '.join(claimed)} px ({recipe.claim.source}): nothing to compare"]
+
+
+def pixels_of(trained: TrainedModel, sizes: Sequence[Size]) -> Fingerprint:
     """The fingerprint of how this machine shows images to the model."""
     recipe = trained.recipe
     warp, short = recipe.evaluate.warp, recipe.data.cache_side
     return fingerprint(sizes, crop_ratio(recipe), warp, short, interpolation_of(recipe))
 
 
-def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measured]) -> dict[str, Any]:
-    """All that is needed to compare this measurement with another, as plain values for JSON."""
-    recipe, source, points = trained.recipe, images.source, [m.point for m in measured]
-    sizes = [Size(p.height, p.width) for p in points]
+def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
+    """See ``Evaluation.facts``."""
+    trained, images, results = evaluation.model, evaluation.images, evaluation.sizes
+    recipe, source = trained.recipe, images.source
     rows = []
-    for size, point in zip(map(str, sizes), points, strict=True):
-        claim = recipe.claim.top1.get(size) if point.metric == "top1" else None
-        claimed = {} if claim is None else {"claim": claim, "difference": round(100 * point.top1 - claim, 4)}
-        rows.append({"size": size, **plain(point), **claimed})  # the claim in percent, the difference in points
+    for result in results:
+        row: dict[str, Any] = {"size": str(result.size), **result.row()}
+        claim = recipe.claim.top1.get(str(result.size)) if "top1" in result.metrics else None
+        if claim is not None:  # in percent, the difference in points
+            row |= {"claim": claim, "difference": round(100 * result.metrics["top1"].value - claim, 4)}
+        rows.append(row)
     return {
         "model": trained.name,
         "weights": trained.weights,
+        "task": trained.task.name,
         "data": source.name,
         "split": source.split,
         "images": len(images),
@@ -300,15 +278,12 @@ def evaluation(trained: Trained, images: DecodedImages, measured: Sequence[Measu
         },
         "device": trained.device.type,
         "dtype": str(trained.autocast or torch.float32).removeprefix("torch."),
-        "fingerprint": asdict(pixels_of(trained, sizes)),
+        "fingerprint": asdict(pixels_of(trained, [result.size for result in results])),
         "points": rows,
-        "notes": [*source.notes, *(f"{name}: {what}" for name, what in images.remarks().items())],
+        "notes": [*source.notes, *(f"{name}: {what}" for name, what in images.decode_warnings().items())],
     }
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:
-    """Write plain values, replacing ``path`` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Write plain values, whole or not at all."""
+    write_text(path, json.dumps(values, indent=1) + "\n")

@@ -23,7 +23,7 @@ from anyres.models.index import known_weights
 from anyres.models.registry import is_model, model_names, official_name
 from anyres.models.state_files import read_state, weights_file
 from anyres.recipe import Recipe
-from anyres.runs.opened import RECIPE, open_trained
+from anyres.runs.opened import RECIPE, load
 from anyres.training.parallel import autocast_dtype
 
 KEY = "objective.distillation"
@@ -131,7 +131,7 @@ def _of_ours(what: str, weights: str | None) -> Teacher:
         if not rows:
             raise UserError(f"{KEY}.teacher={what}: no weights of it can be fetched; set {KEY}.weights to a file")
         what = rows[0].name
-    opened = open_trained(what, weights)
+    opened = load(what, weights)
     names = opened.names if all(opened.names) or weights else _imagenet_names(len(opened.names), opened.names)
     if not names:
         raise UserError(f"{KEY}.teacher={what} has no classifier: it has nothing to teach")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anyres.config import UserError
-from anyres.training.shard import load_model, load_optimizer, whole_nest
+from anyres.training.shard import (
+    gather_full_state,
+    gather_optimizer_state,
+    load_full_state,
+    load_optimizer_state,
+)
 from anyres.training.state import Progress, State
 
 KEPT = 2
@@ -30,26 +36,26 @@ KEPT = 2
 def save(run: Path, state: State, write: bool = True) -> Path:
     """Write ``run/step_NNNNNN`` atomically, drop all but the newest two and the best scored, and return the folder.
 
-    Of a model that is split over processes all must call this, to put it together, and one ``write``.
+    Of a sharded model all processes must call this, to gather it, and the first one ``write``.
     """
     final = run / _name(state.progress.step)
     weights = {name: _flat(module) for name, module in state.modules.items()}
-    optimizer = whole_nest(state.optimizer.state_dict())
+    optimizer = gather_optimizer_state(state.model, state.optimizer)
     if not write:
         return final
-    partial = run / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    draft = run / f".{final.name}.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     for name, tensors in weights.items():
-        save_file(tensors, partial / f"{name}.safetensors")
-    torch.save(optimizer, partial / "optimizer.pt")
-    digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        save_file(tensors, draft / f"{name}.safetensors")
+    torch.save(optimizer, draft / "optimizer.pt")
+    digests = {file.name: _sha256(file) for file in sorted(draft.iterdir())}
     text = json.dumps({"progress": dataclasses.asdict(state.progress), "sha256": digests}, indent=1)
-    (partial / "state.json").write_text(text)
-    for file in partial.iterdir():
+    (draft / "state.json").write_text(text)
+    for file in draft.iterdir():
         _sync(file)
     shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    draft.rename(final)
     _sync(run)
     for old in found(run)[KEPT:]:
         if old.name != _name(state.progress.best_step):
@@ -106,14 +112,18 @@ def _damage(folder: Path) -> str | None:
 
 def _load(folder: Path, state: State) -> None:
     for name, module in state.modules.items():
-        load_model(module, load_file(folder / f"{name}.safetensors"))
-    optimizer: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-    load_optimizer(state.optimizer, optimizer)
+        load_full_state(module, partial(load_file, folder / f"{name}.safetensors"))
+
+    def optimizer() -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+        return state
+
+    load_optimizer_state(state.model, state.optimizer, optimizer)
     state.progress = Progress(**json.loads((folder / "state.json").read_text())["progress"])
 
 
 def _flat(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {key: tensor.contiguous() for key, tensor in whole_nest(module.state_dict()).items()}
+    return {key: tensor.contiguous() for key, tensor in gather_full_state(module).items()}
 
 
 def _sha256(file: Path) -> str:

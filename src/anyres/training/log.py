@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch.utils.tensorboard import SummaryWriter
 
-from anyres.config import UserError
+from anyres.config import need
+from anyres.storage import write_text
 from anyres.training.plan import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -29,36 +31,41 @@ class RunLog:
     def __init__(
         self, run: Path, step: int, trackers: Sequence[Tracker] = (), settings: Mapping[str, Any] | None = None
     ) -> None:
-        self._trackers = [open_tracker(name, run, settings or {}) for name in trackers]
+        self._trackers = [
+            open_tensorboard(run, step),
+            *(open_tracker(name, run, settings or {}) for name in trackers),
+        ]
         self.path = run / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] < step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
 
     def write(self, step: int, values: Mapping[str, float], passing: Mapping[str, float] | None = None) -> None:
         """Record ``values`` under ``step``; ``passing`` ones are only shown."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         shown = {**values, **(passing or {})}
-        for name, value in shown.items():
-            self._board.add_scalar(name, value, step)
         for tracker in self._trackers:
             tracker.log(shown, step=step)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
         for tracker in self._trackers:
             tracker.finish()
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Raises UserError for one that is not installed."""
+    """Raises UserError, with the command to run, for a tracker that is not installed."""
     for name in names:
-        if find_spec(name) is None:
-            raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+        need(name, extra="trackers", purpose=f"train.trackers=[{name}]")
+
+
+def open_tensorboard(run: Path, step: int) -> Any:
+    """accelerate's tracker that writes to ``run/tensorboard``, where records of ``step`` or later are dropped."""
+    from accelerate.tracking import TensorBoardTracker
+
+    tracker = TensorBoardTracker("tensorboard", str(run), purge_step=step)
+    tracker.start()
+    return tracker
 
 
 def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
@@ -76,7 +83,7 @@ def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
     else:
         tracker = MLflowTracker("anyres", run_name=run.name, run_id=known)
     tracker.start()
-    kept.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
+    write_text(kept, tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
     tracker.store_init_configuration(dict(settings))
     return tracker
 
@@ -91,8 +98,10 @@ def _lines(path: Path) -> list[str]:
 class Bar:
     """A progress bar on a terminal; elsewhere one plain line per epoch. Used as a context manager."""
 
-    def __init__(self, console: Console, title: str, steps: int, start: int, steps_per_epoch: int) -> None:
-        self._console, self._title, self._steps, self._per_epoch = console, title, steps, steps_per_epoch
+    def __init__(self, title: str, steps: int, start: int, steps_per_epoch: int, shown: bool = True) -> None:
+        console = get_console()
+        self._title, self._steps, self._per_epoch = title, steps, steps_per_epoch
+        self._is_terminal = console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=max(4, min(24, console.width - 90))),  # the numbers come first
@@ -100,7 +109,7 @@ class Bar:
             TimeElapsedColumn(),
             TextColumn("{task.fields[facts]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
             transient=False,
         )
         self._task = self._progress.add_task(title, total=steps, completed=start, facts="")
@@ -117,7 +126,7 @@ class Bar:
     def show(self, step: int, facts: str) -> None:
         """``step`` steps are done; ``facts`` is the short text beside the bar."""
         self._progress.update(self._task, completed=step, facts=facts)
-        if not self._console.is_terminal and (step % self._per_epoch == 0 or step == self._steps):
+        if not self._is_terminal and (step % self._per_epoch == 0 or step == self._steps):
             epoch, epochs = -(-step // self._per_epoch), -(-self._steps // self._per_epoch)
             line = f"{self._title}  epoch {epoch}/{epochs}  step {step}/{self._steps}  {facts}"
-            self._console.print(line, soft_wrap=True)
+            log.info(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -21,21 +22,23 @@ from torch import Tensor, nn
 from anyres.flow import Batch
 from anyres.training import checkpoint
 from anyres.training.log import Bar, RunLog
-from anyres.training.objectives.objective import Teacher
+from anyres.training.objectives import Objective
 from anyres.training.parallel import check_alike, restart_advice
 from anyres.training.plan import Plan
 from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, make_step
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop asks of others. ``evaluate`` scores a model, and the first score decides the best; ``teacher``
-    answers to a view, where there is one; ``names`` calls images by positions in the data set, for messages;
-    ``settings`` are what a tracker is told of the run."""
+    """What the loop asks of others. ``evaluate`` scores a model, and the first score decides the best, the highest
+    where ``higher_is_better``; ``names`` calls images by positions in the data set, for messages; ``settings`` are
+    what a tracker is told of the run."""
 
     evaluate: Callable[[nn.Module], dict[str, float]]
-    teacher: Teacher | None = None
+    higher_is_better: bool = True
     names: Callable[[Tensor], str] = str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,43 +71,38 @@ class Stop:
 def train(
     accelerator: Accelerator,
     student: nn.Module,
+    objective: Objective,
     state: State,
     batches: Iterator[Batch],
     plan: Plan,
     run: Path,
     callbacks: Callbacks,
-    title: str,
 ) -> Literal["done", "stopped"]:
     """Train from ``state.progress.step`` to ``plan.steps``, leaving checkpoints and records in ``run``.
 
-    ``student`` wraps ``state.model`` (see objective.Student), already prepared by ``accelerator``; ``batches`` starts
-    at that step, on the device, normalised. Raises NonFiniteLoss before the update, with a checkpoint of the last good
+    ``student`` is the objective's, already prepared by ``accelerator``; ``batches`` starts at that step, on the device,
+    normalized. Raises NonFiniteLoss before the update, with a checkpoint of the last good
     state written, unless the plan skips such steps.
     """
-    from rich.console import Console
-
     progress, main = state.progress, accelerator.is_main_process
     check_alike(accelerator, progress.step, run)
     log = RunLog(run, progress.step, plan.train.trackers, callbacks.settings) if main else None
-    console = Console(stderr=True, quiet=not main)
     if advice := restart_advice():
-        console.print(advice, soft_wrap=True)
-    bar = Bar(console, title, plan.steps, progress.step, plan.steps_per_epoch)
+        logger.info(advice)
+    bar = Bar(run.name, plan.steps, progress.step, plan.steps_per_epoch, shown=main)
     with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar:
         clock = Clock(plan.steps - progress.step, accelerator.device)
         while progress.step < plan.steps:
             batch = clock.waiting(batches)
             try:
-                shown = make_step(accelerator, student, state, batch, plan, callbacks.teacher)
+                shown = make_step(accelerator, student, objective, state, batch, plan)
                 progress.skipped_in_row = 0
             except NonFiniteLoss as error:
                 if plan.train.non_finite == "stop" or progress.skipped_in_row == plan.train.skip_at_most:
                     _save(accelerator, run, state)
                     raise
                 progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
-                console.print(
-                    f"{error}: skipped, with the batch {callbacks.names(error.index)}", markup=False, soft_wrap=True
-                )
+                logger.info("%s: skipped, with the batch %s", error, callbacks.names(error.index))
                 shown = {"skipped": torch.tensor(float(progress.skipped))}
             progress.step += 1
             progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
@@ -114,8 +112,8 @@ def train(
             facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
             bar.show(progress.step, f"{facts}  {clock.facts()}")
             if advice := clock.advice():
-                console.print(advice, markup=False, soft_wrap=True)
-            scores = _maybe_evaluate(state, plan, callbacks.evaluate)
+                logger.info(advice)
+            scores = _maybe_evaluate(state, plan, callbacks)
             if log and scores:
                 log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
             stopping = _agreed(accelerator, stop.asked)
@@ -125,25 +123,27 @@ def train(
             clock.restart()
             if stopping:
                 break
-    state.refresh()
+    state.sync()
     return "done" if progress.step == plan.steps else "stopped"
 
 
-def _maybe_evaluate(state: State, plan: Plan, evaluate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+def _maybe_evaluate(state: State, plan: Plan, callbacks: Callbacks) -> dict[str, float]:
     progress, every = state.progress, plan.train.eval_every * plan.steps_per_epoch
     last = progress.step == plan.steps
     if not last and (every == 0 or progress.step % every):
         return {}
-    state.refresh()
-    scores = evaluate(state.evaluated)
-    first = next(iter(scores.values()), progress.best)  # no scores where nothing is labelled
-    if first > progress.best:
-        progress.best, progress.best_step = first, progress.step
+    state.sync()
+    scores = callbacks.evaluate(state.evaluated)
+    if scores:  # none where nothing is labelled
+        first = next(iter(scores.values()))
+        better = first > progress.best if callbacks.higher_is_better else first < progress.best
+        if better or progress.best_step < 0:
+            progress.best, progress.best_step = first, progress.step
     return scores
 
 
 def _save(accelerator: Accelerator, run: Path, state: State) -> None:
-    if accelerator.is_main_process or state.twin is not None:
+    if accelerator.is_main_process or state.replica is not None:
         checkpoint.save(run, state, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
 

@@ -15,29 +15,38 @@ from anyres.config import config, nearest
 
 @config
 class OptimConfig:
-    """``name`` is any optimiser of timm's; its ``lamb`` has a global clip of its own at 1, as the papers' has.
+    """The optimizer, its learning rate and its weight decay."""
 
-    ``lr`` is multiplied by (global batch / ``lr_batch``) when that is set, as DeiT (512) and ResT (256) do; ``min_lr``
-    and ``warmup_lr`` only with ``scale_bounds``, as ResT v1 does. ``schedule``: see ``learning_rate``; warm-up of
-    ``warmup_epochs`` (may be a fraction) begins at ``warmup_lr``. ``weight_decay`` goes to ``weight_decay_end`` by
-    half a cosine (null: stays). ``layer_decay``: each layer learns at this share of the next one's rate, the head at
-    the full one (1: all alike). ``clip_norm``: global gradient norm, or null for none; ``clip_each``: after that, the
-    norm of each parameter's gradient by itself, as DINO's code clips."""
-
+    # any optimizer of timm's (its lamb has a global clip of its own at 1, as the papers' has)
     name: str = "adamw"
+    # peak learning rate
     lr: float = 1e-3
+    # lr is multiplied by (global batch / lr_batch), as DeiT (512) and ResT (256) do (null: as it is)
     lr_batch: int | None = None
+    # learning rate at the end
     min_lr: float = 1e-5
+    # learning rate at which warm-up begins
     warmup_lr: float = 0.0
+    # lr_batch scales min_lr and warmup_lr too, as in ResT v1
     scale_bounds: bool = False
+    # cosine: after warm-up (ResFormer); inclusive_cosine: warm-up's last step is at the peak already (ResT, DINO);
+    # epoch_cosine: constant within an epoch and one epoch late, as timm's under DeiT's script
     schedule: Literal["cosine", "inclusive_cosine", "epoch_cosine"] = "cosine"
+    # linear warm-up, may be a fraction
     warmup_epochs: float = 5.0
+    # of parameters other than biases, norms and what the model exempts
     weight_decay: float = 0.05
+    # weight decay at the end, reached by half a cosine (null: stays)
     weight_decay_end: float | None = None
+    # each layer learns at this share of the next one's rate, the head at the full one (1: all alike)
     layer_decay: float = 1.0
+    # of Adam and its relatives
     betas: tuple[float, float] = (0.9, 0.999)
+    # of Adam and its relatives
     eps: float = 1e-8
+    # largest global gradient norm (null: no clipping)
     clip_norm: float | None = None
+    # largest norm of each parameter's gradient by itself, after clip_norm, as DINO's code clips (null: no clipping)
     clip_each: float | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +114,7 @@ def set_rates(optimizer: Optimizer, rate: float, decay: float) -> None:
 
 
 def clip_each(parameters: Iterable[nn.Parameter], most: float) -> None:
-    """Scale down each gradient whose own L2 norm is above ``most``: times most / (norm + 1e-6) (trap X-3)."""
+    """Scale down each gradient whose own L2 norm is above ``most``: times most / (norm + 1e-6), as DINO's code does."""
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.mul_((most / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
@@ -114,7 +123,7 @@ def clip_each(parameters: Iterable[nn.Parameter], most: float) -> None:
 def learning_rate(step: int, peak: float, config: OptimConfig, steps_per_epoch: int, steps: int) -> float:
     """The rate of ``step`` of ``steps``: linear warm-up to ``peak``, then half a cosine to ``min_lr``.
 
-    ``cosine``: ResFormer's rule (recipes F1): the warm-up reaches the peak with the first step of the cosine.
+    ``cosine``: ResFormer's rule: the warm-up reaches the peak with the first step of the cosine.
     ``inclusive_cosine``: ResT's and DINO's: the warm-up's last step is at the peak already, and so is the next.
     ``epoch_cosine``: timm's as DeiT drives it: constant within an epoch and one epoch late, so that epochs 0 and 1
     are at ``warmup_lr``; the cosine is that of the whole run, not begun after the warm-up, and so a little below the

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.flow import pick_device
+from anyres.flow import has_bf16, pick_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -33,17 +33,8 @@ def build_accelerator(precision: Precision) -> Accelerator:
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
     """The dtype matrix products are made in; None: float32 throughout."""
     if precision == "auto":
-        return torch.bfloat16 if has_fast_bf16(pick_device()) else None
+        return torch.bfloat16 if has_bf16(pick_device()) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether ``device`` has bf16 matrix instructions (CUDA 8.0 and later, AVX512-BF16, AMX, Arm BF16)."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return False
 
 
 def check_alike(accelerator: Accelerator, step: int, run: Path) -> None:

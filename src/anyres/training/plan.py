@@ -1,4 +1,4 @@
-"""What a training run is asked for, and what that comes to for a data set."""
+"""Training configuration, and the schedule it resolves to for a dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal
 
 from anyres.config import config
 from anyres.ops.kernels import Kernels
-from anyres.training.objectives.objective import DinoConfig, ObjectiveConfig
 from anyres.training.optim import OptimConfig, learning_rate, weight_decay
 from anyres.training.parallel import Precision
 
@@ -16,42 +15,48 @@ Tracker = Literal["wandb", "mlflow"]
 
 @config
 class TrainConfig:
-    """``epochs`` over the training images, every view of an image counting as one visit. ``ema_decay``: null keeps no
-    moving average. ``eval_every`` epochs the held-out images are scored (0: only at the end). ``checkpoint_every``
-    steps a checkpoint is written (null: every epoch, at most 500 steps apart); the best one scored is kept too.
+    """How long and how a model is trained."""
 
-    ``channels_last``: convolutions' weights lie channels last in memory.
-    ``accumulate``: each step's images go through the model in so many parts, whose gradients are summed: the same
-    step with less memory (but batch norm sees a part at a time). ``grad_checkpointing``: blocks are run again in the
-    backward pass instead of storing what they computed: less memory, more time. ``compile``: torch.compile.
-    ``skip_dropped``: what stochastic depth drops is not computed, the same step in less time (on a CPU, uncompiled;
-    a GPU would have to wait for which images are kept).
-    ``kernels``: triton has attention's mixed heads, ResTv2's attention, and residual branches with their norms computed
-    by Triton's kernels, on a CUDA device alone (docs/kernels.md); checkpoints are the same.
-    ``shard``: parameters, gradients, optimiser and moving average are split over the processes (FSDP2), where the model
-    is too large to be copied to each; the result is the same to float tolerance.
-    ``trainable``: all parameters; those of attention, position tables and the classifier; or the classifier's; the
-    rest is frozen, with batch norm's statistics. ``non_finite``: a step whose loss or gradient is not finite stops
-    the run, or is skipped, unless it is one of more than ``skip_at_most`` in a row. ``trackers``: what else is told of
-    every record, of ``wandb`` and ``mlflow`` (to be installed by yourself; see docs/scale.md)."""
-
+    # passes over the training images; all views of an image together count as one visit
     epochs: int = 100
+    # of the initialization, the order of images, augmentation, mixing and stochastic depth
     seed: int = 0
+    # auto: bf16 where the device multiplies it natively, else fp32
     precision: Precision = "auto"
+    # decay of the weights' moving average, which is then scored and published (null: none)
     ema_decay: float | None = 0.999
+    # convolution weights in channels-last memory format
     channels_last: bool = False
+    # each step's images go through the model in so many parts, whose gradients are summed: the same step with less
+    # memory (batch norm sees one part at a time)
     accumulate: int = 1
+    # blocks are computed again in the backward pass instead of stored: less memory, more time
     grad_checkpointing: bool = False
+    # torch.compile
     compile: bool = False
+    # what stochastic depth drops is not computed: the same step in less time (on a CPU, uncompiled; a GPU would have to
+    # wait for which images are kept)
     skip_dropped: bool = True
+    # triton: Triton kernels for mixed attention heads, ResTv2's attention and residual branches, on a CUDA device;
+    # checkpoints are the same
     kernels: Kernels = "plain"
+    # parameters, gradients, optimizer and moving average are split over the processes (FSDP2), where the model is too
+    # large for one device; the result is the same to float tolerance
     shard: bool = False
+    # all; attention, position tables and the classifier; or the classifier alone. The rest is frozen, with batch norm's
+    # statistics
     trainable: Literal["all", "attention", "head"] = "all"
+    # a step whose loss or gradient is not finite stops the run, or is skipped
     non_finite: Literal["stop", "skip"] = "stop"
+    # more skipped steps in a row stop the run
     skip_at_most: int = 10
+    # epochs between two scorings of the held-out images (0: only at the end)
     eval_every: int = 10
+    # steps between two checkpoints (null: every epoch, at most 500 steps); the best one scored is kept too
     checkpoint_every: int | None = None
+    # steps between two lines of metrics.jsonl
     log_every: int = 10
+    # what else is told of every record (to be installed by yourself, see docs/scale.md)
     trackers: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,14 +83,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the configurations come to for this data set: counts, peak rate and the configurations themselves."""
+    """The schedule for one dataset: counts of steps, and the configurations behind it."""
 
     steps: int
     steps_per_epoch: int
     batch_size: int
     train: TrainConfig
     optim: OptimConfig
-    objective: ObjectiveConfig
 
     @property
     def checkpoint_every(self) -> int:
@@ -98,20 +102,3 @@ class Plan:
     def decay(self, step: int) -> float:
         """The weight decay of ``step``."""
         return weight_decay(step, self.optim, self.steps)
-
-    def teacher_temperature(self, step: int) -> float:
-        """That of DINO's teacher."""
-        return self._dino.temperature_at(step // self.steps_per_epoch)
-
-    def teacher_momentum(self, step: int) -> float:
-        """How much of itself DINO's teacher keeps."""
-        return self._dino.momentum_at(step / self.steps)
-
-    def holds_last_layer(self, step: int) -> bool:
-        """Whether the head's last layer is not to move yet."""
-        return step < self._dino.freeze_last_layer * self.steps_per_epoch
-
-    @property
-    def _dino(self) -> DinoConfig:
-        assert self.objective.dino is not None
-        return self.objective.dino

@@ -7,6 +7,7 @@ There is no random-number state here: every draw of a step is seeded by (seed, s
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,15 +16,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from anyres.training.objectives.dino import MomentumTeacher
-from anyres.training.shard import fill, shard
+from anyres.training.shard import copy_full, shard
 
 
 @dataclass
 class Progress:
     """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
     ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
-    just now; ``best`` is the highest top-1 (or mAP) scored, after step ``best_step`` (-1: none yet)."""
+    just now; ``best`` is the best headline metric scored, after step ``best_step`` (-1: none yet)."""
 
     step: int = 0
     images: int = 0
@@ -39,40 +39,46 @@ class Progress:
 
 @dataclass
 class State:
-    """The model being trained, its moving average (None: not kept), the optimiser and the progress; of DINO, the
-    student and its ``teacher``; of a model that is split over processes, a whole ``twin`` to be evaluated."""
+    """The model being trained, its moving average (None: not kept), the optimiser and the progress.
+
+    ``copies``: what an objective keeps beside the model, by the name of its file in a checkpoint, and ``published``,
+    the one of them that is evaluated and published instead (see Objective). ``replica``: of a model that is split over
+    processes, a whole one to be evaluated.
+    """
 
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: Optimizer
     progress: Progress = field(default_factory=Progress)
-    teacher: MomentumTeacher | None = None
-    twin: nn.Module | None = None
+    copies: Mapping[str, nn.Module] = field(default_factory=dict)
+    published: nn.Module | None = None
+    replica: nn.Module | None = None
 
-    def split(self, student: nn.Module, device: torch.device) -> None:
-        """Split all weights over the processes; ``student`` calls the model. The optimiser is to be built anew."""
-        self.twin = copy.deepcopy(self.evaluated).requires_grad_(False)
+    def shard(self, student: nn.Module, device: torch.device, also: Sequence[nn.Module] = ()) -> None:
+        """Split all weights over the processes; ``student`` calls the model, and ``also`` what an objective keeps
+        beside it. The optimiser is to be built anew."""
+        self.replica = copy.deepcopy(self.evaluated).requires_grad_(False)
         shard(student, device)
         if self.ema is not None:
             self.ema.foreach = False  # parameters are split, buffers are not
             shard(self.ema.module, device)
-        if self.teacher is not None:
-            shard(self.teacher.projected, device)
+        for copied in also:
+            shard(copied, device)
 
-    def refresh(self) -> None:
+    def sync(self) -> None:
         """Bring ``evaluated`` up to date: by all processes at once, before it is used."""
-        if self.twin is not None:
-            fill(self.twin, self._averaged)
+        if self.replica is not None:
+            copy_full(self.replica, self._averaged)
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are evaluated and published: DINO's teacher's backbone, or the moving average if kept."""
-        return self._averaged if self.twin is None else self.twin
+        """The weights that are evaluated and published: the objective's own, or the moving average if kept."""
+        return self._averaged if self.replica is None else self.replica
 
     @property
     def _averaged(self) -> nn.Module:
-        if self.teacher is not None:
-            return self.teacher.projected.backbone
+        if self.published is not None:
+            return self.published
         module: nn.Module = self.ema.module if self.ema is not None else self.model
         return module
 
@@ -82,9 +88,7 @@ class State:
         named = {"model": self.model}
         if self.ema is not None:
             named["ema"] = self.ema.module
-        if self.teacher is not None:  # two files, so that the backbone can be loaded as weights
-            named |= {"teacher": self.teacher.projected.backbone, "teacher_head": self.teacher.projected.head}
-        return named
+        return named | dict(self.copies)
 
 
 def build_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:

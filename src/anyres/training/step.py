@@ -6,15 +6,17 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from anyres.config import UserError
 from anyres.flow import Batch
-from anyres.training.objectives.dino import drop_last_gradient
-from anyres.training.objectives.objective import Teacher, terms
+from anyres.training.objectives import Objective, Term
 from anyres.training.optim import clip_each, set_rates
 from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import Plan
@@ -31,16 +33,12 @@ class NonFiniteLoss(Exception):
 
 
 def make_step(
-    accelerator: Accelerator,
-    student: nn.Module,
-    state: State,
-    batch: Batch,
-    plan: Plan,
-    teacher: Teacher | None = None,
+    accelerator: Accelerator, student: nn.Module, objective: Objective, state: State, batch: Batch, plan: Plan
 ) -> dict[str, Tensor]:
     """One update from one batch; returns the detached numbers to show.
 
-    Raises NonFiniteLoss before the update, on every process alike, with the state as it was.
+    ``student`` is the objective's, prepared by ``accelerator``. Raises NonFiniteLoss before the update, on every
+    process alike, with the state as it was; UserError for an objective without terms.
     """
     step = state.progress.step
     seed_step(plan.train.seed, step, accelerator.process_index)
@@ -48,12 +46,10 @@ def make_step(
     set_rates(state.optimizer, rate, plan.decay(step))
     state.optimizer.zero_grad(set_to_none=True)
     set_to_train(student)
-    if state.teacher is not None:
-        teacher = state.teacher
-        state.teacher.begin(plan.teacher_temperature(step))
+    objective.begin(plan, step)
     buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
     statistics = [buffer.clone() for buffer in buffers]  # a forward pass changes batch norm's
-    shown = back_propagate(accelerator, student, batch, plan, teacher)
+    shown = back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
     norm = whole(accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf))
     total = shown["loss"]
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
@@ -65,11 +61,9 @@ def make_step(
         raise NonFiniteLoss(step, batch.index)
     if plan.optim.clip_each:
         clip_each(student.parameters(), plan.optim.clip_each)
-    if state.teacher is not None and plan.holds_last_layer(step):
-        drop_last_gradient(state.model)
+    objective.hold(plan, step)
     state.optimizer.step()
-    if state.teacher is not None:
-        state.teacher.follow(state.model, plan.teacher_momentum(step), accelerator)
+    objective.follow(plan, step, accelerator)
     if state.ema is not None:
         state.ema.update(state.model, step=step + 1)
     state.progress.images += len(batch.index) * accelerator.num_processes
@@ -80,36 +74,98 @@ def make_step(
 
 
 def back_propagate(
-    accelerator: Accelerator, student: nn.Module, batch: Batch, plan: Plan, teacher: Teacher | None
+    accelerator: Accelerator, student: nn.Module, objective: Objective, batch: Batch, accumulate: int
 ) -> dict[str, Tensor]:
     """Add the gradients of the batch's loss, part by part and view by view; ``loss`` and its parts, detached.
 
-    Between processes gradients are exchanged once, with the last view of the last part.
+    Raises UserError for an objective that yields no term, or, of several processes, none for the last view.
     """
-    shown = {"loss": torch.zeros((), device=accelerator.device)}
-    parts = list(split(batch, plan.train.accumulate))
+    passes = Passes(accelerator, student, len(batch.views))
+    parts = list(split(batch, accumulate))
     for p, part in enumerate(parts):
-        share = len(part.index) / len(batch.index)
-        made = terms(student, part, plan.objective, teacher)
-        for i in range(len(part.views)):
-            last = p + 1 == len(parts) and i + 1 == len(part.views)
-            with contextlib.nullcontext() if last else accelerator.no_sync(student):
-                term = next(made)
-                accelerator.backward(term.loss * share if len(parts) > 1 else term.loss)
-            for name, value in {"loss": term.loss.detach(), **term.shown}.items():
-                weighted = value * share if len(parts) > 1 else value
-                shown[name] = shown[name] + weighted if name in shown else weighted
-    return shown
+        passes.start(share=len(part.index) / len(batch.index), last=p + 1 == len(parts))
+        for term in objective.terms(passes, part):
+            passes.add(term)
+        passes.flush()
+        if not passes.terms:
+            raise UserError(f"objective {objective.name!r} yields no term for a batch: there is nothing to minimize")
+    if not passes.exchange():
+        raise UserError(
+            f"objective {objective.name!r} yields no term for the last view, with which {accelerator.num_processes} "
+            "processes exchange gradients: yield one, as `0 * output.logits.sum()`"
+        )
+    return passes.shown
+
+
+class Passes:
+    """The student, as an objective calls it: what was yielded before is back-propagated before the next pass begins.
+
+    Between processes gradients are exchanged once, with the last view of the last part; or at the end, where an
+    objective made fewer passes than there are views.
+    """
+
+    def __init__(self, accelerator: Accelerator, student: nn.Module, views: int) -> None:
+        self.accelerator, self.student, self.views = accelerator, student, views
+        self.shown = {"loss": torch.zeros((), device=accelerator.device)}
+        self.exchanged = self.awaited = False
+
+    def start(self, share: float, last: bool) -> None:
+        """Begin a part of the batch with this ``share`` of its images."""
+        self.share, self.last = share, last
+        self.made, self.terms = 0, 0
+        self.pending: list[Tensor] = []
+
+    def __call__(self, view: Tensor) -> Any:
+        self.flush()
+        self.made += 1
+        self.awaited = self._is_last and torch.is_grad_enabled()
+        with self._exchanging():
+            return self.student(view)
+
+    def add(self, term: Term) -> None:
+        """Keep a term until the next pass, and show it."""
+        self.terms += 1
+        self.pending.append(term.loss)
+        for name, value in {"loss": term.loss.detach(), **term.logged}.items():
+            weighted = value * self.share if self.share != 1 else value
+            self.shown[name] = self.shown[name] + weighted if name in self.shown else weighted
+
+    def flush(self) -> None:
+        """Back-propagate the terms that were added since the last pass."""
+        if self.pending:
+            loss = sum(self.pending[1:], self.pending[0])
+            self.pending = []
+            with self._exchanging():
+                self.accelerator.backward(loss * self.share if self.share != 1 else loss)
+            self.exchanged = self.exchanged or self._is_last
+
+    def exchange(self) -> bool:
+        """Take the mean of the gradients over all processes, unless a backward pass did.
+
+        False where one was to do it and never came: DistributedDataParallel would wait for it at the next step.
+        """
+        if self.accelerator.num_processes == 1 or self.exchanged:
+            return True
+        for parameter in self.student.parameters():
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        return not self.awaited
+
+    @property
+    def _is_last(self) -> bool:
+        return self.last and self.made >= self.views
+
+    def _exchanging(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._is_last else self.accelerator.no_sync(self.student)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """The batch's images in ``parts`` parts of about one size (fewer where there are fewer images)."""
     for places in torch.arange(len(batch.index)).chunk(parts):
         part = slice(int(places[0]), int(places[-1]) + 1)
-        target = batch.target[:, part] if batch.target.ndim == 3 else batch.target[part]
         draw = None if batch.draw is None else batch.draw[part]
         views = tuple(view[part] for view in batch.views)
-        yield replace(batch, views=views, target=target, index=batch.index[part], draw=draw)
+        yield replace(batch, views=views, targets=batch.targets.part(part), index=batch.index[part], draw=draw)
 
 
 def set_to_train(student: nn.Module) -> None:

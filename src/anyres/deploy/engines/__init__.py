@@ -1,1 +1,1 @@
-"""What runs a folded model: eager PyTorch, inductor, onnxruntime, OpenVINO."""
+"""Inference engines for one model: eager PyTorch, inductor, onnxruntime, OpenVINO, one file each; backend.py first."""

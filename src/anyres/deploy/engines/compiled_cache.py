@@ -1,53 +1,52 @@
-"""Programs made for one shape each, as many as are worth keeping."""
+"""Runners built for one shape each, as many as are worth keeping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from anyres.deploy.engines.backend import Run
+from anyres.deploy.engines.engine import Runner
 
 KEPT = 16
-"""As many programs are kept, with their CUDA graphs and weights; of a seventeenth, the one unused longest goes."""
+"""Number of runners kept, with their CUDA graphs and weights; a further one replaces the least recently used."""
 
 
 class Shape(NamedTuple):
-    """What a program is made for."""
+    """The input shape of a runner."""
 
-    batch: int
-    height: int
-    width: int
+    batch: int  # images
+    height: int  # pixels
+    width: int  # pixels
 
 
-class Programs:
-    """Shape -> the program for it, made by ``make`` when it is first wanted, and kept while among the last KEPT.
+class CompiledCache:
+    """Shape -> its runner, built by ``make`` when it is first needed, and kept while among the last KEPT in use.
 
-    With a ``stopgap``, a program that takes any shape, a shape gets one of its own only when it comes again while it is
-    still among the last KEPT shapes that came: whoever sends a new size with every call causes no compilation.
+    With a ``fallback``, a runner that takes any shape, a shape gets its own runner only when it comes again while it is
+    among the last KEPT shapes that were requested: a new size in every call causes no compilation.
     """
 
-    def __init__(self, make: Callable[[Shape], Run], stopgap: Run | None = None) -> None:
+    def __init__(self, make: Callable[[Shape], Runner], fallback: Runner | None = None) -> None:
         self.make = make
-        self.stopgap = stopgap
-        self.made: dict[Shape, Run] = {}  # both in the order of their last use
-        self.came: dict[Shape, None] = {}
+        self.fallback = fallback
+        self.made: dict[Shape, Runner] = {}  # both in the order of their last use
+        self.recent: dict[Shape, None] = {}
 
-    def __getitem__(self, shape: Shape) -> Run:
-        again = shape in self.came
-        self.came[shape] = self.came.pop(shape, None)
-        _forget(self.came)
-        if shape not in self.made and self.stopgap is not None and not again:
-            return self.stopgap
-        program = self.made.pop(shape) if shape in self.made else self.make(shape)
-        self[shape] = program
-        return program
+    def __getitem__(self, shape: Shape) -> Runner:
+        again = shape in self.recent
+        self.recent[shape] = self.recent.pop(shape, None)
+        _drop_oldest(self.recent)
+        if shape not in self.made and self.fallback is not None and not again:
+            return self.fallback
+        runner = self.made.pop(shape) if shape in self.made else self.make(shape)
+        self[shape] = runner
+        return runner
 
-    def __setitem__(self, shape: Shape, program: Run) -> None:
-        self.made[shape] = program
-        _forget(self.made)
+    def __setitem__(self, shape: Shape, runner: Runner) -> None:
+        self.made[shape] = runner
+        _drop_oldest(self.made)
 
 
-def _forget(kept: dict[Shape, Any]) -> None:
-    """What is too much, from the front."""
+def _drop_oldest(kept: dict[Shape, Any]) -> None:
     if len(kept) > KEPT:
         del kept[next(iter(kept))]

@@ -1,7 +1,7 @@
-"""Huge pages for what an engine keeps in memory.
+"""Huge pages for what an engine keeps in memory, on request (``--huge-pages``).
 
-A model's weights and activations are read for each batch, from more small pages (4 KiB) than a core has translations of
-at hand. Linux 6.1 and later moves memory into huge ones (2 MiB) when asked; elsewhere nothing happens.
+A batch reads weights and activations from more small pages (4 KiB) than a core caches translations of. Linux 6.1 and
+later moves memory into huge pages (2 MiB) on request; elsewhere nothing happens.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HUGE = 2**21
-"""Bytes of a huge page where small ones have 4 KiB."""
+"""Bytes of a huge page on systems with small pages of 4 KiB."""
 COLLAPSE = 25
 """MADV_COLLAPSE of Linux's <linux/mman.h>."""
 MOST = 2048
-"""So many huge pages (4 GiB) are asked for at most: moving 100 MiB takes a third of a second."""
+"""Limit of huge pages that are requested (4 GiB)."""
 
 
 def use_huge_pages() -> None:
-    """What this process has in memory now, and mostly fills a huge page, is moved into one.
+    """Move the memory of this process that mostly fills a huge page into one.
 
-    All of it, not an engine's own alone: that lies partly in what was freed before. OpenVINO bf16 on AMX, in turn:
-    1.02 to 1.05 times as fast (docs/lab.md). Where the system refuses, memory stays as it is.
+    All private memory, not an engine's own alone, which lies partly in what was freed before. It changes the process
+    (more resident memory, a third of a second for each 100 MiB), so callers ask for it. OpenVINO bf16 on AMX, in turn:
+    1.02 to 1.05 times as fast (docs/lab/2026-11-29-huge-pages.md). Where the system refuses, memory stays as it is.
     """
     if sys.platform != "linux" or mmap.PAGESIZE != 4096:
         return
@@ -43,7 +44,7 @@ def use_huge_pages() -> None:
 
 
 def writable() -> Iterator[int]:
-    """Addresses of the places for huge pages that lie whole within private writable memory, which is no file's."""
+    """Addresses of the aligned huge pages that lie wholly within private anonymous writable memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, rights, _, _, inode, *_ = line.split()
         first, end = (int(address, 16) for address in span.split("-"))

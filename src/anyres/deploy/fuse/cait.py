@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
     Block,
-    CentredNorm,
+    CenteredNorm,
     Folded,
-    Glance,
     Patches,
+    QueryOnlyAttention,
     after_norm,
     classifier,
     mlp,
@@ -25,45 +25,45 @@ from anyres.deploy.fuse.folded import (
     query_key_value,
 )
 from anyres.deploy.fuse.tables import Positions
+from anyres.deploy.fuse.tracing import is_tracing_for_cpu
 from anyres.models import cait
 from anyres.ops import fold
-from anyres.ops.mixed_heads import NEVER, in_lanes, softmax, talking_heads
+from anyres.ops.mixed_heads import MASKED, pad_keys, softmax, talking_heads
 from anyres.ops.resample import resample_table
 
 MOST_HEADS = 8
-"""A traced program mixes up to so many heads by sums; its size grows with their square."""
+"""A program for a CPU mixes up to this many heads by sums; its size grows with their square."""
 
 
 class TalkingHeads(nn.Module):
     """Self-attention of normalised tokens whose heads are mixed before the softmax and after it.
 
-    The bias of the first mixing is the same for all keys, so the softmax does not see it. Mixing heads is a matrix
-    product with the scores where PyTorch runs it, and a sum per head, of whole planes, in a traced program: those
-    compilers make one pass of it with the softmax (OpenVINO bf16: 0.76 of the time of this attention).
+    The bias of the first mixing is the same for all keys, so it cancels in the softmax. Heads are mixed by a matrix
+    product with the scores. A program for a CPU (``is_tracing_for_cpu``) sums whole planes per head instead, which its
+    compiler merges with the softmax (OpenVINO bf16: 0.76 of the time of this attention).
     """
 
     def __init__(self, own: cait.TalkingHeads, norm: nn.LayerNorm, gamma: Tensor) -> None:
         super().__init__()
         self.heads = own.heads
-        self.qkv = fold.beside(query_key_value(own.qkv, norm, own.heads))
+        self.qkv = fold.concat_outputs(query_key_value(own.qkv, norm, own.heads))
         self.before = fold.constant(own.proj_l.weight, own.proj_l.weight)
         self.after = fold.constant(own.proj_w.weight, own.proj_w.weight)
         self.bias = fold.constant(own.proj_w.bias, own.proj_w.bias)
-        self.proj = fold.centred(fold.before_scale(own.proj, gamma))
-        self.talk: Callable[..., Tensor] = talking_heads
+        self.proj = fold.center_output(fold.fold_output_scale(own.proj, gamma))
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        summed = torch.compiler.is_compiling() and self.heads <= MOST_HEADS and self.talk is talking_heads
+        summed = is_tracing_for_cpu() and self.heads <= MOST_HEADS
         x = self.proj(self.by_sums(x) if summed else self.by_products(x))
         return x
 
     def by_products(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (b, n, 3c) -> (b, n, 3, g, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b, g, n, d)
-        return self.talk(query, key, value, self.before, None, self.after, self.bias)
+        return talking_heads(query, key, value, self.before, None, self.after, self.bias)
 
     def by_sums(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """As ``by_products``; some zeros are normalised tokens too, whose keys nobody sees.
+        """As ``by_products``, with padded keys that are masked out.
 
         The heads are the outermost axis: one head's plane lies in one piece, so that taking the heads apart and putting
         them together moves nothing.
@@ -71,12 +71,12 @@ class TalkingHeads(nn.Module):
         n, channels = x.shape[1:]
         weight, bias = self.qkv.weight, self.qkv.bias
         query = F.linear(x, weight[:channels], bias[:channels]).reshape(-1, n, self.heads, channels // self.heads)
-        others = F.linear(in_lanes(x), weight[channels:], bias[channels:])
+        others = F.linear(pad_keys(x), weight[channels:], bias[channels:])
         others = others.reshape(-1, others.shape[1], 2, self.heads, channels // self.heads)
         key, value = others.permute(2, 3, 0, 1, 4).unbind(0)  # each (g, b, m, d)
         seen = F.pad(x.new_ones(n), (0, key.shape[2] - n))
         planes = (query.permute(2, 0, 1, 3) @ key.mT).unbind(0)  # (g, b, n, d) x (g, b, d, m) -> g of (b, n, m)
-        scores = torch.stack([plane + NEVER * (1 - seen) for plane in mixed(planes, self.before)])
+        scores = torch.stack([plane + MASKED * (1 - seen) for plane in mixed(planes, self.before)])
         planes = softmax(scores).to(value.dtype).unbind(0)
         after = zip(mixed(planes, self.after), self.bias.unbind(), strict=True)
         heads = torch.stack([plane + b * seen for plane, b in after]) @ value
@@ -90,24 +90,24 @@ def mixed(planes: Sequence[Float[Tensor, "b n m"]], weight: Float[Tensor, "g g"]
 
 
 class FoldedCaiT(Folded):
-    """The trunk, then two looks of the class token at its patches, which are normalised once for both."""
+    """The trunk, then two blocks of class attention over the patches, which are normalized once for both."""
 
     def __init__(self, model: cait.CaiT) -> None:
         super().__init__(model)
         trunk: list[Any] = list(model.blocks)
         last: list[Any] = list(model.blocks_token_only)
-        self.patches = Patches(model.patch_embed, less_mean=True)
-        self.positions = Positions(fold.less_mean(model.pos_embed), model.config.grid, resample_table)
+        self.patches = Patches(model.patch_embed, center=True)
+        self.positions = Positions(fold.center(model.pos_embed), model.config.grid, resample_table)
         self.blocks = nn.Sequential()
         for block in trunk:
             attn = TalkingHeads(block.attn, block.norm1, block.gamma_1)
-            think = mlp([(block.norm2, block.mlp, block.gamma_2)], less_mean=True)
-            self.blocks.append(Block(CentredNorm(block.norm1), attn, think))
+            think = mlp([(block.norm2, block.mlp, block.gamma_2)], center=True)
+            self.blocks.append(Block(CenteredNorm(block.norm1), attn, think))
         self.token = fold.constant(model.cls_token, model.cls_token)
         self.norm = plain_norm(model.norm)
-        self.looks, self.mlps = nn.ModuleList(), nn.ModuleList()
+        self.class_attentions, self.mlps = nn.ModuleList(), nn.ModuleList()
         for block in last:
-            self.looks.append(look(block.attn, block.norm1, block.gamma_1))
+            self.class_attentions.append(class_attention(block.attn, block.norm1, block.gamma_1))
             self.mlps.append(mlp([(block.norm2, block.mlp, block.gamma_2)]))
         self.head = classifier(model.norm, model.head)
 
@@ -115,16 +115,16 @@ class FoldedCaiT(Folded):
         tokens, grid = self.patches(x)
         patches = self.norm(self.blocks(tokens + self.positions(grid)))
         token = self.token.expand(patches.shape[0], -1, -1)
-        for look_at, think in zip(self.looks, self.mlps, strict=True):
+        for attend, think in zip(self.class_attentions, self.mlps, strict=True):
             normed = self.norm(token)
-            token = token + look_at(normed, torch.cat((normed, patches), dim=1))
+            token = token + attend(normed, torch.cat((normed, patches), dim=1))
             token = token + think(self.norm(token))
         x = self.head(token)
         return x
 
 
-def look(own: cait.ClassAttention, norm: nn.LayerNorm, gamma: Tensor) -> Glance:
+def class_attention(own: cait.ClassAttention, norm: nn.LayerNorm, gamma: Tensor) -> QueryOnlyAttention:
     """Class attention for normalised tokens, the scale and γ inside."""
     query, key, value = (after_norm(layer, norm) for layer in (own.q, own.k, own.v))
-    query = fold.times(query, (query.out_features // own.heads) ** -0.5)
-    return Glance(own.heads, query, key, value, fold.before_scale(own.proj, gamma))
+    query = fold.scale(query, (query.out_features // own.heads) ** -0.5)
+    return QueryOnlyAttention(own.heads, query, key, value, fold.fold_output_scale(own.proj, gamma))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from itertools import zip_longest
-from operator import add
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import Mlp
 from torch import Tensor, nn
 
 from anyres.config import UserError
+from anyres.deploy.fuse.tracing import is_tracing_for_cpu
 from anyres.models.contract import Backbone
 from anyres.models.deit3 import HMLPStem
 from anyres.ops import attention, fold
@@ -51,19 +48,19 @@ def to_maps(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c h 
 class Patches(nn.Module):
     """Image -> patch tokens and their grid, the sides padded to the patch: convolutions, their norms inside them.
 
-    ``less_mean``: each token less the mean over its channels, for ``CentredNorm``.
+    ``center``: each token less the mean over its channels, for ``CenteredNorm``.
     """
 
-    def __init__(self, own: PatchEmbed | HMLPStem, *, less_mean: bool = False) -> None:
+    def __init__(self, own: PatchEmbed | HMLPStem, *, center: bool = False) -> None:
         super().__init__()
         if isinstance(own, PatchEmbed):
             self.patch_size = own.patch_size
-            self.proj = nn.Sequential(fold.convolution(own.proj, less_mean=less_mean))
+            self.proj = nn.Sequential(fold.convolution(own.proj, center=center))
         else:
             self.patch_size = 16
             layers: list[Any] = list(own.proj)
             first, second = (fold.convolution(layers[i], layers[i + 1]) for i in (0, 3))
-            third = fold.convolution(layers[6], layers[7], less_mean=less_mean)
+            third = fold.convolution(layers[6], layers[7], center=center)
             self.proj = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> tuple[Float[Tensor, "b n c"], Grid]:
@@ -81,12 +78,12 @@ def attend(
     return attention.attend(query, key, value, 1.0, offset)
 
 
-class Glance(nn.Module):
-    """Attention of the few tokens that are read later on, over all tokens; keys and values are never made.
+class QueryOnlyAttention(nn.Module):
+    """Attention of a few query tokens (the class tokens) over all tokens; keys and values are never computed.
 
-    A head's scores q Wₖ yᵀ are products of y with the s vectors q Wₖ, and its answer Wᵥ (weights y) needs Wᵥ for s
-    tokens only. A key's bias is the same for every token, so softmax does not see it; a value's bias passes through
-    weights that sum to one, into the projection's bias.
+    A head's scores q Wₖ yᵀ are products of the tokens y with the s vectors q Wₖ, and its output Wᵥ (weights y) needs
+    Wᵥ for s tokens only. A key's bias is the same for every token and cancels in the softmax; a value's bias passes
+    through weights that sum to one, into the projection's bias.
     """
 
     def __init__(self, heads: int, query: nn.Linear, key: nn.Linear, value: nn.Linear, proj: nn.Linear) -> None:
@@ -96,51 +93,39 @@ class Glance(nn.Module):
         self.query = query
         self.key = fold.constant(key.weight.reshape(heads, -1, like.shape[1]), like)  # (g, d, c)
         self.value = fold.constant(value.weight.reshape(heads, -1, like.shape[1]).mT, like)  # (g, c, d)
-        bias = fold.wide(proj.weight) @ fold.bias_of(value) + fold.bias_of(proj)
+        bias = fold.to_float64(proj.weight) @ fold.bias_of(value) + fold.bias_of(proj)
         self.proj = fold.linear(proj.weight, bias, like)
 
-    def forward(self, asking: Float[Tensor, "b s c"], seen: Float[Tensor, "b t c"]) -> Float[Tensor, "b s c"]:
-        """Normalised tokens that ask and that are looked at."""
-        b, s, c = asking.shape
-        query = self.query(asking).reshape(b * s, self.heads, -1).transpose(0, 1)  # -> (g, b*s, d)
-        wanted = (query @ self.key).transpose(0, 1).reshape(b, s * self.heads, c)
-        heard = (wanted @ seen.mT).softmax(-1) @ seen  # (b, s*g, t) -> (b, s*g, c)
-        heard = heard.reshape(b * s, self.heads, c).transpose(0, 1) @ self.value  # -> (g, b*s, c) -> (g, b*s, d)
-        answer: Tensor = self.proj(heard.transpose(0, 1).reshape(b, s, -1))
-        return answer
+    def forward(self, queries: Float[Tensor, "b s c"], tokens: Float[Tensor, "b t c"]) -> Float[Tensor, "b s c"]:
+        """Normalized query tokens, and the normalized tokens they attend to."""
+        b, s, c = queries.shape
+        query = self.query(queries).reshape(b * s, self.heads, -1).transpose(0, 1)  # -> (g, b*s, d)
+        query = (query @ self.key).transpose(0, 1).reshape(b, s * self.heads, c)
+        mixed = (query @ tokens.mT).softmax(-1) @ tokens  # (b, s*g, t) -> (b, s*g, c)
+        mixed = mixed.reshape(b * s, self.heads, c).transpose(0, 1) @ self.value  # -> (g, b*s, c) -> (g, b*s, d)
+        out: Tensor = self.proj(mixed.transpose(0, 1).reshape(b, s, -1))
+        return out
 
 
-class CentredNorm(nn.LayerNorm):
+class CenteredNorm(nn.LayerNorm):
     """The layer norm, without affine part, of a trunk whose tokens have mean zero over their channels.
 
-    Where every reader of a trunk normalises it, that mean is never seen, and is taken out of all that is added to it.
-    In a traced program it is written as the root-mean-square norm that it is then, a pass fewer (OpenVINO bf16: 0.6 of
-    the time).
+    Where every reader of a trunk normalizes it, that mean never matters, and is removed from all that is added to it.
+    The norm is then a root-mean-square norm, and is written as one in a program for a CPU, a pass fewer (OpenVINO bf16:
+    0.6 of the time).
     """
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__(norm.normalized_shape, norm.eps, elementwise_affine=False)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        if torch.compiler.is_compiling():
+        if is_tracing_for_cpu():
             return F.rms_norm(x, self.normalized_shape, eps=self.eps)
         return super().forward(x)
 
 
-HIDDEN = 512
-"""So many channels of an MLP's hidden layer are computed at a time where a layer has ``FEWEST_PRODUCTS``."""
-FEWEST_PRODUCTS = 2 * 10**8
-"""Products of numbers in a layer (OpenVINO bf16, AMX, 8 images: DeiT, ResFormer and ResMLP 1.02 to 1.06 times as fast;
-197 tokens of deit_small, 116 million, 0.95: docs/lab.md)."""
-WIDE = 2**20
-"""Weights of a layer that is given a multiple of 16 tokens: so many no longer fit a core's cache, and are presumably
-read once more for a remainder (with the parts: rest_small 1.05, restv2_tiny 1.01 to 1.03 times as fast)."""
-
-
 class MLP(nn.Module):
-    """linear, GELU, linear; in a program for a CPU, of fixed sides, about ``HIDDEN`` channels of the hidden layer at a
-    time, the answers added: presumably what is read again for every few tokens then stays in the caches. Measured for
-    bf16; OpenVINO's float32 loses 4 % (deit_small)."""
+    """linear, GELU, linear."""
 
     def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
         super().__init__()
@@ -148,28 +133,8 @@ class MLP(nn.Module):
         self.second = second
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        rows = x.shape[:-1].numel()
-        if not in_program(x, rows):
-            plain: Tensor = self.second(F.gelu(self.first(x)))
-            return plain
-        even = in_sixteens(x.flatten(0, -2), self.first)
-        products = rows * self.first.weight.numel()
-        size = HIDDEN if products >= FEWEST_PRODUCTS else self.first.out_features
-        firsts = zip(torch.split(self.first.weight, size), torch.split(self.first.bias, size), strict=True)
-        seconds = zip_longest(torch.split(self.second.weight, size, dim=1), [self.second.bias])  # by the first alone
-        parts = zip(firsts, seconds, strict=True)
-        out = reduce(add, (F.linear(F.gelu(F.linear(even, *first)), *second) for first, second in parts))
-        return out[:rows].view(x.shape)
-
-
-def in_program(x: Tensor, rows: int) -> bool:
-    """Whether a program for a CPU is traced that has so many rows, not a free number (which is no int)."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu" and isinstance(rows, int)
-
-
-def in_sixteens(rows: Float[Tensor, "n c"], layer: nn.Linear) -> Float[Tensor, "m c"]:
-    """Rows for a layer, of which ``WIDE`` ones get zero rows up to a multiple of 16."""
-    return F.pad(rows, (0, 0, 0, -rows.shape[0] % 16)) if layer.weight.numel() >= WIDE else rows
+        x = self.second(F.gelu(self.first(x)))
+        return x
 
 
 class Block(nn.Module):
@@ -180,18 +145,17 @@ class Block(nn.Module):
         self.norm = norm
         self.attn = attn
         self.mlp = mlp
-        self.add_norm = add_norm
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        x, normed = self.add_norm(x, self.attn(self.norm(x)), None, None, self.norm)
+        x, normed = add_norm(x, self.attn(self.norm(x)), None, None, self.norm)
         x = x + self.mlp(normed)
         return x
 
 
-class LastBlock(nn.Module):
+class ClassTokenBlock(nn.Module):
     """A block for the first ``specials`` tokens alone, as no other is read after it."""
 
-    def __init__(self, norm: nn.LayerNorm, attn: Glance, mlp: nn.Module, specials: int) -> None:
+    def __init__(self, norm: nn.LayerNorm, attn: QueryOnlyAttention, mlp: nn.Module, specials: int) -> None:
         super().__init__()
         self.norm = norm
         self.attn = attn
@@ -212,7 +176,7 @@ def plain_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
 
 def after_norm(layer: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
     """The layer for tokens that ``plain_norm`` has normalised."""
-    return fold.after_affine(layer, norm.weight, norm.bias)
+    return fold.fold_input_affine(layer, norm.weight, norm.bias)
 
 
 def query_key_value(qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
@@ -220,17 +184,17 @@ def query_key_value(qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> tuple[nn.
     layer = after_norm(qkv, norm)
     parts = zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True)
     query, key, value = (fold.linear(weight, bias, layer.weight) for weight, bias in parts)
-    return fold.times(query, (query.out_features // heads) ** -0.5), key, value
+    return fold.scale(query, (query.out_features // heads) ** -0.5), key, value
 
 
-def mlp(branches: Sequence[tuple[nn.LayerNorm, Mlp, Tensor | None]], *, less_mean: bool = False) -> MLP:
+def mlp(branches: Sequence[tuple[nn.LayerNorm, Mlp, Tensor | None]], *, center: bool = False) -> MLP:
     """Normalised x -> the sum of gamma * Mlp(norm's affine part of x) over the branches (norm, Mlp, gamma).
 
-    ``less_mean``: less its mean over the channels, for ``CentredNorm``.
+    ``center``: less its mean over the channels, for ``CenteredNorm``.
     """
-    first = fold.beside([after_norm(own.fc1, norm) for norm, own, _ in branches])
-    second = fold.added([fold.before_scale(own.fc2, gamma) for _, own, gamma in branches])
-    return MLP(first, fold.centred(second) if less_mean else second)
+    first = fold.concat_outputs([after_norm(own.fc1, norm) for norm, own, _ in branches])
+    second = fold.sum_outputs([fold.fold_output_scale(own.fc2, gamma) for _, own, gamma in branches])
+    return MLP(first, fold.center_output(second) if center else second)
 
 
 def classifier(norm: nn.LayerNorm, *heads: nn.Module) -> nn.Sequential:
@@ -240,7 +204,7 @@ def classifier(norm: nn.LayerNorm, *heads: nn.Module) -> nn.Sequential:
     """
     linears = [head for head in heads if isinstance(head, nn.Linear)]
     if linears:
-        head = fold.times(fold.added([after_norm(linear, norm) for linear in linears]), 1 / len(linears))
+        head = fold.scale(fold.sum_outputs([after_norm(linear, norm) for linear in linears]), 1 / len(linears))
         return nn.Sequential(plain_norm(norm), nn.Flatten(), head)
     return nn.Sequential(fold.layer_norm(norm), nn.Flatten())
 

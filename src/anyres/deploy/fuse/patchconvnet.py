@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
-    CentredNorm,
+    CenteredNorm,
     Folded,
     after_norm,
     classifier,
@@ -26,20 +26,20 @@ from anyres.ops.patch import Grid
 class Block(nn.Module):
     """x + the convolutions of norm x: the norm's affine part is in the first 1x1, γ in the last.
 
-    What is added to the trunk has no mean over the channels (``CentredNorm``).
+    What is added to the trunk has no mean over the channels (``CenteredNorm``).
     """
 
     def __init__(self, own: patchconvnet.Block) -> None:
         super().__init__()
         layers: list[Any] = list(own.attn.qkv_pos)
         first, _, depthwise, _, excite, last = layers
-        self.norm = CentredNorm(own.norm1)
+        self.norm = CenteredNorm(own.norm1)
         self.first = after_norm(fold.pointwise(first), own.norm1)
         self.depthwise = fold.convolution(depthwise)
         self.gelu = nn.GELU()
         reduce, expand = fold.pointwise(excite.conv_reduce), fold.pointwise(excite.conv_expand)
         self.gate = nn.Sequential(reduce, nn.ReLU(), expand, nn.Sigmoid())
-        self.last = fold.centred(fold.before_scale(fold.pointwise(last), own.gamma_1))
+        self.last = fold.center_output(fold.fold_output_scale(fold.pointwise(last), own.gamma_1))
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         maps = self.depthwise(to_maps(self.gelu(self.first(self.norm(x))), grid))
@@ -60,13 +60,13 @@ class Pooling(nn.Module):
         super().__init__()
         pooling, like = own.attn, classes
         key, value = after_norm(pooling.k, own.norm1), after_norm(pooling.v, own.norm1)
-        asking = nn.functional.layer_norm(fold.wide(classes[0]), classes.shape[-1:], eps=own.norm1.eps)  # (k, c)
+        asking = nn.functional.layer_norm(fold.to_float64(classes[0]), classes.shape[-1:], eps=own.norm1.eps)  # (k, c)
         ask = after_norm(pooling.q, own.norm1)
-        query = asking @ fold.wide(ask.weight).T + fold.bias_of(ask)
-        self.wanted = fold.constant(query @ fold.wide(key.weight) * query.shape[1] ** -0.5, like)  # (k, c)
+        query = asking @ fold.to_float64(ask.weight).T + fold.bias_of(ask)
+        self.wanted = fold.constant(query @ fold.to_float64(key.weight) * query.shape[1] ** -0.5, like)  # (k, c)
         self.own: Tensor | None = None if pooling.multi else fold.constant(asking[None], like)
-        self.norm = CentredNorm(own.norm1)
-        self.proj = fold.before_scale(fold.chained(value, pooling.proj), own.gamma_1)
+        self.norm = CenteredNorm(own.norm1)
+        self.proj = fold.fold_output_scale(fold.compose(value, pooling.proj), own.gamma_1)
 
     def forward(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b k c"]:
         seen = self.norm(patches)
@@ -82,7 +82,8 @@ class OneOutputEach(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, head: nn.Module) -> None:
         super().__init__()
-        stacked = after_norm(fold.beside([linear for linear in head.modules() if isinstance(linear, nn.Linear)]), norm)
+        linears = [linear for linear in head.modules() if isinstance(linear, nn.Linear)]
+        stacked = after_norm(fold.concat_outputs(linears), norm)
         self.norm = plain_norm(norm)
         self.weight, self.bias = stacked.weight, stacked.bias
 
@@ -100,7 +101,7 @@ class FoldedPatchConvNet(Folded):
         stem: list[Any] = list(model.patch_embed.proj)
         self.stem = nn.Sequential(
             *(layer for i in (0, 2, 4) for layer in (fold.convolution(stem[i][0]), nn.GELU())),
-            fold.convolution(stem[6][0], less_mean=True),
+            fold.convolution(stem[6][0], center=True),
         )
         self.blocks = nn.ModuleList(Block(block) for block in blocks)
         last = cast(patchconvnet.Aggregation, model.blocks_token_only[0])

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
-    CentredNorm,
+    CenteredNorm,
+    ClassTokenBlock,
     Folded,
-    Glance,
-    LastBlock,
     Patches,
+    QueryOnlyAttention,
     attend,
     classifier,
     mlp,
@@ -22,14 +22,14 @@ from anyres.deploy.fuse.folded import (
     to_maps,
     to_tokens,
 )
-from anyres.deploy.fuse.tables import PerGrid
+from anyres.deploy.fuse.tables import GridCache
 from anyres.models import resformer
 from anyres.ops import fold
 from anyres.ops.patch import Grid
 from anyres.ops.residual import add_norm
 
 
-class GlobalPosition(PerGrid):
+class GlobalPosition(GridCache):
     """The sine table of the grid through the depthwise convolution, (1, n, c)."""
 
     def __init__(self, own: resformer.GlobalPosition) -> None:
@@ -41,7 +41,7 @@ class GlobalPosition(PerGrid):
     def make(self, grid: Grid) -> Float[Tensor, "1 n c"]:
         weight = self.table
         sine = resformer.sine_table(grid, weight.shape[0], weight.device).to(weight.dtype)
-        return fold.less_mean(to_tokens(F.conv2d(sine, weight, self.bias, padding=1, groups=weight.shape[0])))
+        return fold.center(to_tokens(F.conv2d(sine, weight, self.bias, padding=1, groups=weight.shape[0])))
 
 
 class Attention(nn.Module):
@@ -54,10 +54,10 @@ class Attention(nn.Module):
     def __init__(self, own: resformer.Attention, norm: nn.LayerNorm) -> None:
         super().__init__()
         self.heads = own.heads
-        self.qkv = fold.beside(query_key_value(own.qkv, norm, own.heads))
+        self.qkv = fold.concat_outputs(query_key_value(own.qkv, norm, own.heads))
         weight, bias = own.get_v.weight, fold.bias_of(own.get_v)
         self.local = fold.depthwise(weight.repeat(own.heads, 1, 1, 1), bias.repeat(own.heads), weight)
-        self.proj = fold.centred(own.proj)
+        self.proj = fold.center_output(own.proj)
 
     def forward(self, x: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
         packed = self.qkv(x)
@@ -73,13 +73,12 @@ class Block(nn.Module):
 
     def __init__(self, own: resformer.Block) -> None:
         super().__init__()
-        self.norm = CentredNorm(own.norm1)
+        self.norm = CenteredNorm(own.norm1)
         self.attn = Attention(own.attn, own.norm1)
-        self.mlp = mlp([(own.norm2, own.mlp, None)], less_mean=True)
-        self.add_norm = add_norm
+        self.mlp = mlp([(own.norm2, own.mlp, None)], center=True)
 
     def forward(self, x: Float[Tensor, "b t c"], grid: Grid) -> Float[Tensor, "b t c"]:
-        x, normed = self.add_norm(x, self.attn(self.norm(x), grid), None, None, self.norm)
+        x, normed = add_norm(x, self.attn(self.norm(x), grid), None, None, self.norm)
         x = x + self.mlp(normed)
         return x
 
@@ -88,19 +87,19 @@ class FoldedResFormer(Folded):
     """Patches with positions, the class token before them, blocks; the class token's logits.
 
     The local term gives the class token nothing, so the last block has none. No token has a mean over its channels
-    (``CentredNorm``).
+    (``CenteredNorm``).
     """
 
     def __init__(self, model: resformer.ResFormer) -> None:
         super().__init__(model)
         *blocks, last = list[Any](model.blocks)
-        self.patches = Patches(model.patch_embed, less_mean=True)
-        self.token = fold.constant(fold.less_mean(model.cls_token), model.cls_token)
+        self.patches = Patches(model.patch_embed, center=True)
+        self.token = fold.constant(fold.center(model.cls_token), model.cls_token)
         self.positions = GlobalPosition(model.pos_embed)
         self.blocks = nn.ModuleList(Block(block) for block in blocks)
         query, key, value = query_key_value(last.attn.qkv, last.norm1, last.attn.heads)
-        attn = Glance(last.attn.heads, query, key, value, fold.centred(last.attn.proj))
-        self.last = LastBlock(CentredNorm(last.norm1), attn, mlp([(last.norm2, last.mlp, None)]), 1)
+        attn = QueryOnlyAttention(last.attn.heads, query, key, value, fold.center_output(last.attn.proj))
+        self.last = ClassTokenBlock(CenteredNorm(last.norm1), attn, mlp([(last.norm2, last.mlp, None)]), 1)
         self.head = classifier(model.norm, model.head)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import reduce
 from operator import add
 from typing import cast
@@ -13,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import Folded, attend, mean_classifier, to_maps, to_tokens
-from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
+from anyres.deploy.fuse.spatial_reduction import FusedQKV, PixelAttention, SpatialReduction, blocks_of
+from anyres.deploy.fuse.tracing import is_tracing_for_cpu
 from anyres.models import rest
 from anyres.ops import fold
-from anyres.ops.mixed_heads import in_lanes, mix, normed_heads, normed_lanes, normed_plane
+from anyres.ops.mixed_heads import mix, normed_heads, normed_padded, normed_plane, pad_keys
 from anyres.ops.patch import Grid
 
 MOST_HEADS = 2
@@ -27,38 +27,37 @@ class Attention(nn.Module):
     """EMSA: softmax attention, or with several heads InstanceNorm(softmax(mix(Q Kᵀ))) V.
 
     The bias of the mixing is the same for all keys, so the softmax does not see it. Where few heads look at a small
-    map, on a CPU, ``AmongTokens`` computes it. A traced program has its keys in lanes.
+    map, on a CPU, ``AbsorbedProjections`` computes it. A program for a CPU pads its keys.
     """
 
     def __init__(self, own: rest.Attention, norm: nn.LayerNorm) -> None:
         super().__init__()
         self.heads = own.heads
         self.reduction = own.reduction
-        self.project = Packed(own, norm) if own.reduction == 1 else Shrunk(own)
-        self.among = AmongTokens(own) if own.reduction > 1 and own.heads <= MOST_HEADS else None
+        self.project = FusedQKV(own, norm) if own.reduction == 1 else SpatialReduction(own)
+        self.absorbed = AbsorbedProjections(own) if own.reduction > 1 and own.heads <= MOST_HEADS else None
         if own.heads > 1:
             weight = own.transform_conv.weight
             self.mixing = fold.constant(weight.flatten(1), weight)  # (g, g, 1, 1) -> (g, g)
-            self.mix: Callable[..., Tensor] = normed_heads
-        self.proj = fold.before_scale(own.proj, None)
+        self.proj = fold.fold_output_scale(own.proj, None)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
-        if self.among is not None and x.device.type == "cpu" and self.saves(x.shape[2], grid):
-            x = self.among(x, grid)
+        if self.absorbed is not None and x.device.type == "cpu" and self.saves(x.shape[2], grid):
+            x = self.absorbed(x, grid)
             return x
         query, key, value = (self.split(part) for part in self.project(x, grid)[:3])
         if self.heads == 1:
             heads = attend(query, key, value)
-        elif torch.compiler.is_compiling() and self.mix is normed_heads:
-            scores = mix(query @ in_lanes(key).mT, self.mixing, None)
-            heads = normed_lanes(scores, value).transpose(1, 2).flatten(2)  # -> (b, n, g, d) -> (b, n, c)
+        elif is_tracing_for_cpu():
+            scores = mix(query @ pad_keys(key).mT, self.mixing, None)
+            heads = normed_padded(scores, value).transpose(1, 2).flatten(2)  # -> (b, n, g, d) -> (b, n, c)
         else:
-            heads = self.mix(query, key, value, self.mixing, None)
+            heads = normed_heads(query, key, value, self.mixing, None)
         x = self.proj(heads)
         return x
 
     def saves(self, channels: int, grid: Grid) -> bool:
-        """Whether ``AmongTokens`` multiplies less at this grid; False where an exported size is free."""
+        """Whether ``AbsorbedProjections`` multiplies less at this grid; False where an exported size is free."""
         if not all(isinstance(side, int) for side in grid):
             return False
         n, m = grid[0] * grid[1], math.prod(-(-side // self.reduction) for side in grid)
@@ -69,8 +68,8 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (b, n, c) -> (b, n, g, d) -> (b, g, n, d)
 
 
-class AmongTokens(nn.Module):
-    """The same attention, in which nothing is computed for every token but its scores and its sum of values.
+class AbsorbedProjections(nn.Module):
+    """The same attention with query, key, value and output projections absorbed into the shrunken map's tokens.
 
     A query's product with a key, mixed over the heads, is that of the token itself with a vector which is linear in the
     key's token; what the projection makes of a value is linear in the value's. Both are made for the few tokens of the
@@ -80,12 +79,12 @@ class AmongTokens(nn.Module):
 
     def __init__(self, own: rest.Attention) -> None:
         super().__init__()
-        g, like, narrow = own.heads, own.q.weight, Shrunk(own)
-        mixing = fold.wide(own.transform_conv.weight.flatten(1) if g > 1 else like.new_ones(1, 1))
+        g, like, narrow = own.heads, own.q.weight, SpatialReduction(own)
+        mixing = fold.to_float64(own.transform_conv.weight.flatten(1) if g > 1 else like.new_ones(1, 1))
         query, query_bias = by_head(narrow.q, g)
         both, both_bias = by_head(narrow.kv, 2 * g)
         (key, value), value_bias = both.chunk(2), both_bias[g:]
-        out = fold.wide(own.proj.weight).view(like.shape[0], g, -1)  # (c, g, d)
+        out = fold.to_float64(own.proj.weight).view(like.shape[0], g, -1)  # (c, g, d)
         wanted = torch.einsum("hj,jdi,jdo->hoi", mixing, key, query).flatten(0, 1)
         said = torch.einsum("ohd,hdi->hoi", out, value).flatten(0, 1)
         said_bias = torch.einsum("ohd,hd->ho", out, value_bias).flatten()
@@ -102,8 +101,8 @@ class AmongTokens(nn.Module):
         offset = self.offset(small).mT[:, :, None]  # (b, m, g) -> (b, g, 1, m)
         if self.heads == 1:
             return attend(x[:, None], key, value, offset) + self.bias
-        if torch.compiler.is_compiling():
-            heads = normed_lanes(x[:, None] @ in_lanes(key).mT, value, offset)  # (b, g, n, c)
+        if is_tracing_for_cpu():
+            heads = normed_padded(x[:, None] @ pad_keys(key).mT, value, offset)  # (b, g, n, c)
         else:
             heads = normed_plane(x[:, None] @ key.mT + offset, value)
         x = reduce(add, heads.unbind(1)) + self.bias
@@ -112,7 +111,7 @@ class AmongTokens(nn.Module):
 
 def by_head(layer: nn.Linear, heads: int) -> tuple[Float[Tensor, "g d c"], Float[Tensor, "g d"]]:
     """Weights and bias in float64, the outputs of each head apart."""
-    return fold.wide(layer.weight).view(heads, -1, layer.in_features), fold.bias_of(layer).view(heads, -1)
+    return fold.to_float64(layer.weight).view(heads, -1, layer.in_features), fold.bias_of(layer).view(heads, -1)
 
 
 class Stem(nn.Module):

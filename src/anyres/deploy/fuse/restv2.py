@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import Folded, mean_classifier, to_maps, to_tokens
-from anyres.deploy.fuse.shrunk import Packed, PixelAttention, Shrunk, blocks_of
+from anyres.deploy.fuse.spatial_reduction import FusedQKV, PixelAttention, SpatialReduction, blocks_of
+from anyres.deploy.fuse.tracing import is_tracing_for_cpu
 from anyres.models import restv2
 from anyres.ops import fold
 from anyres.ops.attention import attend_plus
@@ -20,10 +21,10 @@ from anyres.ops.patch import Grid, crop
 class Upsample(nn.Module):
     """A small map's tokens -> tokens of the grid: a 3x3 convolution gives r² of each, and they are laid out in place.
 
-    The official form, a grouped convolution and a pixel shuffle, leaves channels first. For r of 2, and wherever a
-    compiler lays out memory itself, the map is repeated r² times along its channels instead, so that the convolution is
-    depthwise and its output needs moving only in runs of r * c numbers (OpenVINO bf16: 0.4 of the time for r = 2, 0.9
-    for r = 8; PyTorch for r = 8: 1.5 to 2 times as long, so there it stays official).
+    The official form, a grouped convolution and a pixel shuffle, leaves channels first. For r of 2, and in a program
+    for a CPU, the map is repeated r² times along its channels instead, so that the convolution is depthwise and its
+    output moves in runs of r * c numbers (OpenVINO bf16: 0.4 of the time for r = 2, 0.9 for r = 8; eager PyTorch for
+    r = 8: 1.5 to 2 times as long, so it keeps the official form there).
     """
 
     def __init__(self, own: nn.Conv2d, reduction: int) -> None:
@@ -36,7 +37,7 @@ class Upsample(nn.Module):
 
     def forward(self, values: Float[Tensor, "b m c"], small: Grid, grid: Grid) -> Float[Tensor, "b n c"]:
         r = self.reduction
-        if r > 2 and not torch.compiler.is_compiling():
+        if r > 2 and not is_tracing_for_cpu():
             return to_tokens(cut(F.pixel_shuffle(self.grouped(to_maps(values, small)), r), grid))
         repeated = values if r == 1 else values.repeat(1, 1, r * r)  # as tokens: along the axis that lies innermost
         x = self.repeated(to_maps(repeated, small)).permute(0, 2, 3, 1)  # (b, hs, ws, r * r * c)
@@ -57,17 +58,16 @@ class Attention(nn.Module):
     def __init__(self, own: restv2.Attention, norm: nn.LayerNorm) -> None:
         super().__init__()
         self.heads = own.heads
-        self.project = Packed(own, norm) if own.reduction == 1 else Shrunk(own)
+        self.project = FusedQKV(own, norm) if own.reduction == 1 else SpatialReduction(own)
         self.up = Upsample(cast(nn.Conv2d, own.up[0]), own.reduction)
         self.up_norm = fold.layer_norm(own.up_norm)
-        self.proj = fold.before_scale(own.proj, None)
-        self.attend_plus = attend_plus
+        self.proj = fold.fold_output_scale(own.proj, None)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n c"]:
         query, keys, values, small = self.project(x, grid)
         added = self.up(values, small, grid)
         query, key, value = (self.split(part) for part in (query, keys, values))
-        x = self.proj(self.attend_plus(query, key, value, added, self.up_norm, 1.0))
+        x = self.proj(attend_plus(query, key, value, added, self.up_norm, 1.0))
         return x
 
     def split(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b g n d"]:

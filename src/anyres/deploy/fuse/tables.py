@@ -1,4 +1,4 @@
-"""Tensors that depend on weights and the grid alone: made once, and remembered or held."""
+"""Tensors that depend on weights and the grid alone: computed once per grid and cached, or baked in as constants."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from anyres.ops import fold
 from anyres.ops.patch import Grid
 
 KEPT_GRIDS = 8
-"""As many grids are remembered; of a ninth, the oldest is forgotten."""
+"""Number of grids whose tensors are kept; a further one replaces the oldest."""
 
 
-class PerGrid(nn.Module):
-    """A tensor that depends on weights and the grid alone: made once per grid, dtype and device, and remembered.
+class GridCache(nn.Module):
+    """A tensor that depends on weights and the grid alone: computed once per grid, dtype and device, and cached.
 
-    In a program that is traced it is computed, unless it was ``pin``ned, since a traced grid may be free. ``table`` is
-    the parameter it is made of; ``load_state_dict`` forgets what was made, a change in place is not noticed.
+    While a program is traced it is computed every time, unless it was baked (``bake``), as a traced grid may be free.
+    ``table`` is the parameter it is made of; ``load_state_dict`` empties the cache, a change in place does not.
     """
 
     table: nn.Parameter
@@ -29,7 +29,7 @@ class PerGrid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.made: dict[tuple[Grid, torch.dtype, torch.device], Tensor] = {}
-        self.pinned: Grid | None = None
+        self.baked_grid: Grid | None = None
         self.register_buffer("constant", None, persistent=False)
         self.register_load_state_dict_post_hook(lambda *_: self.made.clear())  # type: ignore[no-untyped-call]
 
@@ -38,8 +38,8 @@ class PerGrid(nn.Module):
         raise NotImplementedError
 
     def forward(self, grid: Grid) -> Tensor:
-        if self.pinned is not None:
-            return self.held(grid)
+        if self.baked_grid is not None:
+            return self.baked(grid)
         if torch.compiler.is_compiling():
             return self.make(grid)
         key = (grid, self.table.dtype, self.table.device)
@@ -49,39 +49,41 @@ class PerGrid(nn.Module):
             self.made[key] = self.make(grid)
         return self.made[key]
 
-    def held(self, grid: Grid) -> Tensor:
-        """The pinned tensor. Raises UserError for another grid."""
-        if grid != self.pinned:
-            raise UserError(f"this model was folded for {self.pinned} tokens and got {grid}: fuse it without size")
+    def baked(self, grid: Grid) -> Tensor:
+        """The constant tensor. Raises UserError for another grid."""
+        if grid != self.baked_grid:
+            raise UserError(f"this model was folded for {self.baked_grid} tokens and got {grid}: fuse it without size")
         return self.constant
 
-    def pin(self) -> None:
-        """Makes the last remembered tensor a constant, and its grid the only one."""
-        (self.pinned, _, _), self.constant = next(reversed(self.made.items()))
+    def bake(self) -> None:
+        """Turn the newest cached tensor into a constant, for its grid only."""
+        (self.baked_grid, _, _), self.constant = next(reversed(self.made.items()))
         self.made.clear()
 
 
-class Positions(PerGrid):
-    """A position table, (1, n, c), carried from its own grid to the one that is asked for."""
+class Positions(GridCache):
+    """A position table, (1, n, c), resampled from the trained grid to the requested one."""
 
-    def __init__(self, table: Tensor, home: Grid, resample: Callable[[Tensor, Grid, Grid], Tensor]) -> None:
+    def __init__(self, table: Tensor, source_grid: Grid, resample: Callable[[Tensor, Grid, Grid], Tensor]) -> None:
         super().__init__()
         self.table = fold.constant(table, table)
-        self.home = home
+        self.source_grid = source_grid
         self.resample = resample
 
     def make(self, grid: Grid) -> Tensor:
-        return self.resample(self.table, self.home, grid)
+        return self.resample(self.table, self.source_grid, grid)
 
 
-def pin(folded: nn.Module, image: Float[Tensor, "b k h w"]) -> None:
-    """Makes every tensor that depends on the grid alone a constant, for the size of ``image``."""
+def bake(folded: nn.Module, image: Float[Tensor, "b k h w"]) -> None:
+    """Turn every tensor that depends on the grid alone into a constant, for the size of ``image``."""
     if isinstance(folded, Backbone):  # one without a folded form
         folded.fix_size(image.shape[2], image.shape[3])
-    tables = [module for module in folded.modules() if isinstance(module, PerGrid)]
+    tables = [module for module in folded.modules() if isinstance(module, GridCache)]
+    if not tables:
+        return
     for table in tables:
         table.made.clear()
     with torch.no_grad():
         folded(image)
     for table in tables:
-        table.pin()
+        table.bake()

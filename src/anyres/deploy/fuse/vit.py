@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from anyres.deploy.fuse.folded import (
     Block,
-    CentredNorm,
+    CenteredNorm,
+    ClassTokenBlock,
     Folded,
-    Glance,
-    LastBlock,
     Patches,
+    QueryOnlyAttention,
     attend,
     classifier,
     mlp,
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 class FoldedViT(Folded):
     """Patches with positions, special tokens before them, blocks, the special tokens' logits.
 
-    No token has a mean over its channels (``CentredNorm``).
+    No token has a mean over its channels (``CenteredNorm``).
     """
 
     def __init__(self, model: deit.DeiT | deit3.DeiT3 | dino.DINO) -> None:
@@ -58,20 +58,21 @@ class FoldedViT(Folded):
         special, table, heads = ends(model)
         count, embed = special.shape[1], cast(Any, model.patch_embed)
         blocks: list[Any] = list(model.blocks)
-        self.patches = Patches(embed, less_mean=True)
-        self.special = fold.constant(fold.less_mean(special), table)
+        self.patches = Patches(embed, center=True)
+        self.special = fold.constant(fold.center(special), table)
         carry = resample_positions if isinstance(model, dino.DINO) else resample_table
-        self.positions = Positions(fold.less_mean(table), model.config.grid, carry)
+        self.positions = Positions(fold.center(table), model.config.grid, carry)
         self.blocks = nn.Sequential()
         for number, block in enumerate(blocks, start=1):
             attentions, mlps = branches(block)
             query, key, value, proj, g = packed(attentions)
-            norm = CentredNorm(block.norm1)
+            norm = CenteredNorm(block.norm1)
             if number < len(blocks):
-                attn = Attention(g, fold.beside([query, key, value]), proj)
-                self.blocks.append(Block(norm, attn, mlp(mlps, less_mean=True)))
+                attn = Attention(g, fold.concat_outputs([query, key, value]), proj)
+                self.blocks.append(Block(norm, attn, mlp(mlps, center=True)))
             else:
-                self.blocks.append(LastBlock(norm, Glance(g, query, key, value, proj), mlp(mlps), count))
+                only = QueryOnlyAttention(g, query, key, value, proj)
+                self.blocks.append(ClassTokenBlock(norm, only, mlp(mlps), count))
         self.head = classifier(model.norm, *heads)
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
@@ -106,9 +107,10 @@ def branches(block: Any) -> tuple[Branches, Branches]:
 def packed(attentions: Branches) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, int]:
     """Queries, keys, values and projection of attentions side by side, as one of all their heads; and how many.
 
-    The projection gives no mean over the channels (``CentredNorm``).
+    The projection gives no mean over the channels (``CenteredNorm``).
     """
     parts = [query_key_value(attn.qkv, norm, attn.heads) for norm, attn, _ in attentions]
-    query, key, value = (fold.beside(part) for part in zip(*parts, strict=True))
-    proj = fold.centred(fold.added([fold.before_scale(attn.proj, gamma) for _, attn, gamma in attentions]))
+    query, key, value = (fold.concat_outputs(part) for part in zip(*parts, strict=True))
+    projections = [fold.fold_output_scale(attn.proj, gamma) for _, attn, gamma in attentions]
+    proj = fold.center_output(fold.sum_outputs(projections))
     return query, key, value, proj, sum(attn.heads for _, attn, _ in attentions)

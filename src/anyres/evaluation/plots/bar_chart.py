@@ -1,4 +1,4 @@
-"""The picture of speeds: a bar for each way of running a model, grouped by what is run."""
+"""Bar charts of speeds: one bar for each way to run a model, grouped by model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from anyres.evaluation.plots.theme import DPI, LIGHT
+from anyres.storage import atomic_write
 
 OWN = "anyres"
 
 
 def bars(rows: Sequence[tuple[str, str, float]], path: Path, title: str) -> None:
-    """Write horizontal bars as PNG: rows of (group, label, value), our own in colour, in the order given."""
+    """Write horizontal bars: rows of (group, label, value), our own in color, in the order given.
+
+    The format is the one that the ending of ``path`` says (.png, .svg, .pdf).
+    """
     groups = list(dict.fromkeys(group for group, _, _ in rows))
     lines = [line for g in groups for line in [(g, None, 0.0), *(row for row in rows if row[0] == g)]]
     figure = Figure(figsize=(8, 0.6 + 0.26 * len(lines)), dpi=DPI, facecolor=LIGHT.paper, layout="constrained")
@@ -33,5 +37,5 @@ def bars(rows: Sequence[tuple[str, str, float]], path: Path, title: str) -> None
     axes.set_xlim(0, 1.08 * most)
     axes.set_title(title, loc="left", color=LIGHT.text, fontsize=11)
     axes.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic_write(path) as draft:
+        figure.savefig(draft, format=path.suffix.lstrip(".") or "png")

@@ -1,4 +1,4 @@
-"""The picture of a curve: accuracy against image size, and against time, one colour per model, labelled in place."""
+"""The picture of a curve: accuracy against image size, and against time, one color per model, labelled in place."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from anyres.config import UserError
 from anyres.evaluation.plots.label_placement import Labeller, spread
-from anyres.evaluation.plots.theme import DARK, DPI, HEADLINE, LIGHT, WIDE, Ink, Sheet
-from anyres.flow import Point, Size
+from anyres.evaluation.plots.theme import DARK, DPI, HEADLINE, LIGHT, WIDE, Palette, Sheet
+from anyres.flow import Estimate, Metric, Size, SizeResult
+from anyres.storage import write_bytes
 
-TITLE = "Accuracy at every image size"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def plot(
-    points: Sequence[Point],
+    points: Sequence[SizeResult],
     path: Path,
-    title: str = TITLE,
+    title: str | None = None,
     train_sizes: Mapping[str, Sequence[Size]] | None = None,
     dark: bool = False,
 ) -> None:
     """Write the wide picture of ``png`` to ``path``. Raises UserError for no points."""
-    picture = png(points, title, train_sizes, dark)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture)
+    write_bytes(path, png(points, title, train_sizes, dark))
 
 
 def png(
-    points: Sequence[Point],
-    title: str = TITLE,
+    points: Sequence[SizeResult],
+    title: str | None = None,
     train_sizes: Mapping[str, Sequence[Size]] | None = None,
     dark: bool = False,
     sheet: Sheet = WIDE,
 ) -> bytes:
     """Draw ``points`` as a PNG: 2400 x 1040 pixels on WIDE, 1080 x 1680 on TALL, less without title.
 
-    Left: top-1 (of several labels: mAP) against the side of the image (of a non-square one, the root of its area) with
+    Left: the headline metric against the side of the image (of a non-square one, the root of its area) with
     its 95 % band. Right: the same against the time of one image. Sizes in ``train_sizes[model]`` are filled. Raises
     UserError for no points.
     """
     if not points:
         raise UserError("there is nothing to draw: the curve is empty")
     ink = DARK if dark else LIGHT
+    if title is None:
+        metric = points[0].headline
+        title = f"{'Accuracy' if metric.key == 'top1' else metric.name} at every image size"
     if not title:
         sheet = replace(sheet, top=sheet.top - HEADLINE, height=sheet.height - HEADLINE)
     figure = Figure(figsize=(sheet.width, sheet.height), dpi=DPI, facecolor=ink.paper)
@@ -59,9 +60,9 @@ def png(
     series = _series(points, ink, train_sizes or {})
     _words(figure, sheet, title, series, ink)
     renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
-    names = [figure.text(0, 0, s.title, fontsize=10.5, fontweight="bold", color=s.colour) for s in series]
+    names = [figure.text(0, 0, s.title, fontsize=10.5, fontweight="bold", color=s.color) for s in series]
     widest = max(name.get_window_extent(renderer).width for name in names) / figure.bbox.width
-    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink, points[0].named.name)
+    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink, points[0].headline)
     _limits(left, right, points)
     labeller = Labeller(renderer)
     _by_size(left, series, ink, labeller)
@@ -77,11 +78,11 @@ def png(
 
 @dataclass(frozen=True)
 class Series:
-    """One model's points in one colour."""
+    """One model's points in one color."""
 
     model: str
-    colour: str
-    points: Sequence[Point]
+    color: str
+    points: Sequence[SizeResult]
     trained: Mapping[str, Sequence[Size]]
     mark: float  # diameter in typographic points; larger below, so that equal points show as rings
 
@@ -91,32 +92,42 @@ class Series:
         return self.model if len(self.model) <= 26 else self.model[:25] + "…"
 
     @property
-    def squares(self) -> list[Point]:
+    def squares(self) -> list[SizeResult]:
         """Square sizes, ascending: the line."""
-        return sorted((p for p in self.points if p.height == p.width), key=lambda p: p.width)
+        return sorted((p for p in self.points if p.size.height == p.size.width), key=lambda p: p.size.width)
 
     @property
     def end(self) -> float:
-        """Top-1 in percent where the line ends; of the widest point where there is no line."""
-        return 100 * (self.squares or sorted(self.points, key=lambda p: p.height * p.width))[-1].top1
+        """The headline metric where the line ends; of the widest point where there is no line."""
+        return _shown((self.squares or sorted(self.points, key=_area))[-1]).value
 
-    def face(self, point: Point, ink: Ink) -> str:
+    def face(self, point: SizeResult, ink: Palette) -> str:
         """Filled where the model was trained at this size, hollow elsewhere."""
-        return self.colour if Size(point.height, point.width) in self.trained.get(self.model, ()) else ink.paper
+        return self.color if point.size in self.trained.get(self.model, ()) else ink.paper
 
-    def dot(self, axes: Axes, x: float, point: Point, ink: Ink) -> None:
+    def dot(self, axes: Axes, x: float, point: SizeResult, ink: Palette) -> None:
         """Mark ``point`` at ``x``: a circle for a square size, a diamond for any other."""
-        marker, face = "o" if point.height == point.width else "D", self.face(point, ink)
-        axes.plot([x], [100 * point.top1], marker, ms=self.mark, mfc=face, mec=self.colour, mew=1.7, zorder=4)
+        marker, face = "o" if point.size.height == point.size.width else "D", self.face(point, ink)
+        axes.plot([x], [_shown(point).value], marker, ms=self.mark, mfc=face, mec=self.color, mew=1.7, zorder=4)
 
 
-def _series(points: Sequence[Point], ink: Ink, trained: Mapping[str, Sequence[Size]]) -> list[Series]:
+def _area(point: SizeResult) -> int:
+    return point.size.height * point.size.width
+
+
+def _shown(point: SizeResult) -> Estimate:
+    """The headline metric as it is drawn, in its unit; where it has no interval, the value itself."""
+    scale, (value, low, high) = point.headline.scale, point.best
+    return Estimate(*(scale * (value if math.isnan(x) else x) for x in (value, low, high)))
+
+
+def _series(points: Sequence[SizeResult], ink: Palette, trained: Mapping[str, Sequence[Size]]) -> list[Series]:
     """One Series per model, in the order they first appear."""
     models = list(dict.fromkeys(p.model for p in points))
     return [
         Series(
             model=model,
-            colour=ink.models[i % len(ink.models)],
+            color=ink.models[i % len(ink.models)],
             points=[p for p in points if p.model == model],
             trained=trained,
             mark=9 - 3 * i / max(len(models) - 1, 1),
@@ -125,7 +136,7 @@ def _series(points: Sequence[Point], ink: Ink, trained: Mapping[str, Sequence[Si
     ]
 
 
-def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], ink: Ink) -> None:
+def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], ink: Palette) -> None:
     """Title above, key to the marks below."""
     left, right = sheet.left / sheet.width, 1 - sheet.right / sheet.width
     top = 1 - 0.33 / sheet.height
@@ -133,7 +144,7 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     marks = ["band: 95 % interval"]
     if any(s.trained.get(s.model) for s in series):
         marks[:0] = ["● trained at this size    ○ never seen in training"]
-    if any(p.height != p.width for s in series for p in s.points):
+    if any(p.size.height != p.size.width for s in series for p in s.points):
         marks.insert(-1, f"◇ not square, height {TIMES} width")
     n = sorted({p.n for s in series for p in s.points})
     images = f"{n[0]:,} images" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} images"
@@ -144,7 +155,7 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     figure.text(right, 0.18 / sheet.height, images, fontsize=9.5, color=ink.quiet, va="center", ha="right")
 
 
-def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink, metric: str) -> tuple[Axes, Axes]:
+def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Palette, metric: Metric) -> tuple[Axes, Axes]:
     """Two axes over one vertical scale, of ``metric``; ``margin`` inches beside the first are for the models' names."""
     across, along = sheet.width - sheet.left - sheet.right, sheet.height - sheet.top - sheet.foot
     if sheet.columns:
@@ -159,7 +170,8 @@ def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink, metric: str) 
     second = figure.add_axes(sheet.share(*second_box), sharey=first)
     second.tick_params(labelleft=not sheet.columns)
     for axes, words in ((first, "image size (pixels)"), (second, "time for one image (ms)")):
-        axes.set_title(f"{metric} (%) against {words}", loc="left", fontsize=10.5, color=ink.quiet, pad=12)
+        unit = f" ({metric.unit})" if metric.unit else ""
+        axes.set_title(f"{metric.name}{unit} against {words}", loc="left", fontsize=10.5, color=ink.quiet, pad=12)
         axes.set_facecolor(ink.paper)
         axes.grid(color=ink.grid, linewidth=0.8)
         axes.set_axisbelow(True)
@@ -169,21 +181,26 @@ def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Ink, metric: str) 
     return first, second
 
 
-def _limits(left: Axes, right: Axes, points: Sequence[Point]) -> None:
+def _limits(left: Axes, right: Axes, points: Sequence[SizeResult]) -> None:
     """Scales and ticks: every square size that has room on the left, round numbers on the right."""
-    low, high = min(100 * p.top1_low for p in points), max(100 * p.top1_high for p in points)
-    air = max(0.06 * (high - low), 0.5)
-    left.set_ylim(max(low - air, -1), min(high + air, 101))
-    left.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
-    sides = [math.sqrt(p.height * p.width) for p in points]
+    low, high = min(_shown(p).low for p in points), max(_shown(p).high for p in points)
+    if points[0].headline.unit == "%":
+        air = max(0.06 * (high - low), 0.5)
+        left.set_ylim(max(low - air, -1), min(high + air, 101))
+    else:
+        air = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+        left.set_ylim(low - air, high + air)
+    whole = points[0].headline.unit == "%"
+    left.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=whole))
+    sides = [math.sqrt(p.size.height * p.size.width) for p in points]
     reach = max(max(sides) - min(sides), 16)
     left.set_xlim(min(sides) - 0.045 * reach, max(sides) + 0.03 * reach)
     ticks: list[float] = []
-    for side in sorted({p.width for p in points if p.height == p.width}):
+    for side in sorted({p.size.width for p in points if p.size.height == p.size.width}):
         if not ticks or side - ticks[-1] > 0.055 * reach:
             ticks.append(side)
     left.xaxis.set_major_locator(FixedLocator(ticks or [round(side) for side in sides[:1]]))
-    times = [p.latency_ms for p in points if p.latency_ms > 0]
+    times = [p.cost.latency_ms for p in points if p.cost.latency_ms > 0]
     if not times:
         return
     right.set_xscale("log")
@@ -206,40 +223,40 @@ def _round_numbers(start: float, stop: float) -> list[float]:
     return found
 
 
-def _by_size(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller) -> None:
+def _by_size(axes: Axes, series: Sequence[Series], ink: Palette, labeller: Labeller) -> None:
     """Lines over square sizes with their bands; diamonds for the others, each with its size."""
     for s in series:
-        x = [float(p.width) for p in s.squares]
-        low, high = [100 * p.top1_low for p in s.squares], [100 * p.top1_high for p in s.squares]
-        axes.fill_between(x, low, high, color=s.colour, alpha=0.13, linewidth=0, zorder=1)
-        y = [100 * p.top1 for p in s.squares]
-        axes.plot(x, y, color=s.colour, linewidth=2.2, zorder=3, solid_capstyle="round")
+        x = [float(p.size.width) for p in s.squares]
+        low, high = [_shown(p).low for p in s.squares], [_shown(p).high for p in s.squares]
+        axes.fill_between(x, low, high, color=s.color, alpha=0.13, linewidth=0, zorder=1)
+        y = [_shown(p).value for p in s.squares]
+        axes.plot(x, y, color=s.color, linewidth=2.2, zorder=3, solid_capstyle="round")
         labeller.avoid(axes, x, y)
         for point in s.points:
-            side = math.sqrt(point.height * point.width)
+            side = math.sqrt(point.size.height * point.size.width)
             s.dot(axes, side, point, ink)
-            labeller.avoid(axes, [side], [100 * point.top1])
-            if point.height != point.width:
-                low_high = 100 * point.top1_low, 100 * point.top1_high
-                axes.plot([side, side], low_high, color=s.colour, alpha=0.5, linewidth=1.2, zorder=2)
+            labeller.avoid(axes, [side], [_shown(point).value])
+            if point.size.height != point.size.width:
+                low_high = _shown(point).low, _shown(point).high
+                axes.plot([side, side], low_high, color=s.color, alpha=0.5, linewidth=1.2, zorder=2)
                 labeller.avoid(axes, [side, side], low_high)
-    others = [p for s in series for p in s.points if p.height != p.width]
-    for height, width in dict.fromkeys((p.height, p.width) for p in others):
-        top = max(p.top1_high for p in others if (p.height, p.width) == (height, width))
-        labeller.put(axes, math.sqrt(height * width), 100 * top, f"{height}{TIMES}{width}", ink.text)
+    others = [p for s in series for p in s.points if p.size.height != p.size.width]
+    for size in dict.fromkeys(p.size for p in others):
+        top = max(_shown(p).high for p in others if p.size == size)
+        labeller.put(axes, math.sqrt(size.height * size.width), top, f"{size.height}{TIMES}{size.width}", ink.text)
 
 
-def _by_time(axes: Axes, series: Sequence[Series], ink: Ink, labeller: Labeller) -> None:
+def _by_time(axes: Axes, series: Sequence[Series], ink: Palette, labeller: Labeller) -> None:
     """The same points against milliseconds, each with its size where there is room for it."""
     for s in series:
-        squares = [p for p in s.squares if p.latency_ms > 0]
-        x, y = [p.latency_ms for p in squares], [100 * p.top1 for p in squares]
-        axes.plot(x, y, color=s.colour, linewidth=1.2, alpha=0.45, zorder=2)
+        squares = [p for p in s.squares if p.cost.latency_ms > 0]
+        x, y = [p.cost.latency_ms for p in squares], [_shown(p).value for p in squares]
+        axes.plot(x, y, color=s.color, linewidth=1.2, alpha=0.45, zorder=2)
         labeller.avoid(axes, x, y)
-        for point in (p for p in s.points if p.latency_ms > 0):
-            s.dot(axes, point.latency_ms, point, ink)
-            labeller.avoid(axes, [point.latency_ms], [100 * point.top1])
+        for point in (p for p in s.points if p.cost.latency_ms > 0):
+            s.dot(axes, point.cost.latency_ms, point, ink)
+            labeller.avoid(axes, [point.cost.latency_ms], [_shown(point).value])
     for s in series:
-        for p in (p for p in s.points if p.latency_ms > 0):
-            words = str(p.width) if p.height == p.width else f"{p.height}{TIMES}{p.width}"
-            labeller.put(axes, p.latency_ms, 100 * p.top1, words, s.colour)
+        for p in (p for p in s.points if p.cost.latency_ms > 0):
+            words = str(p.size.width) if p.size.height == p.size.width else f"{p.size.height}{TIMES}{p.size.width}"
+            labeller.put(axes, p.cost.latency_ms, _shown(p).value, words, s.color)

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: a row for each class, coloured where its images went."""
+"""The picture of a confusion matrix: a row for each class, colored where its images went."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CELL, SMALL_CELL = 0.46, 0.24  # inches
 def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int = 150) -> bytes | None:
     """A PNG of the classes that have images, or None where they are more than MOST_CLASSES.
 
-    Colour is the share of a row's images; numbers, where there is room, are counts. What was taken for a class without
+    Color is the share of a row's images; numbers, where there is room, are counts. What was taken for a class without
     images stands in a last column, "other".
     """
     names, counts = confused.matrix()
@@ -38,8 +38,8 @@ def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int 
     box = (left / width, 0.35 / height, cell * len(columns) / width, cell * len(rows) / height)
     axes = figure.add_axes(box)
     shares = counts / counts.sum(axis=1, keepdims=True)
-    colours = LinearSegmentedColormap.from_list("share", [ink.paper, ink.models[0]])
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    colors = LinearSegmentedColormap.from_list("share", [ink.paper, ink.models[0]])
+    axes.imshow(shares, cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor", fontsize=points)
     axes.set_yticks(range(len(rows)), rows, fontsize=points)
     axes.xaxis.tick_top()
@@ -53,7 +53,7 @@ def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int 
         for i, row in enumerate(counts.tolist()):
             for j, count in enumerate(row):
                 if count:
-                    on_colour = shares[i, j] > 0.5
+                    on_color = shares[i, j] > 0.5
                     axes.text(
                         j,
                         i,
@@ -61,7 +61,7 @@ def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int 
                         ha="center",
                         va="center",
                         fontsize=9,
-                        color=ink.paper if on_colour else ink.text,
+                        color=ink.paper if on_color else ink.text,
                     )
     figure.text(0.12 / width, 0.13 / height, "rows: the class, columns: taken for", fontsize=8.5, color=ink.quiet)
     if title:

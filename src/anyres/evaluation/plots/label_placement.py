@@ -37,18 +37,18 @@ class Labeller:
     def _keep(self, x: float, y: float, half: float) -> None:
         self.taken.append((x - half, y - half, x + half, y + half))
 
-    def put(self, axes: Axes, x: float, y: float, words: str, colour: str) -> bool:
+    def put(self, axes: Axes, x: float, y: float, words: str, color: str) -> bool:
         """Write ``words`` near (x, y), in data units; False, and nothing written, where every place is taken."""
-        text = axes.text(0, 0, words, fontsize=9, color=colour, ha="center", va="center", zorder=5)
+        text = axes.text(0, 0, words, fontsize=9, color=color, ha="center", va="center", zorder=5)
         extent = text.get_window_extent(self.renderer)
         half_w, half_h = extent.width / 2, extent.height / 2
-        centre_x, centre_y = axes.transData.transform((x, y))
+        center_x, center_y = axes.transData.transform((x, y))
         frame = axes.get_window_extent(self.renderer)
         x0, y0, x1, y1 = np.asarray(self.taken, dtype=float).reshape(-1, 4).T
         for ring, degrees in product(RINGS, WAYS):
             way = math.radians(degrees)
-            middle_x = centre_x + math.cos(way) * (ring + half_w)
-            middle_y = centre_y + math.sin(way) * (ring + half_h)
+            middle_x = center_x + math.cos(way) * (ring + half_w)
+            middle_y = center_y + math.sin(way) * (ring + half_h)
             left, right = middle_x - half_w - 3, middle_x + half_w + 3
             low, high = middle_y - half_h - 1, middle_y + half_h + 1
             inside = frame.x0 <= left and right <= frame.x1 + 20 and frame.y0 <= low and high <= frame.y1 + 10

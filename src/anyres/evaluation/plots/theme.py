@@ -1,4 +1,4 @@
-"""Paper and ink of the curve's picture: sizes of the sheet, and colours that colour-blind readers tell apart."""
+"""Paper and ink of the curve's picture: sizes of the sheet, and colors that color-blind readers tell apart."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ DPI = 200  # 100 CSS pixels an inch, at twice the density
 
 
 @dataclass(frozen=True)
-class Ink:
-    """Colours of one theme; ``models`` are told apart by colour-blind readers too (after Okabe and Ito)."""
+class Palette:
+    """Colors of one theme; ``models`` are told apart by color-blind readers too (after Okabe and Ito)."""
 
     paper: str
     text: str
@@ -43,5 +43,5 @@ class Sheet:
 
 WIDE = Sheet(12.0, 5.2, columns=True)  # 1200 x 520 CSS pixels
 TALL = Sheet(5.4, 8.4, columns=False, right=0.16, foot=1.12, between=0.98)  # for a telephone
-LIGHT = Ink("#ffffff", "#1c2430", "#5f6b7a", "#e6e9ee", ON_LIGHT)
-DARK = Ink("#161b22", "#e8ecf1", "#9aa6b4", "#2a313b", ON_DARK)
+LIGHT = Palette("#ffffff", "#1c2430", "#5f6b7a", "#e6e9ee", ON_LIGHT)
+DARK = Palette("#161b22", "#e8ecf1", "#9aa6b4", "#2a313b", ON_DARK)

@@ -1,6 +1,6 @@
 """Triton kernels, each beside a plain twin of the same name and arguments (docs/kernels.md).
 
-The only package that imports triton, and only ``anyres.ops.kernels`` imports it, when kernels are asked for.
+The only package that imports triton, and only ``anyres.ops.triton_switch`` imports it, when kernels are asked for.
 """
 
 from anyres.ops.triton.emsa import attend_plus

@@ -222,7 +222,7 @@ def attend_plus(
 ) -> Tensor:
     """``anyres.ops.attention.attend_plus`` by one kernel; off CUDA that itself."""
     if not runs_on(query):
-        return plain.attend_plus(query, key, value, added, norm, scale)
+        return plain.attend_plus_plain(query, key, value, added, norm, scale)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     out: Tensor = torch.ops.anyres.attend_plus(query, key, value, added, norm.weight, norm.bias, scale, norm.eps)[0]
     return out

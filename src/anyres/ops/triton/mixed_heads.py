@@ -220,7 +220,7 @@ def talking_heads(
 ) -> Tensor:
     """``anyres.ops.mixed_heads.talking_heads`` by one kernel; with more than MOST_HEADS, and off CUDA, that itself."""
     if query.shape[1] > MOST_HEADS or not runs_on(query):
-        return plain.talking_heads(query, key, value, before, offset, after, bias)
+        return plain.talking_heads_plain(query, key, value, before, offset, after, bias)
     out: Tensor = torch.ops.anyres.talking_heads(query, key, value, before, offset, after, bias)[0]
     return out.flatten(2)  # (b, n, g, d) -> (b, n, c)
 
@@ -228,7 +228,7 @@ def talking_heads(
 def normed_heads(query: Tensor, key: Tensor, value: Tensor, mixing: Tensor, offset: Tensor | None) -> Tensor:
     """``anyres.ops.mixed_heads.normed_heads`` by one kernel; with more than MOST_HEADS, and off CUDA, that itself."""
     if query.shape[1] > MOST_HEADS or not runs_on(query):
-        return plain.normed_heads(query, key, value, mixing, offset)
+        return plain.normed_heads_plain(query, key, value, mixing, offset)
     value = value - value.mean(dim=2, keepdim=True)
     out: Tensor = torch.ops.anyres.normed_heads(query, key, value, mixing, offset, plain.EPS)[0]
     return out.flatten(2)  # (b, n, g, d) -> (b, n, c)

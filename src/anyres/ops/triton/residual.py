@@ -192,7 +192,7 @@ def add_norm(
     ``drop`` is asked for its factor per image: it draws the same.
     """
     if not runs_on(x):
-        return plain.add_norm(x, y, gamma, drop, norm)
+        return plain.add_norm_plain(x, y, gamma, drop, norm)
     factor = None if drop is None else drop(y.new_ones(y.shape[0], 1, 1, dtype=torch.float32)).flatten()
     total, normed, _, _ = torch.ops.anyres.add_norm(x, y, gamma, factor, norm.weight, norm.bias, norm.eps)
     return total, normed

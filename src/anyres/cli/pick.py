@@ -1,0 +1,38 @@
+"""``anyres pick``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from anyres.cli.app import app
+from anyres.cli.arguments import RunFolder
+
+
+@app.command()
+def pick(
+    run: RunFolder,
+    bound: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            "--min-map",
+            "--bound",
+            help="Least top-1 accuracy, such as 0.9 (of several labels: mAP); of an error, such as MAE, the most.",
+        ),
+    ] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,
+) -> None:
+    """Name the cheapest size that is accurate enough, or the most accurate that is fast enough (after `curve`).
+
+    Example: `anyres pick runs/first --min-top1 0.9`
+    """
+    from anyres.cli.console import report_
+    from anyres.runs import evaluate
+
+    found = evaluate.pick(run, bound, max_ms)
+    report_(
+        f"{found.size}  {found.headline.name} {found.headline.text(found.best.value)}, "
+        f"{found.cost.latency_ms:.2f} ms an image, {found.cost.macs / 1e6:.0f} M MACs"
+    )

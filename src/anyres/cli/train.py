@@ -1,0 +1,34 @@
+"""``anyres train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anyres.cli.app import app
+from anyres.cli.arguments import Data, Overrides
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="See `anyres recipes` and `anyres models`.")],
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/NAME if not given.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="Start from known weights (deit_base.224), a file, a URL, a hub id or a run."),
+    ] = None,
+) -> None:
+    """Train a model; the same command again resumes an interrupted run, or says that it is done.
+
+    Example: `anyres train restv2_nano --data groceries --out runs/first train.epochs=2`
+    """
+    from anyres.cli.results import print_evaluation
+    from anyres.runs import train as runs
+
+    evaluation = runs.train(recipe, overrides or [], data=data, out=out, weights=weights).evaluation
+    if evaluation is not None:
+        print_evaluation(evaluation)

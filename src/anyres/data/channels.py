@@ -1,0 +1,74 @@
+"""How many channels a set's images are read with, and the mean and deviation that go with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from PIL import Image
+
+from anyres.config import UserError
+from anyres.data.decode import formats, is_array, openable, read_array
+from anyres.data.pixels import channels_in, in_rows
+from anyres.flow import Record
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_SAMPLE = 64  # files that are opened to see how many channels a set has
+
+
+def channels_of(records: Sequence[Record], wanted: int | None = None) -> tuple[int, str | None]:
+    """The channels to read the images with, before any is decoded, and what to say of it.
+
+    ``wanted`` (``data.channels``) as it is; else what 64 files spread over the set agree on: 1 for gray, 3 for color, 4
+    for color with alpha, or the number of bands. Where they do not agree, and where none can be read, it is 3.
+    """
+    if wanted is not None:
+        return wanted, None
+    step = max(1, -(-len(records) // _SAMPLE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's
+        found = {count_channels(record) for record in records[::step]} - {None}
+    counts = sorted(count for count in found if count is not None)
+    if len(counts) == 1:
+        return counts[0], None
+    if not counts:
+        return 3, None
+    told = " and ".join((", ".join(map(str, counts[:-1])), str(counts[-1])))
+    return 3, f"images have {told} channels: all are read with 3 (data.channels)"
+
+
+def count_channels(record: Record) -> int | None:
+    """The channels of one file, of which no more than its head is decoded; None: it cannot be read."""
+    try:
+        opened = openable(record.source)
+        if is_array(opened):
+            return int(in_rows(read_array(opened)).shape[2])
+        with Image.open(opened, formats=formats()) as image:
+            return channels_in(image)
+    except Exception:  # Pillow raises almost anything on hostile bytes; whoever decodes it says what is wrong
+        return None
+
+
+def normalization(
+    mean: Sequence[float], std: Sequence[float], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """``data.mean`` and ``data.std`` for so many channels.
+
+    One value is repeated; ImageNet's own three, the default, become their mean, repeated. Raises UserError for another
+    number of values.
+    """
+    return _for_channels("mean", mean, IMAGENET_MEAN, channels), _for_channels("std", std, IMAGENET_STD, channels)
+
+
+def _for_channels(name: str, values: Sequence[float], usual: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return tuple(values)
+    if len(values) == 1:
+        return tuple(values) * channels
+    if tuple(values) == tuple(usual):
+        return (sum(usual) / len(usual),) * channels
+    raise UserError(
+        f"data.{name} has {len(values)} values, and images are read with {channels} "
+        f"{'channel' if channels == 1 else 'channels'}: give one value{f', or {channels}' if channels > 1 else ''}"
+    )

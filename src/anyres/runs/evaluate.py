@@ -1,0 +1,104 @@
+"""Score a model at some sizes; draw its curve; choose the size that does the job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from anyres.config import UserError
+from anyres.evaluation.curve import pick as pick_result
+from anyres.evaluation.curve import read_csv
+from anyres.flow import Size, SizeResult, parse_sizes
+from anyres.runs.inputs import describe_images, evaluated_sizes
+from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
+from anyres.runs.report import Evaluation, folder_for, report_on
+from anyres.runs.stderr import show_log
+from anyres.tasks import known_metrics
+
+log = logging.getLogger(__name__)
+Model = str | Path | ModelSpec | TrainedModel
+"""A run folder, the name of a model or of known weights, a ModelSpec with weights, or what ``load`` returned."""
+Sizes = Sequence[str | int | Size]
+
+
+def evaluate(model: Model, *, data: str | None = None, split: str | None = None, sizes: Sizes = ()) -> Evaluation:
+    """Measure quality and cost of a model at some image sizes.
+
+    ``model``: see ``Model``. ``data``, ``split``: the images (the recipe's own held-out ones). ``sizes``: sides in
+    pixels, ``"320x192"`` (height x width) or ``"64:320:32"``; the recipe's if none is given.
+
+    Returns an Evaluation: ``.sizes`` has a SizeResult for each size, metrics as shares in [0, 1] with 95 % intervals,
+    latency in milliseconds; ``.rows()`` the same as dictionaries. Raises UserError where model, images and sizes do not
+    go together.
+    """
+    show_log()
+    trained = open_model(model)
+    wanted = parse(sizes) or evaluated_sizes(trained.recipe)
+    trained.model.check_sizes(wanted)
+    images = trained.images(DataSpec(data, split))
+    return Evaluation(trained, images, tuple(trained.measure(images, wanted)))
+
+
+def curve(
+    model: Model,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    sizes: Sizes = ("64:320:32",),
+    out: str | Path | None = None,
+) -> Evaluation:
+    """The same as ``evaluate``, and write ``curve.csv``, ``curve.png`` and ``report.html`` in ``out``, or in the run
+    folder of ``model``. Raises UserError, also where there is no such folder or it is another run's."""
+    show_log()
+    trained = open_model(model)
+    folder = folder_for(trained, Path(out) if out is not None else None)
+    wanted = parse(sizes)
+    trained.model.check_sizes(wanted)
+    return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
+
+
+def pick(run: str | Path, bound: float | None = None, max_ms: float | None = None) -> SizeResult:
+    """The size of a measured run that does the job.
+
+    ``run``: a folder with a ``curve.csv``. ``bound``: of the headline metric, at least; of one where less is better,
+    such as an error, at most; a share in [0, 1] where its unit is %. ``max_ms``: milliseconds for one image, at most.
+    With ``bound`` the cheapest that keeps every bound, with ``max_ms`` alone the best within it.
+
+    Returns the SizeResult. Raises UserError where there is no curve, no size keeps the bounds, or neither is given; and
+    where the headline metric is of a task that is not registered here, as nobody knows whether more of it is better.
+    """
+    known, path = known_metrics(), Path(run) / "curve.csv"
+    results = read_csv(path, known)
+    if results and results[0].headline.key not in known:
+        raise UserError(f"{path} has {results[0].headline.key!r}, of a task that is not registered: import its module")
+    return pick_result(results, bound, max_ms)
+
+
+def open_model(model: Model) -> TrainedModel:
+    """The model that is named; that it has learnt nothing is logged. Raises UserError."""
+    if isinstance(model, TrainedModel):
+        return model
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    trained = load(spec.what, spec.weights, spec.classes)
+    if trained.weights == UNTRAINED:
+        log.info("%s is as it was initialized: it has learnt nothing", trained.name)
+    return trained
+
+
+def parse(sizes: Sizes) -> tuple[Size, ...]:
+    """Sizes as numbers; none for none. Raises UserError."""
+    texts = [f"{size.height}x{size.width}" if isinstance(size, Size) else str(size) for size in sizes]
+    return parse_sizes(texts) if texts else ()
+
+
+def log_images(evaluation: Evaluation) -> None:
+    """Log what had to be done to read the images that were scored."""
+    images = evaluation.images
+    log_sentences((*images.source.notes, *describe_images(images, images.source.split)))
+
+
+def log_sentences(sentences: Iterable[str]) -> None:
+    """Log each by itself."""
+    for sentence in sentences:
+        log.info(sentence)

@@ -1,0 +1,162 @@
+"""Images for a recipe: opened, checked, and served as batches to training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+
+from anyres.config import UserError
+from anyres.data.augment import check_channels
+from anyres.data.cache import DecodedImages
+from anyres.data.channels import channels_of, normalization
+from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
+from anyres.data.mix import erase, mix_rng, normalize
+from anyres.data.sources import Source, Wanted, open_source
+from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
+from anyres.models import variant
+from anyres.recipe import Recipe
+from anyres.tasks import Task
+from anyres.training.plan import Plan
+
+
+def open_images(
+    recipe: Recipe,
+    split: str,
+    data: str | None = None,
+    wanted: Wanted = "classes",
+    fit: Callable[[Source], Source] = lambda source: source,
+    *,
+    training: bool = False,
+) -> DecodedImages:
+    """One split of the recipe's data (or of ``data``), decoded into memory if the recipe says so and they fit.
+
+    ``wanted``: see ``Task.wanted``. ``fit`` checks the source's targets, or counts them otherwise, before anything is
+    decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. They are
+    read with ``data.channels``, or what their files agree on. Raises UserError.
+    """
+    source = data or recipe.data.source
+    if source is None:
+        raise UserError("no images: give --data a folder, a CSV manifest or a built-in set such as groceries")
+    opened = fit(open_source(source, split, val_share=recipe.data.val_share, wanted=wanted))
+    budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
+    largest = max(max(size) for size in recipe.views.parsed)
+    dct_side = largest if training and recipe.data.dct else None
+    channels, note = channels_of(opened.records, recipe.data.channels)
+    if training:
+        for _, augment in recipe.views.plan(recipe.augment):
+            check_channels(augment, channels)
+    opened = replace(opened, notes=(*opened.notes, *([note] if note else [])))
+    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side, channels=channels)
+
+
+def with_channels(recipe: Recipe, channels: int) -> Recipe:
+    """The recipe with ``data.channels``, and a mean and deviation for each of them. Raises UserError."""
+    mean, std = normalization(recipe.data.mean, recipe.data.std, channels)
+    return replace(recipe, data=replace(recipe.data, channels=channels, mean=mean, std=std))
+
+
+def reference_images(recipe: Recipe, images: DecodedImages) -> DecodedImages:
+    """The training images that go with held-out ``images``, to compare with. Raises UserError if some are both."""
+    split = images.source.split
+    if split.startswith("train"):
+        raise UserError(f"--split {split} is what the probe learns from: give val or test")
+    train = open_images(recipe, recipe.data.train_split if split == "test" else "train", images.source.name)
+    check_apart(train, images)
+    return train
+
+
+def check_apart(train: DecodedImages, test: DecodedImages) -> None:
+    """Raises UserError if images are in both, so that they would find themselves."""
+    both = {r.name for r in train.source.records} & {r.name for r in test.source.records}
+    if both:
+        raise UserError(
+            f"{len(both)} images, as {min(both)}, are in {train.source.split} and {test.source.split}: "
+            f"add a {test.source.split} split"
+        )
+
+
+def training_batches(
+    recipe: Recipe, task: Task, images: DecodedImages, plan: Plan, start: int, accelerator: Accelerator
+) -> Iterator[Batch]:
+    """Training batches from step ``start`` on: loaded, normalized on the device, erased, mixed."""
+    seed, rank = recipe.train.seed, accelerator.process_index
+    per_step = recipe.objective.views_per_step
+    seen = partial(seen_views, views=len(recipe.views.sizes), per_step=per_step) if per_step else None
+    loaded = train_batches(
+        images,
+        images.source.records,
+        task,
+        recipe.augment,
+        recipe.views,
+        Steps(recipe.data.batch_size, seed, start, plan.steps, recipe.data.repeats, seen),
+        Rank(rank, accelerator.num_processes),
+        LoaderOptions(recipe.data.workers, recipe.data.max_unreadable, reuse=True),
+    )
+    for step, raw in enumerate(loaded, start):
+        batch = normalize(raw, recipe.data.mean, recipe.data.std, accelerator.device)
+        batch = erase(batch, recipe.augment.erasing, seed, step // plan.steps_per_epoch)
+        batch = task.mixed(batch, recipe.mix, mix_rng(seed, step, rank))
+        yield batch if seen is None else batch.window(seen(step))
+
+
+def scored_batches(
+    recipe: Recipe,
+    reader: TargetReader,
+    images: DecodedImages,
+    size: Size,
+    device: torch.device,
+    rank: Rank = Rank(),
+) -> Iterator[Batch]:
+    """Every readable image once over all ranks, as one normalized view of ``size`` on ``device``."""
+    loaded = eval_batches(
+        images,
+        images.source.records,
+        reader,
+        size,
+        crop=crop_ratio(recipe),
+        warp=recipe.evaluate.warp,
+        interpolation=interpolation_of(recipe),
+        batch_size=recipe.evaluate.batch_size,
+        rank=rank,
+        options=LoaderOptions(recipe.data.workers),
+    )
+    for batch in loaded:
+        images.add_warnings(batch.notes)
+        yield normalize(batch, recipe.data.mean, recipe.data.std, device)
+
+
+def crop_ratio(recipe: Recipe) -> float:
+    """The center-crop ratio of evaluation: the recipe's, or the family's own."""
+    return recipe.evaluate.crop or float(variant(recipe.model["name"]).preprocessing["crop_pct"])
+
+
+def interpolation_of(recipe: Recipe) -> str:
+    """How evaluation resizes an image: the recipe's way, or the model's own."""
+    own: str = variant(recipe.model["name"]).preprocessing["interpolation"]
+    return recipe.evaluate.interpolation or own
+
+
+def describe_preprocessing(recipe: Recipe) -> str:
+    """How evaluation shows an image to the model, for people."""
+    crop = crop_ratio(recipe)
+    side = "the size" if crop == 1 else f"int(size / {crop:g})"
+    cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, center crop"
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
+    return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
+
+
+def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:
+    """The sizes the recipe is scored at."""
+    return parse_sizes([str(size) for size in recipe.evaluate.sizes])
+
+
+def describe_images(images: DecodedImages, part: str, most: int = 10) -> Iterator[str]:
+    """What was done with the images that are not plain: a sentence for each of ``most``, then how many there are."""
+    found = images.decode_warnings()
+    yield from (f"{part} image {name}: {what}" for name, what in list(found.items())[:most])
+    if len(found) > most:
+        yield f"... {len(found)} such {part} images in all"

@@ -1,0 +1,154 @@
+"""What a model says of images: one by one or many, by any engine, at one size or through a cascade of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from torch import Tensor
+
+from anyres.config import UserError
+from anyres.data.decode import Unreadable, decode
+from anyres.data.mix import normalize
+from anyres.data.views import eval_view
+from anyres.deploy.predictor import EngineOptions, pixels_of
+from anyres.flow import Batch, Labels, Record, Size
+from anyres.runs.cascade import open_cascade, predictor_for
+from anyres.runs.evaluate import Model, open_model
+from anyres.runs.inputs import crop_ratio, interpolation_of
+from anyres.runs.opened import TrainedModel
+from anyres.runs.stderr import show_log
+from anyres.tasks import Answer, AnswerOptions
+
+T = TypeVar("T")
+AT_A_TIME = 64  # images that are decoded before they are answered
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How images are answered: at ``size`` (None: the largest it was trained at), by ``backend`` (None: PyTorch as it
+    is), or through the ``cascade`` that was chosen for the run."""
+
+    size: Size | None = None
+    backend: str | None = None
+    cascade: bool = False
+    huge_pages: bool = False  # move this process's memory into huge pages (Linux)
+
+
+def predict(
+    model: Model,
+    images: Sequence[str | Path | Image.Image | Tensor],
+    *,
+    size: str | int | None = None,
+    backend: str | None = None,
+    cascade: bool = False,
+    top: int = 3,
+    threshold: float | None = None,
+) -> list[Answer]:
+    """What a model says of each image.
+
+    ``images``: files, Pillow's images, or uint8 tensors (c, h, w). ``size``: a side in pixels or ``"320x192"`` (None:
+    the largest it was trained at). ``backend``: ``auto``, ``openvino:bf16``, ... (None: PyTorch as it is). ``cascade``:
+    small first, larger where unsure, as `anyres cascade` chose. ``top``: how many classes; ``threshold``: of several
+    labels, every one above this probability (None: 0.5).
+
+    Returns an Answer for each image: ``.line`` for people, ``.values`` for programs. Raises UserError, also for an
+    image that cannot be read.
+    """
+    show_log()
+    trained = open_model(model)
+    options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
+    answer = answerer(trained, options, AnswerOptions(top, threshold))
+    channels = len(trained.recipe.data.mean)
+    return [found for some in chunks(images) for found in answer([pixels_of(image, channels) for image in some])]
+
+
+def predict_files(
+    trained: TrainedModel, paths: Iterable[Path], options: PredictOptions, how: AnswerOptions
+) -> Iterator[tuple[Path, Answer | Unreadable]]:
+    """Each file with its answer, or with why it cannot be read; so many at a time that memory stays bounded."""
+    answer = answerer(trained, options, how)
+    channels = len(trained.recipe.data.mean)
+    for some in chunks(paths):
+        decoded: dict[Path, Tensor | Unreadable] = {}
+        for path in some:
+            try:
+                decoded[path] = decode(Record(path, -1, str(path)), channels=channels).image
+            except Unreadable as error:
+                decoded[path] = error
+        pictures = [image for image in decoded.values() if isinstance(image, Tensor)]
+        answers = iter(answer(pictures) if pictures else [])
+        for path, image in decoded.items():
+            yield path, image if isinstance(image, Unreadable) else next(answers)
+
+
+def answerer(
+    trained: TrainedModel, options: PredictOptions, how: AnswerOptions
+) -> Callable[[Sequence[Tensor]], list[Answer]]:
+    """A function from pictures, uint8 (c, h, w), to answers. Raises UserError where the model or the options cannot."""
+    if not trained.model.num_classes:
+        raise UserError(f"{trained.name} has no classifier: it cannot name classes")
+    if options.cascade and options.size:
+        raise UserError("--cascade chooses the size for every image: leave out --size")
+    if options.cascade and trained.task.activation != "softmax":
+        raise UserError(f"{trained.name} does not give one class an image, as a cascade wants it: leave out --cascade")
+    if how.threshold is not None and trained.task.activation != "sigmoid":
+        raise UserError(f"{trained.name} gives one answer an image: --threshold is for several labels, leave it out")
+    size = options.size or trained.recipe.views.parsed[0]
+    if not options.cascade:
+        trained.model.check_sizes([size])
+    engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
+    if options.cascade:
+        outputs = _cascade_outputs(trained, engine)
+    elif options.backend:
+        predictor = predictor_for(trained, size, engine)
+
+        def outputs(pictures: Sequence[Tensor]) -> Tensor:
+            each = [predictor.forward(predictor.prepare([picture])) for picture in pictures]
+            return activate(torch.cat(each).float().cpu(), trained)
+    else:
+
+        def outputs(pictures: Sequence[Tensor]) -> Tensor:
+            return torch.stack([plain_output(trained, picture, size) for picture in pictures])
+
+    return lambda pictures: [trained.task.answer(output, how) for output in outputs(pictures)]
+
+
+def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Calibrated probabilities (n, k) of pictures through the run's cascade."""
+    if trained.folder is None:
+        raise UserError(f"{trained.name} is no run: `anyres cascade RUN` chooses a cascade for one")
+    runner = open_cascade(trained, trained.folder, engine)
+
+    return runner.probabilities
+
+
+def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:
+    """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
+    recipe = trained.recipe
+    view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warp, interpolation_of(recipe))
+    batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
+    pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
+    with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
+        output: Tensor = trained.model(pixels)
+    return activate(output.float(), trained)[0].cpu()
+
+
+def activate(output: Float32[Tensor, "b k"], trained: TrainedModel) -> Float32[Tensor, "b k"]:
+    """Probabilities, where the task has them."""
+    if trained.task.activation == "softmax":
+        return output.softmax(1)
+    return output.sigmoid() if trained.task.activation == "sigmoid" else output
+
+
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """AT_A_TIME items at a time."""
+    rest = iter(items)
+    while some := list(islice(rest, AT_A_TIME)):
+        yield some

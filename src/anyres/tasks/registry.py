@@ -1,0 +1,93 @@
+"""Tasks by name: ours, and those that other packages register."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, cast
+
+from anyres.config import UserError, nearest
+from anyres.data.sources import Source, Wanted
+from anyres.flow import Metric
+from anyres.tasks.classify import Classify
+from anyres.tasks.image import ImageTask
+from anyres.tasks.multilabel import MultiLabel
+from anyres.tasks.task import Configs, Task
+from anyres.tasks.unlabelled import Unlabelled
+from anyres.training.objectives import ObjectiveConfig
+
+T = TypeVar("T", bound=type)
+_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled)}
+
+
+def register_task(task: T) -> T:
+    """Class decorator: makes a task available as ``task=NAME`` in recipes and on the command line.
+
+    A package does the same for its users with an entry point in the group ``anyres.tasks``. Raises UserError for a name
+    that is taken by another class.
+    """
+    name = cast(type[Task], task).name
+    if name == "auto" or (name in _TASKS and _TASKS[name].__qualname__ != task.__qualname__):
+        raise UserError(f"task {name!r} is there already: choose another name")
+    _TASKS[name] = task
+    return task
+
+
+def task_class(name: str) -> Any:
+    """The class of a task. Raises UserError that names the nearest."""
+    if name not in _TASKS:
+        for point in entry_points(group="anyres.tasks"):
+            if point.name == name:
+                register_task(point.load())
+    if name not in _TASKS:
+        raise UserError(
+            f"task={name} is not registered{nearest(name, _TASKS)} (known: auto, {', '.join(_TASKS)}; see "
+            "anyres.register_task)"
+        )
+    return _TASKS[name]
+
+
+def known_metrics() -> dict[str, Metric]:
+    """What the tasks that are registered here, or by other packages, measure, by key."""
+    for point in entry_points(group="anyres.tasks"):
+        task_class(point.name)
+    return {metric.key: metric for task in _TASKS.values() for metric in task.metrics}
+
+
+def wanted_by(name: str, objective: ObjectiveConfig) -> Wanted:
+    """What labels a recipe's task wants of a source, before the source is opened."""
+    wanted: Wanted = task_class(_named(name, objective) or Classify.name).wanted
+    return wanted
+
+
+def task_for(name: str, objective: ObjectiveConfig, source: Source) -> Task:
+    """The recipe's task for a source; ``auto`` is decided by the objective and the labels."""
+    chosen = _named(name, objective) or (MultiLabel.name if source.labelling == "several" else Classify.name)
+    task: Task = task_class(chosen)(classes=source.classes)
+    return task
+
+
+def check(name: str, configs: Configs) -> None:
+    """Raises UserError for parts of a recipe that do not go together, as far as that shows without images."""
+    if chosen := _named(name, configs.objective):
+        task_class(chosen)().settle(configs)
+
+
+def task_of(about: dict[str, Any], name: str = "auto", objective: ObjectiveConfig = ObjectiveConfig()) -> ImageTask:
+    """The task that a file of weights tells of (see ``Task.about``).
+
+    Files of earlier versions name none: then it is what the recipe of their run says, ``name`` and ``objective``.
+    """
+    older = _named(name, objective) or (MultiLabel.name if about.get("multi_label") else Classify.name)
+    name = about.get("task") or older
+    task: ImageTask = task_class(str(name))(classes=tuple(about.get("classes", ())))
+    return task
+
+
+def _named(name: str, objective: ObjectiveConfig) -> str | None:
+    """The task that a recipe means without regard to its images; None: they decide."""
+    if name != "auto":
+        return name
+    return Unlabelled.name if objective.chosen == "dino" else None
+
+
+__all__ = ["ImageTask", "check", "known_metrics", "register_task", "task_class", "task_for", "task_of", "wanted_by"]

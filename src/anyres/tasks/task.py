@@ -1,0 +1,198 @@
+"""What a task is: everything that knows what a target is, behind one object.
+
+A task reads the target of an image, lets it follow each view, says what a wrong answer costs, scores a model and puts
+its answers into words. The loop, resume, the loader, the curve, the report and the command line know none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyres.data.mix import MixConfig
+from anyres.data.sources import Source, Wanted
+from anyres.data.views import ViewsConfig
+from anyres.evaluation.classes import Names
+from anyres.evaluation.evaluator import Evaluator, ImageScores
+from anyres.evaluation.page import SampleAnswer, Section
+from anyres.flow import Batch, Geometry, Metric, Record, Size, Targets
+from anyres.training.objectives import Objective, ObjectiveConfig, ObjectiveParts, Teacher
+from anyres.training.optim import OptimConfig
+from anyres.training.plan import TrainConfig
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one image: ``cells`` for a table, by column; ``values`` for JSON."""
+
+    cells: Mapping[str, str]
+    values: Mapping[str, Any]
+
+    @property
+    def line(self) -> str:
+        """For a terminal."""
+        return ", ".join(self.cells.values())
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How an answer is put: ``top``: so many of the likeliest classes; ``threshold``: of several labels, every one
+    above this probability (None: the task's own)."""
+
+    top: int = 3
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The parts of a recipe that have to suit each other."""
+
+    objective: ObjectiveConfig
+    views: ViewsConfig
+    mix: MixConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Labelled images to compare with, for a task that scores so: ``batches()`` opens them at the size in hand, ``n``
+    is how many there are, ``classes`` how many classes they have."""
+
+    batches: Callable[[], Iterable[Batch]]
+    n: int
+    classes: int
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One task, for images of ``classes``. A frozen dataclass, so that it can be sent to the loader's processes.
+
+    ``tasks/image.py`` has what tasks with one target per image do alike.
+    """
+
+    name: ClassVar[str]
+    """How recipes call it: ``task: NAME``."""
+    wanted: ClassVar[Wanted]
+    """What ``read`` wants of a source: class indices in every record; the same where there are labels at all; or the
+    labels as they are written."""
+    metrics: ClassVar[Sequence[Metric]]
+    """What is measured; the first is the headline."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; () where there are none."""
+        ...
+
+    # what the loader's processes do (flow.TargetReader)
+    def read(self, record: Record) -> Any: ...
+
+    def view(self, target: Any, geometry: Geometry) -> Any: ...
+
+    def collate(self, targets: Sequence[Sequence[Any]]) -> Targets: ...
+
+    # data
+    def fit(self, source: Source, names: Names, exact: bool) -> Source:
+        """``source`` with its targets counted as a model does that knows its classes by ``names``; ``exact``: the
+        source must have just those. Raises UserError where they do not go together."""
+        ...
+
+    def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:
+        """The batch with its images mixed, if ``how`` says so and this task can be. Raises UserError if it cannot."""
+        ...
+
+    # training
+    def settle(self, configs: Configs) -> ObjectiveConfig:
+        """The objective with what was left open decided. Raises UserError for what has no meaning here."""
+        ...
+
+    def with_loss(self, loss: str) -> Any:
+        """The task with the loss that ``settle`` has decided on (``objective.loss``)."""
+        ...
+
+    def build(self, backbone: Callable[[int], nn.Module]) -> nn.Module:
+        """The network, freshly initialized: ``backbone(k)`` is the recipe's with k outputs, or none where k is 0."""
+        ...
+
+    def objective(self, parts: Parts) -> Objective:
+        """What is minimized."""
+        ...
+
+    # evaluation
+    def can_score(self, source: Source) -> bool:
+        """Whether images of ``source`` say how good a model is."""
+        ...
+
+    compares: ClassVar[bool]
+    """Whether it scores by comparing with labelled training images, which ``evaluators`` is then given."""
+
+    def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
+        """What scores a model; the scores per image of the first are kept."""
+        ...
+
+    def scored_by(self) -> str:
+        """How the headline comes about, for people, after its name: " of ...", or nothing."""
+        ...
+
+    # words
+    def naming(self, source: Source) -> Any:
+        """The task with the class names in which it answers for images of ``source``."""
+        ...
+
+    def describe(self, source: Source) -> Iterable[str]:
+        """What a run is told at its start."""
+        ...
+
+    def summary(self, scores: ImageScores, size: Size) -> list[str]:
+        """What to say below the table of a model that scored so at its best size."""
+        ...
+
+    def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:
+        """Write tables and pictures of what was right and wrong; returns them."""
+        ...
+
+    def sections(self, scores: ImageScores, size: Size) -> list[Section]:
+        """What the report shows of the scores at the model's best size."""
+        ...
+
+    def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
+        """What was answered for the image at ``place`` of the scores, for the report."""
+        ...
+
+    def truth(self, source: Source, index: int) -> str:
+        """What image ``index`` of a source is, for people."""
+        ...
+
+    activation: ClassVar[Literal["softmax", "sigmoid", "none"]]
+    """What makes probabilities of the model's output."""
+
+    def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
+        """The model's output for one image, float32 (k,), after ``activation`` -> what it says."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """What a file of weights has to say so that ``open_task`` makes this task again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an objective is made of: the network, its configuration; a ``teacher``, and whether the network has a head
+    for it; ``seed`` and ``dtype`` (None: float32) of what is built beside."""
+
+    model: nn.Module
+    config: ObjectiveConfig
+    teacher: Teacher | None = None
+    two_heads: bool = False
+    seed: int = 0
+    dtype: torch.dtype | None = None
+
+    def for_loss(self, loss: Any) -> ObjectiveParts:
+        """The same for an objective of training/objectives."""
+        return ObjectiveParts(self.model, self.config, loss, self.teacher, self.two_heads)
