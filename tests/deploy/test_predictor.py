@@ -406,7 +406,7 @@ class Unconvertible(Unfolded):
 
 def test_an_operation_that_an_engine_lacks_is_one_line() -> None:
     x = torch.randn(1, 3, 24, 40)
-    with pytest.raises(BackendUnavailable, match="openvino:fp32: OpenVINO cannot convert this model: .*bicubic2d_aa"):
+    with pytest.raises(BackendUnavailable, match=r"openvino:fp32: OpenVINO cannot convert this model: .*bicubic2d_aa"):
         build(Unconvertible().eval(), Backend("openvino"), x)
 
 
