@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from anyres.training.objectives.losses import distance
 
 import anyres
 from anyres.config import UserError, first_line
 from anyres.flow import Size
 from anyres.models.contract import Backbone
 from anyres.storage import write_text
+from anyres.training.objectives.consistency import distance
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "timm.md", ROOT / "benchmarks" / "results" / "timm_families.json"
