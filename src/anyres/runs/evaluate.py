@@ -56,8 +56,8 @@ def pick(run: str | Path, bound: float | None = None, max_ms: float | None = Non
     """The size of a measured run that does the job.
 
     ``run``: a folder with a ``curve.csv``. ``bound``: of the headline metric, at least; of one where less is better,
-    such as an error, at most; a share in [0, 1] where its unit is %. ``max_ms``: milliseconds for one image, at most. With
-    ``bound`` the cheapest that keeps every bound, with ``max_ms`` alone the best within it.
+    such as an error, at most; a share in [0, 1] where its unit is %. ``max_ms``: milliseconds for one image, at most.
+    With ``bound`` the cheapest that keeps every bound, with ``max_ms`` alone the best within it.
 
     Returns the SizeResult. Raises UserError where there is no curve, no size keeps the bounds, or neither is given; and
     where the headline metric is of a task that is not registered here, as nobody knows whether more of it is better.
