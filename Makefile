@@ -33,10 +33,10 @@ check: $(READY)                          ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples)
+	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples docs)
 	$(BIN)/lint-imports
 
-bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab.md
+bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/view_memory.py
 	$(BIN)/python benchmarks/resume.py

@@ -29,8 +29,6 @@ if all(map(_find_spec, dependencies)):  # else torch.hub says which is missing
     _source = str(_Path(__file__).parent / "src")
     if _source not in sys.path:
         sys.path.insert(0, _source)  # a checkout need not be installed
-    from anyres.models.zoo import ALIASES as _ALIASES
-    from anyres.models.zoo import FAMILIES as _FAMILIES
+    from anyres.models.registry import model_names as _model_names
 
-    _names = [name for models in _FAMILIES.values() for name in models]
-    globals().update({name: _entry_point(name) for name in (*_names, *_ALIASES)})
+    globals().update({name: _entry_point(name) for name in _model_names()})

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from anyres.evaluation.curve import read_csv
-from anyres.flow import Size
 from anyres.runs.demo import ANY, SINGLE, run_demo
 from anyres.runs.opened import open_run
 
@@ -29,8 +28,8 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
     if not (folder / "curve.csv").exists():
         run_demo(folder, seed, None)
     top1: dict[str, dict[str, float]] = {ANY: {}, SINGLE: {}}
-    for point in read_csv(folder / "curve.csv"):
-        top1[point.model][str(Size(point.height, point.width))] = round(100 * point.top1, 2)
+    for result in read_csv(folder / "curve.csv", {}):
+        top1[result.model][str(result.size)] = round(100 * result.metrics["top1"].value, 2)
     facts = {name: open_run(folder / name).facts for name in (ANY, SINGLE)}
     ours, twin = top1[ANY], top1[SINGLE]
     best = max(ours.values())

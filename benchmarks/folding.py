@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from anyres.cli.bench import show_comparison
+from anyres.cli.bench_results import show_comparison
 from anyres.flow import Size
 from anyres.runs.bench import COMPARED, BenchmarkConfig, bench_models
 

@@ -7,8 +7,9 @@
 Each commit is cloned to a temporary folder, and its source is measured: `anyres.create_model` under seeds and under the
 golden files' synthetic weights, and `python -m anyres train`, left alone, and killed in the middle of an epoch and
 started again. Nothing else of anyres is called, so commits of another layout can be compared. Tensors are compared by
-SHA-256. ``--demo-results`` compares the scores of two files that `anyres demo` wrote; ``--demo`` runs the demo of both
-commits (10 minutes each). The exit code is 1 if anything differs or is missing.
+SHA-256, and what a commit gave is kept in .bench_data. ``--demo-results`` compares the scores of two files that `anyres
+demo` wrote; ``--demo`` runs the demo of both commits (10 minutes each). The exit code is 1 if anything differs, is
+missing, or failed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "same_numbers.json"
+KEPT = REPOSITORY / ".bench_data" / "same_numbers"  # what a commit gave, so that it is not measured twice
 PARTS = ("models", "golden", "runs")
 
 SMALLEST = (  # of every family, the ones for small images, and the variants whose code differs
@@ -166,9 +168,14 @@ def measure_runs(work: Path, _everything: bool) -> Iterator[tuple[str, str]]:
     for name, (source, command) in RUNS.items():
         words = [word.replace("MESSY", str(work / "messy")) for word in shlex.split(f"{command} {LOOP}")]
         whole, cut = work / name, work / f"{name} cut"
-        train(words, data[source], whole)
-        train(words, data[source], cut, KILLED_AT)
-        train(words, data[source], cut)
+        try:
+            train(words, data[source], whole)
+            train(words, data[source], cut, KILLED_AT)
+            train(words, data[source], cut)
+        except RuntimeError as error:
+            print(error, file=sys.stderr, flush=True)
+            yield f"run {name}", "failed"
+            continue
         for run, title in ((whole, f"run {name}"), (cut, f"run {name}, killed and resumed")):
             for what, value in result(run).items():
                 yield f"{title}: {what}", value
@@ -233,9 +240,13 @@ def facts_of(commit: str, work: Path, parts: list[str], everything: bool, demo: 
     subprocess.run(["git", "-C", str(tree), "checkout", "--quiet", whole], check=True)
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     facts: Facts = {}
+    KEPT.mkdir(parents=True, exist_ok=True)
     for part in parts:
         print(f"{commit}: {part}", file=sys.stderr, flush=True)
-        out = work / f"{part}.json"
+        out = KEPT / f"{whole}-{part}{'-all' if everything else ''}.json"
+        if out.exists():
+            facts |= json.loads(out.read_text())
+            continue
         command = [sys.executable, __file__, "--measure", part, str(work), str(out), *(["--all"] if everything else [])]
         subprocess.run(command, check=True, env=environment, cwd=work)
         facts |= json.loads(out.read_text())
@@ -293,7 +304,7 @@ def main() -> int:
         for found, path in zip(facts, options.demo_results, strict=True):
             found.update(demo_facts(path))
     rows = compare((facts[0], facts[1]))
-    different = [row for row in rows if row["base"] != row["head"]]
+    different = [row for row in rows if row["base"] != row["head"] or row["head"] == "failed"]
     width = max(len(row["what"]) for row in rows)
     for row in rows:
         verdict = "DIFFERS" if row in different else "same"

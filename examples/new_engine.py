@@ -16,7 +16,7 @@ from anyres.deploy.engines.engine import DTYPES, BuildSpec, Engine, Runner
 
 def build_channels_last(spec: BuildSpec) -> Runner:
     dtype = DTYPES[spec.precision]
-    model = copy.deepcopy(spec.model).to(dtype=dtype, memory_format=torch.channels_last)
+    model = copy.deepcopy(spec.model).to(dtype).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(x: Tensor) -> Tensor:  # float32 (b, c, h, w) -> float32 (b, k)

@@ -35,7 +35,7 @@ class Number(anyres.ImageTask):
 
     def read(self, record: Record) -> float:
         try:
-            return float(record.target)
+            return float(str(record.target))
         except ValueError:
             raise anyres.UserError(f"{record.name}: the label {record.target!r} is no number") from None
 

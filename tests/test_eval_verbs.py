@@ -20,7 +20,7 @@ from anyres.flow import Cost, Estimate, Size, SizeResult
 from anyres.models import create_model
 from anyres.models.index import known_weights
 from anyres.models.weights import save_weights
-from anyres.models.zoo import FAMILIES
+from anyres.models.zoo import MODEL_STATS
 from anyres.recipe import Claim
 from anyres.runs.inputs import describe_preprocessing, open_images, scored_batches
 from anyres.runs.opened import DataSpec, _native_side, load
@@ -190,7 +190,7 @@ def test_a_run_beside_a_model_of_its_name(tiny_run: TinyRun, tmp_path: Path, mon
 
 
 def test_names_of_models_and_of_weights_differ() -> None:
-    names = {name for models in FAMILIES.values() for name in models}
+    names = {name for models in MODEL_STATS.values() for name in models}
     assert not names & {row.name for row in known_weights()}
 
 

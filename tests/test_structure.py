@@ -21,10 +21,7 @@ MOST_LINES = 500
 """House rule 12 aims at 400; above this a file must be split."""
 EMPTY_WORDS = {"utils", "util", "misc", "helpers", "helper", "common", "base", "core", "manager", "legacy"}
 
-KNOWN = {
-    "cycles": {"anyres.models.identify_checkpoint anyres.models.registry anyres.models.weights"},
-    "consoles": {"anyres.models.download"},
-}
+KNOWN = {}
 
 
 @cache
@@ -163,7 +160,6 @@ def find_lines() -> set[str]:
 
 
 RULES = {
-    "cycles": find_cycles,
     "arguments": find_arguments,
     "consoles": find_consoles,
     "families": find_families,

@@ -174,15 +174,23 @@ def test_a_teacher_that_cannot_teach_is_one_line(teacher: str, classes: int, lin
 
 
 def test_a_teacher_of_one_size_wants_to_see_it(tmp_path: Path) -> None:
-    file = tmp_path / "vit.safetensors"
+    file = tmp_path / "mlp.safetensors"
     torch.manual_seed(0)
-    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), file)
+    save_file(timm.create_model("gmlp_ti16_224", num_classes=3).state_dict(), file)
     with pytest.raises(UserError, match=r"cannot see a view of 48 px .*objective.distillation.size=own"):
-        build_teacher(recipe("vit_tiny_patch16_224", f"{KEY}.weights={file}"), CLASSES, CPU)
-    made = build_teacher(recipe("vit_tiny_patch16_224", f"{KEY}.weights={file}", f"{KEY}.size=own"), CLASSES, CPU)
+        build_teacher(recipe("gmlp_ti16_224", f"{KEY}.weights={file}"), CLASSES, CPU)
+    made = build_teacher(recipe("gmlp_ti16_224", f"{KEY}.weights={file}", f"{KEY}.size=own"), CLASSES, CPU)
     assert made is not None
     assert made(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     assert f"at {made.own} px" in made.told()
+
+
+def test_a_vision_transformer_of_timms_sees_every_view(tmp_path: Path) -> None:
+    file = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), file)
+    made = build_teacher(recipe("timm:test_vit", f"{KEY}.weights={file}"), CLASSES, CPU)
+    assert made is not None
+    assert made(torch.randn(2, 3, 32, 48)).shape == (2, 3)
 
 
 def test_what_is_not_in_the_cache_is_not_fetched_where_that_is_forbidden(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from anyres.deploy.engines.backend import register_engine
     from anyres.deploy.fuse import fuse
     from anyres.deploy.predictor import Predictor
-    from anyres.models.registry import create_model, list_models
+    from anyres.models.create import create_model
+    from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
     from anyres.runs.evaluate import curve, evaluate, pick
     from anyres.runs.opened import load
@@ -32,7 +33,7 @@ _HOMES = {
     "Predictor": "anyres.deploy.predictor",
     "Term": "anyres.training.objectives",
     "UserError": "anyres.config",
-    "create_model": "anyres.models.registry",
+    "create_model": "anyres.models.create",
     "curve": "anyres.runs.evaluate",
     "evaluate": "anyres.runs.evaluate",
     "fuse": "anyres.deploy.fuse",
@@ -42,6 +43,7 @@ _HOMES = {
     "pick": "anyres.runs.evaluate",
     "predict": "anyres.runs.predict",
     "register_engine": "anyres.deploy.engines.backend",
+    "register_family": "anyres.models.registry",
     "register_objective": "anyres.training.objectives",
     "register_reader": "anyres.data.sources",
     "register_task": "anyres.tasks",
@@ -63,6 +65,7 @@ __all__ = [
     "pick",
     "predict",
     "register_engine",
+    "register_family",
     "register_objective",
     "register_reader",
     "register_task",

@@ -49,8 +49,8 @@ def config(cls: type[C]) -> type[C]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of what an exception says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

@@ -22,8 +22,8 @@ from anyres.data.channels import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.mix import MixConfig
 from anyres.data.views import ViewsConfig
 from anyres.flow import parse_sizes
-from anyres.models import list_models, variant
-from anyres.models.zoo import ALIASES
+from anyres.models import variant
+from anyres.models.registry import is_model, model_names
 from anyres.tasks import Configs, check
 from anyres.training.objectives import ObjectiveConfig
 from anyres.training.optim import OptimConfig
@@ -104,6 +104,8 @@ class EvalConfig:
     sizes: tuple[str | int, ...] = ("224",)
     # center-crop ratio, above 0 to 1 (null: the model's own)
     crop: float | None = None
+    # of the resizing (null: the model's own)
+    interpolation: Literal["bicubic", "bilinear"] | None = None
     # the whole image is resized to the size whatever its shape, as ResTv2's at 384 px, instead of cropped
     warp: bool = False
     # images at a time
@@ -195,7 +197,8 @@ def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise UserError(f"{what}: model.name is missing; name one of `anyres models`")
-    known = variant(name).config
+    about = variant(name)
+    known = about.config
     values = {f.name: getattr(known, f.name) for f in fields(known)}
     for key, value in options.items():
         if key in ("num_classes", "in_chans"):
@@ -206,9 +209,15 @@ def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
         checked = TypeAdapter(type(known)).validate_python(values | options)
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error, 'model.')}") from None
-    if recipe.objective.cosub and not checked.drop_path:
+    if recipe.objective.cosub and not getattr(checked, "drop_path", 0):
         raise UserError(f"{what}: with model.drop_path=0 cosub's two passes are one: set model.drop_path, as 0.1")
-    return replace(recipe, model={"name": name, **{key: getattr(checked, key) for key in options}})
+    chosen = {key: getattr(checked, key) for key in options}
+    recipe = replace(recipe, model={"name": about.name if about.foreign else name, **chosen})
+    data, own = dict(given.get("data") or {}), about.preprocessing
+    seen: dict[str, Any] = {key: tuple(own[key]) for key in ("mean", "std") if key not in data and len(own[key]) == 3}
+    if own.get("crop_mode") == "squash" and "warp" not in (given.get("evaluate") or {}):
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, warp=True))
+    return replace(recipe, data=replace(recipe.data, **seen))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -239,11 +248,11 @@ def _find(source: str) -> tuple[dict[str, Any], str]:
         return _read(Path(source)), source
     if source in known:
         return _read(root / f"{source}.yaml"), f"recipe {source}"
-    if source in list_models() or source in ALIASES:
-        values = _read(root / ("nano.yaml" if source.endswith("_nano") else "folder.yaml"))
+    if is_model(source):
+        values = _read(root / ("nano.yaml" if variant(source).ours else "folder.yaml"))
         values["model"] = {"name": source}
         return values, f"model {source}"
-    hint = nearest(source, [*known, *list_models(), *ALIASES])
+    hint = nearest(source, [*known, *model_names()])
     raise UserError(f"{source!r} is neither a recipe (`anyres recipes`) nor a model (`anyres models`){hint}")
 
 

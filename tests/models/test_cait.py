@@ -228,7 +228,7 @@ def test_timms_weights_are_ours(ours_from_timm: bool) -> None:
     if ours_from_timm:
         for parameter in theirs.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        ours.load_state_dict(ours.adapt_state(theirs.state_dict()))
+        ours.load_state_dict(ours.convert_state_dict(theirs.state_dict()))
     else:
         theirs.load_state_dict(ours.state_dict())
     x = image(32, 32, batch=2).double()
@@ -253,9 +253,9 @@ def test_a_table_of_no_square_grid_is_refused_in_one_line() -> None:
     state = MODEL.state_dict()
     for n in (17, 12):  # a class token's row, as DeiT's tables have; a rectangle
         with pytest.raises(UserError, match=f"pos_embed holds {n} tokens, no square grid") as caught:
-            MODEL.adapt_state({**state, "pos_embed": torch.zeros(1, n, 48)})
+            MODEL.convert_state_dict({**state, "pos_embed": torch.zeros(1, n, 48)})
         assert "\n" not in str(caught.value)
-    carried = build(img_size=64).adapt_state(state)["pos_embed"]
+    carried = build(img_size=64).convert_state_dict(state)["pos_embed"]
     assert torch.equal(carried, resample_table(state["pos_embed"], (4, 4), (8, 8)))
     assert state["pos_embed"].shape == (1, 16, 48)  # what was given is left alone
 

@@ -171,10 +171,10 @@ def test_a_file_of_another_grid_is_carried(distilled: bool, size: int | tuple[in
 
 def test_a_file_of_the_same_grid_is_taken_as_it_is() -> None:
     state = PLAIN.state_dict()
-    assert PLAIN.adapt_state(state)["pos_embed"] is state["pos_embed"]
+    assert PLAIN.convert_state_dict(state)["pos_embed"] is state["pos_embed"]
     rectangle = build(img_size=(16, 24))
     state = rectangle.state_dict()
-    assert rectangle.adapt_state(state)["pos_embed"] is state["pos_embed"]
+    assert rectangle.convert_state_dict(state)["pos_embed"] is state["pos_embed"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_file_of_the_same_grid_is_taken_as_it_is() -> None:
 )
 def test_refusals_are_one_line(model: DeiT, state: dict[str, Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        model.adapt_state(state)
+        model.convert_state_dict(state)
     assert "\n" not in str(caught.value)
 
 
@@ -199,7 +199,7 @@ def test_timms_files_fit(name: str) -> None:
     """timm gives the same names; its distilled model answers with the same mean."""
     theirs = timm.create_model(name, embed_dim=48, depth=2, num_classes=5).eval()
     model = DeiT(DeiTConfig(dim=48, depth=2, num_classes=5, distilled="distilled" in name)).eval()
-    model.load_state_dict(model.adapt_state(theirs.state_dict()))
+    model.load_state_dict(model.convert_state_dict(theirs.state_dict()))
     torch.testing.assert_close(model(image(224, 224)), theirs(image(224, 224)), rtol=0, atol=1e-5)
 
 

@@ -224,7 +224,7 @@ def test_hmlp_trains_on_two_tokens_but_not_on_one() -> None:
 def test_a_table_of_another_square_is_resampled() -> None:
     wide = fresh(img_size=(32, 96)).eval()
     state = {**MODELS["LS"].state_dict()}
-    adapted = wide.adapt_state(state)
+    adapted = wide.convert_state_dict(state)
     torch.testing.assert_close(adapted["pos_embed"], resample_table(state["pos_embed"], (4, 4), (2, 6)), rtol=0, atol=0)
     assert state["pos_embed"].shape[1] == 16  # the caller's is left alone
     wide.load_state_dict(adapted)
@@ -234,7 +234,7 @@ def test_a_table_of_another_square_is_resampled() -> None:
 
 def test_a_table_of_this_models_rows_is_taken_as_it_is() -> None:
     table = torch.randn(1, 10, 24)  # 2 x 5, which is 3 x 3 and one too
-    assert fresh(img_size=(32, 80)).adapt_state({"pos_embed": table})["pos_embed"] is table
+    assert fresh(img_size=(32, 80)).convert_state_dict({"pos_embed": table})["pos_embed"] is table
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_table_of_this_models_rows_is_taken_as_it_is() -> None:
 )
 def test_other_tables_are_refused_in_one_line(rows: int, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        MODELS["LS"].adapt_state({"pos_embed": torch.zeros(1, rows, 24)})
+        MODELS["LS"].convert_state_dict({"pos_embed": torch.zeros(1, rows, 24)})
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +260,7 @@ def test_timms_names(name: str, options: dict[str, object]) -> None:
     for parameter in theirs.parameters():
         parameter.add_(0.1 * torch.rand_like(parameter))
     ours = fresh(parallel="18x2" in name).eval()
-    ours.load_state_dict(ours.adapt_state(theirs.state_dict()))
+    ours.load_state_dict(ours.convert_state_dict(theirs.state_dict()))
     torch.testing.assert_close(ours(image()), theirs(image()), rtol=1e-4, atol=1e-5)
 
 

@@ -184,7 +184,7 @@ def test_only_the_projection_head_is_dropped() -> None:
     model = build(num_classes=5)
     state = model.state_dict()
     more = state | {"head.mlp.0.weight": torch.ones(1), "head.last_layer.weight_g": torch.ones(1)}
-    adapted = model.adapt_state(more)
+    adapted = model.convert_state_dict(more)
     assert adapted.keys() == state.keys()
     assert {"head.weight", "head.bias"} < adapted.keys()
     assert adapted["pos_embed"] is state["pos_embed"]
@@ -194,7 +194,7 @@ def test_only_the_projection_head_is_dropped() -> None:
 @pytest.mark.parametrize("rows", [1, 16, 18])
 def test_refusals_are_one_line(rows: int) -> None:
     with pytest.raises(UserError, match=f"has {rows} rows, no square grid") as caught:
-        MODEL.adapt_state(MODEL.state_dict() | {"pos_embed": torch.ones(1, rows, 16)})
+        MODEL.convert_state_dict(MODEL.state_dict() | {"pos_embed": torch.ones(1, rows, 16)})
     assert "\n" not in str(caught.value)
 
 
@@ -202,7 +202,7 @@ def test_refusals_are_one_line(rows: int) -> None:
 def test_timms_files_fit() -> None:
     theirs = timm.create_model("vit_small_patch16_224", embed_dim=48, depth=2, num_heads=3, num_classes=0).eval()
     model = DINO(DINOConfig(dim=48, depth=2, heads=3)).eval()
-    model.load_state_dict(model.adapt_state(theirs.state_dict()))
+    model.load_state_dict(model.convert_state_dict(theirs.state_dict()))
     torch.testing.assert_close(model(image(224, 224)), theirs(image(224, 224)), rtol=0, atol=1e-5)
 
 

@@ -415,7 +415,8 @@ def test_killed_while_it_fetches(server: Server) -> None:
 def test_a_terminal_sees_a_bar(server: Server) -> None:
     main, side = os.openpty()
     server.pause = 0.02
-    command = [sys.executable, "-c", CODE, server.url("deit_[bold]tiny.pth")]
+    code = f"from anyres.cli.console import start_logging; start_logging(); {CODE}"  # as every verb does
+    command = [sys.executable, "-c", code, server.url("deit_[bold]tiny.pth")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side, env={**os.environ, "TERM": "xterm"}) as child:
         os.close(side)
         seen = b""

@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 
 
 def named(state: State) -> list[str]:
-    return list(identify_checkpoint.recognise(state))
+    return list(identify_checkpoint.identify_checkpoint(state))
 
 
 def on_meta(name: str, classes: int | None = None, **options: object) -> State:
@@ -29,7 +29,7 @@ def on_meta(name: str, classes: int | None = None, **options: object) -> State:
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_is_recognised(name: str) -> None:
     state = identify_checkpoint._on_meta(name).state_dict()
-    found = identify_checkpoint.recognise(state)
+    found = identify_checkpoint.identify_checkpoint(state)
     assert next(iter(found)) == name
     assert found[name] == 1
 
@@ -82,7 +82,7 @@ def test_messages_are_true(tmp_path: Path) -> None:
     with torch.device("meta"):
         resnet, vit = torchvision.models.resnet50().state_dict(), timm.create_model("vit_tiny_patch16_224").state_dict()
     assert said("restv2_nano", resnet, tmp_path) == "no model known here"
-    plain = "deit_tiny_patch16_224, as any plain ViT of its size does"
+    plain = "deit_tiny_patch16_224 or vit_tiny"
     assert said("restv2_nano", vit, tmp_path) == plain
     assert said("deit3_tiny", vit, tmp_path) == plain
     assert said("deit_tiny_distilled", vit, tmp_path) == plain
@@ -102,5 +102,5 @@ def test_few_models_are_built_to_compare(name: str) -> None:
     """The message then comes within 1.5 s."""
     state = on_meta(name)
     identify_checkpoint._on_meta.cache_clear()
-    identify_checkpoint.recognise(state)
+    identify_checkpoint.identify_checkpoint(state)
     assert identify_checkpoint._on_meta.cache_info().misses <= 8

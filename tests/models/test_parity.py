@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anyres.models import create_model
 from anyres.models.contract import Backbone
-from anyres.models.zoo import FAMILIES
+from anyres.models.zoo import MODEL_STATS
 from anyres.ops.patch import to_tokens
 from tests import golden
 from tests.golden import fill
@@ -21,7 +21,7 @@ WITH_LOGITS = {
 }
 SUPPLEMENT = sorted(golden.meta()["supplement"]["logits"])
 WITH_KEYS = sorted(name for name, about in golden.facts().items() if about.get("keys_file"))
-GOLDEN_FAMILIES = sorted(golden.meta()["features"])
+GOLDEN_MODEL_STATS = sorted(golden.meta()["features"])
 
 
 def synthetic(name: str, **options: Any) -> Backbone:
@@ -120,7 +120,7 @@ def features(model: Backbone, family: str, names: set[str], images: Tensor) -> d
     return caught | ({"pre_head": pooled} if "pre_head" in names else {})
 
 
-@pytest.mark.parametrize("family", GOLDEN_FAMILIES)
+@pytest.mark.parametrize("family", GOLDEN_MODEL_STATS)
 @torch.no_grad()
 def test_features(family: str) -> None:
     about = golden.meta()["features"][family]
@@ -137,7 +137,7 @@ def test_features(family: str) -> None:
         torch.testing.assert_close(sampled, expected, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("family", GOLDEN_FAMILIES)
+@pytest.mark.parametrize("family", GOLDEN_MODEL_STATS)
 def test_train_logits_and_gradient_norms(family: str) -> None:
     about = golden.grad_norms(family)
     name, options = golden.built(about["variant"])
@@ -194,17 +194,17 @@ def test_macs(name: str) -> None:
     assert macs(on_meta(name), facts["native_resolution"]) == pytest.approx(facts["macs"], rel=0.005)
 
 
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family in FAMILIES for name in FAMILIES[family]])
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family in MODEL_STATS for name in MODEL_STATS[family]])
 def test_the_table_of_names_tells_the_true_cost(family: str, name: str) -> None:
     """Official figures where official code runs (the tests above), our own count elsewhere."""
-    facts = FAMILIES[family][name]
+    stats = MODEL_STATS[family][name]
     with torch.device("meta"):
         model = create_model(name).eval()
-    assert model.pretrained_cfg["input_size"] == (3, facts.size, facts.size)
-    assert parameters(model) == facts.parameters
-    assert len(model.state_dict()) == facts.tensors
-    if facts.parameters < 400e6:  # the others' MACs are checked above
-        assert macs(model, facts.size) == pytest.approx(facts.macs, rel=0.005)
+    assert model.pretrained_cfg["input_size"] == (3, stats.size, stats.size)
+    assert parameters(model) == stats.parameters
+    assert len(model.state_dict()) == stats.tensors
+    if stats.parameters < 400e6:  # the others' MACs are checked above
+        assert macs(model, stats.size) == pytest.approx(stats.macs, rel=0.005)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ import torch
 from anyres.config import UserError
 from anyres.models import create_model, list_models, variant
 from anyres.models.index import known_weights
-from anyres.models.zoo import ALIASES, FAMILIES, OURS
+from anyres.models.zoo import ALIASES, MODEL_STATS, OURS
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_STATS)
 def test_table_equals_the_family_file(family: str) -> None:
-    assert set(import_module(f"anyres.models.{family}").VARIANTS) == set(FAMILIES[family])
+    assert set(import_module(f"anyres.models.{family}").VARIANTS) == set(MODEL_STATS[family])
 
 
 def test_listing() -> None:
     names = list_models()
     assert names == sorted(names)
-    assert len(names) == len(set(names)) == sum(len(models) for models in FAMILIES.values())
+    assert len(names) == len(set(names)) == sum(len(models) for models in MODEL_STATS.values())
     assert list_models("restv2_[st]*") == ["restv2_small", "restv2_tiny"]
     assert list_models("resmlp_s*") == ["resmlp_12", "resmlp_24", "resmlp_36"]
     assert list_models("patchconvnet_s60*") == ["S60", "S60_multi"]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import anyres  # noqa: F401  registers
 from anyres.config import UserError
 from anyres.models import create_model, list_models, variant
+from anyres.models import create_model as own_create_model
 from anyres.models.index import known_weights
-from anyres.models.registry import create_model as own_create_model
 from anyres.models.zoo import ALIASES
 from tests.models.test_layouts import SMALLEST, assert_golden, official, prefixed
 from tests.models.zoo import SMALL, image, stirred

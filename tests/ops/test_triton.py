@@ -12,8 +12,7 @@ import torch
 
 from anyres.config import UserError
 from anyres.deploy.fuse import fuse
-from anyres.ops.kernels import check_triton, kernel_for, kernel_operations, triton_here
-from anyres.ops.triton_switch import triton_kernels
+from anyres.ops.kernels import check_triton, kernel_operations, triton_here
 from tests.command import anyres
 from tests.models.zoo import build
 
@@ -66,6 +65,12 @@ for family, model in models.items():
                 assert kernel_for("add_norm").__module__ == "anyres.ops.triton.residual"
                 assert torch.equal(form(x), plain), family
         assert kernel_for("add_norm") is None
+with triton_kernels(False):
+    assert kernel_for("add_norm") is None
+with triton_kernels():
+    with triton_kernels():
+        pass
+    assert kernel_for("add_norm") is not None
 """
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=HERE.parents[1])
@@ -79,17 +84,6 @@ def test_which_parts_have_kernels(family: str, folded: bool) -> None:
     form = fuse(model) if folded else model
     assert kernel_operations(form, (64, 48), torch.device("cpu")) == PARTS[family]
     assert model.training
-
-
-@needs_triton
-def test_kernels_are_off_unless_asked_for() -> None:
-    with triton_kernels(False):
-        assert kernel_for("add_norm") is None
-    with triton_kernels():
-        with triton_kernels():
-            pass
-        assert kernel_for("add_norm") is not None
-    assert kernel_for("add_norm") is None
 
 
 def test_refusals_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

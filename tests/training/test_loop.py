@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from anyres.recipe import load_recipe
 from anyres.runs import train as wiring
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
+from anyres.tasks.classify import Classify
 from anyres.training import checkpoint
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
@@ -142,14 +144,20 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(
     assert all(torch.equal(weights[0][key], value) and value.isfinite().all() for key, value in weights[1].items())
 
 
-def test_the_best_scored_checkpoint_stays(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.7, 0.4, 0.6, 0.3, 0.2])
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_best_scored_checkpoint_stays(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher: bool
+) -> None:
+    values = [0.5, 0.7, 0.4, 0.6, 0.3, 0.2]
+    scores = iter(values if higher else [1 - value for value in values])
+    headline, *others = Classify.metrics
+    monkeypatch.setattr(Classify, "metrics", (replace(headline, higher_is_better=higher), *others))
     monkeypatch.setattr(wiring, "score_views", lambda *_: {"top1": next(scores)})
     changes = ["train.epochs=6", "train.eval_every=1", "train.checkpoint_every=5"]  # 4 steps each
     recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL[:2], "evaluate.sizes=[32]", *changes])
     train_run(recipe, tmp_path / "run", report=False)
     assert [p.name for p in checkpoint.found(tmp_path / "run")] == ["step_000024", "step_000020", "step_000008"]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["best_top1"] == 0.7
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["best_top1"] == (0.7 if higher else 1 - 0.7)
 
 
 EVERYTHING = [

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anyres.models.index import Weights
-    from anyres.models.zoo import Facts
+    from anyres.models.zoo import ModelStats
 
 SHOWN = (128, 224, 384, 512)  # of the sizes a model was published at, beside its native one
 WIDE = 114  # columns from which a model's numbers stand on one line
@@ -21,12 +21,11 @@ WIDE = 114  # columns from which a model's numbers stand on one line
 
 def show_models(pattern: str) -> None:
     """Print the models whose name matches ``pattern`` as a table; a single one with all that is known of it."""
-    from anyres.models.registry import list_models
-    from anyres.models.zoo import ALIASES
+    from anyres.models.registry import list_models, model_names
 
     names = list_models(pattern)
     if not names:
-        raise UserError(f"no model matches {pattern!r}{nearest(pattern, [*list_models(), *ALIASES])}")
+        raise UserError(f"no model matches {pattern!r}{nearest(pattern, model_names())}")
     console = stdout(WIDE)
     if len(names) == 1:
         _show_model(console, names[0])
@@ -36,6 +35,7 @@ def show_models(pattern: str) -> None:
 
 def _list_models(console: Console, names: list[str]) -> None:
     from anyres.models.index import known_weights
+    from anyres.models.registry import known_stats
     from anyres.models.zoo import OURS
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
@@ -45,16 +45,16 @@ def _list_models(console: Console, names: list[str]) -> None:
     for heading in ("top-1 %", "licence", "files"):
         table.add_column(heading, no_wrap=True)
     for name in names:
-        facts, rows = _facts(name), known_weights(name)
+        stats, rows = known_stats(name), known_weights(name)
         best: dict[int, float] = {}
         for row in rows:
             for size, top1 in row.top1.items():
-                if size in (*SHOWN, facts.size):
+                if size in (*SHOWN, stats.size if stats else None):
                     best[size] = max(top1, best.get(size, 0.0))
         how = _weights(rows)
         table.add_row(
             name,
-            *_cost(facts),
+            *_cost(stats),
             (" " if console.width >= WIDE else "\n").join(f"{best[size]:.1f}@{size}" for size in sorted(best)),
             "" if how == "none" else (rows[0].licence or "not stated").partition(" (")[0],
             "ours" if name in OURS else how,
@@ -77,13 +77,18 @@ def _weights(rows: tuple[Weights, ...]) -> str:
 
 def _show_model(console: Console, name: str) -> None:
     from anyres.models.index import known_weights
-    from anyres.models.zoo import ALIASES, OURS
+    from anyres.models.registry import aliases, known_stats
+    from anyres.models.zoo import OURS
 
-    facts, rows = _facts(name), known_weights(name)
-    parameters, macs, size = _cost(facts)
-    tidy = [alias for alias, official in ALIASES.items() if official == name]
+    stats, rows = known_stats(name), known_weights(name)
+    parameters, macs, size = _cost(stats)
+    tidy = [alias for alias, official in aliases().items() if official == name]
     console.print(f"[bold]{name}[/bold]" + (f", also called {', '.join(tidy)}" if tidy else ""))
-    console.print(f"{parameters} parameters, {macs} multiply-accumulates for one image of {size} px; takes any size")
+    if stats:
+        what = f"{parameters} parameters, {macs} multiply-accumulates for one image of {size} px"
+        console.print(f"{what}; takes any size")
+    else:
+        console.print("a model of another package: what it costs is not written down")
     if name in OURS:
         console.print("ours, small, for quick work; in no paper")
     for row in rows:
@@ -98,15 +103,9 @@ def _show_model(console: Console, name: str) -> None:
         console.print(f"\nanyres.create_model({name!r}, pretrained={fetchable!r})", soft_wrap=True)
 
 
-def _facts(name: str) -> Facts:
-    from anyres.models.zoo import FAMILIES
-
-    return next(models[name] for models in FAMILIES.values() if name in models)
-
-
-def _cost(facts: Facts) -> tuple[str, str, str]:
-    """Parameters, MACs and native size for people."""
-    return f"{facts.parameters / 1e6:.1f} M", f"{facts.macs / 1e9:.1f} G", str(facts.size)
+def _cost(stats: ModelStats | None) -> tuple[str, str, str]:
+    """Parameters, MACs and native size for people; empty where nobody wrote them down."""
+    return (f"{stats.parameters / 1e6:.1f} M", f"{stats.macs / 1e9:.1f} G", str(stats.size)) if stats else ("", "", "")
 
 
 def show_recipes() -> None:

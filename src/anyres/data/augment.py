@@ -179,11 +179,11 @@ def one_pixel(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c 1 1"]:
     return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
 
 
-def resize(image: UInt8[Tensor, "c h w"], size: Size) -> UInt8[Tensor, "c H W"]:
-    """Bicubic and antialiased."""
+def resize(image: UInt8[Tensor, "c h w"], size: Size, interpolation: str = "bicubic") -> UInt8[Tensor, "c H W"]:
+    """Antialiased; ``interpolation``: ``bicubic`` or ``bilinear``."""
     if size == (1, 1):
         return one_pixel(image)
-    made: Tensor = F.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+    made: Tensor = F.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     return made
 
 

@@ -123,6 +123,7 @@ def eval_batches(
     *,
     crop: float = 0.875,
     warp: bool = False,
+    interpolation: str = "bicubic",
     batch_size: int = 64,
     rank: Rank = Rank(),
     options: LoaderOptions = LoaderOptions(),
@@ -134,7 +135,9 @@ def eval_batches(
     _check_count(images, records)
     mine = [(0, i) for i in range(rank.rank, len(images), rank.world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(images, Annotated(records, reader), size, crop, warp, geometry=options.geometry)
+    dataset = EvalSamples(
+        images, Annotated(records, reader), size, crop, warp, interpolation, geometry=options.geometry
+    )
     workers = choose_workers(images.cached) if options.workers is None else options.workers
     batches = _batches(_make_loader(dataset, chunks, workers))
     return _without_empty(batches, must_read=rank.world == 1)

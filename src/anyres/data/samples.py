@@ -172,11 +172,12 @@ class EvalSamples(Dataset[Sample]):
         size: Size,
         crop: float = 0.875,
         warp: bool = False,
+        interpolation: str = "bicubic",
         *,
         geometry: bool = False,
     ) -> None:
         self.images, self.annotated, self.size, self.crop, self.warp = images, annotated, size, crop, warp
-        self.geometry = geometry
+        self.interpolation, self.geometry = interpolation, geometry
 
     def __getitems__(self, keys: list[Key]) -> Collated | UserError:
         with one_thread():
@@ -190,7 +191,7 @@ class EvalSamples(Dataset[Sample]):
             decoded = read_for(self.images, i, self.size, self.crop, self.warp)
         except Unreadable as error:
             return Sample((), (), i, ((error.name, f"unreadable ({error.reason}): left out"),))
-        pixels = eval_view(decoded.image, self.size, self.crop, self.warp)
+        pixels = eval_view(decoded.image, self.size, self.crop, self.warp, self.interpolation)
         view = View(pixels, eval_geometry(decoded.view.geometry, self.size, self.crop, self.warp))
         return Sample((view,), self.annotated.views(i, [view.geometry]), i, _note(decoded))
 

@@ -57,6 +57,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]  # of each channel
     crop: float  # the centre crop's share of the short side, in (0, 1]
     warp: bool = False  # resize to the size without cropping
+    interpolation: str = "bicubic"  # or bilinear
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class Predictor:
     def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b c h w"]:
         """Images as model input: decoded, resized, cropped, normalized. Raises UserError."""
         how = self.preprocessing
-        views = [eval_view(pixels_of(picture, len(how.mean)), self.size, how.crop, how.warp) for picture in pictures]
+        decoded = (pixels_of(picture, len(how.mean)) for picture in pictures)
+        views = [eval_view(image, self.size, how.crop, how.warp, how.interpolation) for image in decoded]
         count = torch.arange(len(views))
         made = normalize(Batch((torch.stack(views),), Labels(count), count), how.mean, how.std, self.device)
         return made.views[0]
@@ -260,7 +262,8 @@ class Predictor:
 def preprocessing_of(model: Backbone) -> Preprocessing:
     """What the model's ``pretrained_cfg`` says."""
     config = model.pretrained_cfg
-    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), float(config["crop_pct"]))
+    crop, how = float(config["crop_pct"]), config["interpolation"]
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), crop, interpolation=how)
 
 
 def likeliest(shares: Float[Tensor, "b k"], names: Sequence[str], top: int) -> list[list[Prediction]]:

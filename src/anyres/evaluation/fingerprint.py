@@ -39,7 +39,11 @@ class Fingerprint:
 
 
 def fingerprint(
-    sizes: Sequence[Size], crop: float = 0.875, warp: bool = False, short_side: int | None = None
+    sizes: Sequence[Size],
+    crop: float = 0.875,
+    warp: bool = False,
+    short_side: int | None = None,
+    interpolation: str = "bicubic",
 ) -> Fingerprint:
     """Decode and view the built-in picture as evaluation does every image.
 
@@ -50,9 +54,10 @@ def fingerprint(
     pixels = {}
     for size in sizes:
         image = full if eval_plan(Size(*kept.shape[1:]), size, crop, warp).enlarges else kept
-        pixels[str(size)] = hashlib.sha256(eval_view(image, size, crop, warp).numpy().tobytes()).hexdigest()[:DIGITS]
+        view = eval_view(image, size, crop, warp, interpolation)
+        pixels[str(size)] = hashlib.sha256(view.numpy().tobytes()).hexdigest()[:DIGITS]
     packages = {name: version(name) for name in ("pillow", "torchvision", "torch")}
-    return Fingerprint({"jpeg": _jpeg_decoder(), **packages}, "bicubic, antialiased", pixels)
+    return Fingerprint({"jpeg": _jpeg_decoder(), **packages}, f"{interpolation}, antialiased", pixels)
 
 
 def _jpeg_decoder() -> str:

@@ -62,13 +62,7 @@ class LabelScores:
     @cached_property
     def average_precision(self) -> Float64[np.ndarray, " k"]:
         """Of each class, in [0, 1]; NaN for one that no image has."""
-        from torchmetrics.functional.classification import multilabel_average_precision
-
-        shown = np.asarray(self.target.any(0))
-        chances = torch.from_numpy(self.logits[:, shown].astype(np.float64)).sigmoid()
-        target = torch.from_numpy(self.target[:, shown].astype(np.int64))
-        each = np.full(len(shown), np.nan)
-        each[shown] = multilabel_average_precision(chances, target, int(shown.sum()), average="none").numpy()
+        each: Float64[np.ndarray, " k"] = _average_precision(self.target, self.logits, np.ones((1, self.n)))[0]
         return each
 
     @property
@@ -90,11 +84,11 @@ class LabelScores:
     @property
     def f1(self) -> float:
         """Mean F1 at 0.5 over the classes that any image has, in [0, 1]."""
-        from torchmetrics.functional.classification import multilabel_f1_score
+        from torchmetrics.functional.classification import binary_f1_score
 
-        shown = np.asarray(self.target.any(0))
-        decided, target = (torch.from_numpy(x[:, shown].astype(np.int64)) for x in (self.predicted, self.target))
-        return float(multilabel_f1_score(decided, target, int(shown.sum()), average="macro"))
+        decided, target = (torch.from_numpy(x.astype(np.int64)) for x in (self.predicted, self.target))
+        shown = np.flatnonzero(self.target.any(0))
+        return float(np.mean([binary_f1_score(decided[:, c], target[:, c]) for c in shown]))
 
     @property
     def loss(self) -> float:
@@ -158,7 +152,7 @@ def _average_precision(
 ) -> Float64[np.ndarray, "r k"]:
     """Of each class, for each of r weightings of the images; NaN where no image of any weight has it.
 
-    For the bootstrap, which torchmetrics would need a copy of the scores for each resample for.
+    In double precision and with weights, as the bootstrap resamples; torchmetrics has neither, and refuses one class.
     """
     found = np.full((len(weights), target.shape[1]), np.nan)
     for c in np.flatnonzero(target.any(0)):

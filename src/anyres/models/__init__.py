@@ -1,5 +1,6 @@
-"""Backbones, one file per paper family, behind three functions."""
+"""Backbones, one file per paper family, and any model of timm or torchvision, behind four functions."""
 
-from anyres.models.registry import create_model, list_models, variant
+from anyres.models.create import create_model
+from anyres.models.registry import list_models, register_family, variant
 
-__all__ = ["create_model", "list_models", "variant"]
+__all__ = ["create_model", "list_models", "register_family", "variant"]

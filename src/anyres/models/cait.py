@@ -46,7 +46,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.head import new_head
 from anyres.ops.mixed_heads import talking_heads
@@ -182,6 +182,8 @@ class ClassBlock(nn.Module):
 class CaiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
+    traits = Traits(attention=(TalkingHeads, ClassAttention), fold="anyres.deploy.fuse.cait:FoldedCaiT")
+
     def __init__(self, config: CaiTConfig) -> None:
         super().__init__()
         dim, depth, heads = config.dim, config.depth, config.heads
@@ -301,7 +303,7 @@ class CaiT(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names are the official ones in timm too; a position table of another square grid is carried to this one's.
 
         A table of as many tokens as this model has is taken as it is. Raises UserError for another count without a

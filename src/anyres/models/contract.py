@@ -1,10 +1,16 @@
-"""What every family promises: timm's model contract, and three methods of ours. Signatures only, no behaviour."""
+"""What every family promises: timm's model contract, and a few methods of ours.
+
+Five methods every family writes itself, and ``forward``; the others are what a model can do beyond that, and say here
+that it cannot, or do nothing.
+"""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal, TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeGuard
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +24,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What other rooms need to know of a family, so that none of them names it."""
+
+    attention: tuple[type[nn.Module], ...] = ()
+    """The attention modules that ``train.trainable=attention`` trains, by type: names mislead, as ResMLP's ``attn`` is
+    no attention and a parallel block's second is called ``attn1``."""
+    several_sizes: Mapping[str, Any] = field(default_factory=dict)
+    """Options that a model is built with when it is trained at several sizes."""
+    fold: str | None = None
+    """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
+
+
 class Backbone(nn.Module, ABC):
     """A backbone with its classifier, for images of any height and width.
 
@@ -25,6 +44,9 @@ class Backbone(nn.Module, ABC):
     ``get_classifier()(forward_head(forward_features(x), pre_logits=True))``.
     """
 
+    traits: ClassVar[Traits] = Traits()
+    two_heads: bool = False
+    """A second classifier, for a teacher's answers: the model then has ``heads``, as the distilled DeiT."""
     num_classes: int
     """Classes of the head; 0: no head, ``model(x)`` is the pooled vector."""
     num_features: int
@@ -33,10 +55,6 @@ class Backbone(nn.Module, ABC):
     """For each feature of ``forward_intermediates``: num_chs, reduction (pixels per token), module."""
     pretrained_cfg: dict[str, Any]
     """timm's: input_size, mean, std, interpolation, crop_pct, classifier, first_conv, num_classes."""
-
-    @abstractmethod
-    def init_weights(self) -> None:
-        """Draws every parameter and resets every buffer anew, as the paper's code does."""
 
     @abstractmethod
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b ..."]:
@@ -50,20 +68,20 @@ class Backbone(nn.Module, ABC):
     def patch_tokens(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b n c"]:
         """Features -> the normalised patch tokens in row-major order, without class token."""
 
-    @abstractmethod
     def forward_intermediates(
         self,
-        x: Float[Tensor, "b k h w"],
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: Format = "NCHW",
+        x: Float[Tensor, "b k h w"],  # noqa: ARG002
+        indices: int | Sequence[int] | None = None,  # noqa: ARG002
+        norm: bool = False,  # noqa: ARG002
+        intermediates_only: bool = False,  # noqa: ARG002
+        output_fmt: Format = "NCHW",  # noqa: ARG002
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The features listed in ``feature_info`` at ``indices`` (None: all, an int: the last so many).
 
         Returns (``forward_features(x)``, intermediates), or the intermediates alone. ``norm`` puts the final norm on
-        those it fits. Raises UserError for an index out of range.
+        those it fits. Raises UserError for an index out of range, and where a model has none.
         """
+        raise UserError(f"{self.called} gives no intermediate features")
 
     @abstractmethod
     def get_classifier(self) -> nn.Module:
@@ -73,21 +91,51 @@ class Backbone(nn.Module, ABC):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier; ``global_pool`` may only name the pooling the family has. Raises UserError."""
 
-    @abstractmethod
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
+    @property
+    def called(self) -> str:
+        """What messages call it: its official name, or its class where it was not made by one."""
+        return str(self.pretrained_cfg.get("architecture", type(self).__name__))
 
-    @abstractmethod
+    def init_weights(self) -> None:
+        """Draws every parameter and resets every buffer anew, as the paper's code does; here as PyTorch's layers do."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
+        raise UserError(f"{self.called} does not say in which layer a parameter is: set optim.layer_decay=1")
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay, beyond biases and vectors."""
+        return set()
 
-    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of storing their activations."""
+        if enable:
+            raise UserError(f"{self.called} cannot recompute its blocks: set train.grad_checkpointing=false")
 
-    @abstractmethod
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
+        return state
+
+    def attention_modules(self) -> list[nn.Module]:
+        """The modules that ``train.trainable=attention`` trains; empty if there are none."""
+        return [module for module in self.modules() if isinstance(module, self.traits.attention)]
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        """The weights that a foreign library publishes for this model, with their own classifier; None: none does."""
+        return None
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
+        """Raises UserError, one line, for the first (height, width) in pixels that the model cannot take.
+
+        ``training``: all of them in one training run. A family of ours takes every size.
+        """
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Store the tables that depend on the size for this one, in place, before the model is deployed at it alone."""
 
 
 def timm_cfg(
@@ -130,6 +178,16 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
     if wrong:
         raise UserError(f"feature index {wrong[0]} is out of range: there are {count} features")
     return [i % count for i in indices]
+
+
+def count_classes(classifier: str | Sequence[str], state: Mapping[str, Tensor]) -> int:
+    """The classes of a state dict; 0 where it has no head. ``classifier``: as in ``pretrained_cfg``, the first counts.
+
+    A head is one layer, whose weight has a row per class, or a list of layers, one per class.
+    """
+    name = classifier if isinstance(classifier, str) else classifier[0]
+    pattern = re.compile(re.escape(name) + r"\.(\d+\.)?weight")
+    return sum(tensor.shape[0] for key, tensor in state.items() if pattern.fullmatch(key) and tensor.ndim > 1)
 
 
 def check_pool(asked: str | None, own: str, family: str) -> None:

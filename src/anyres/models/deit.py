@@ -40,7 +40,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
@@ -132,12 +132,15 @@ class MeanOfHeads(nn.Module):
 class DeiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
+    traits = Traits(attention=(SelfAttention,), fold="anyres.deploy.fuse.vit:FoldedViT")
+
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__()
         dim, depth = config.dim, config.depth
         self.config = config
         self.num_classes = config.num_classes
         self.num_features = config.specials * dim
+        self.two_heads = config.distilled
         self.grad_checkpointing = False
         self.feature_info = [
             {"num_chs": dim, "reduction": config.patch_size, "module": f"blocks.{i}"} for i in range(depth)
@@ -267,7 +270,7 @@ class DeiT(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A position table of another square grid is carried to this model's; the names are official, as timm's are.
 
         Raises UserError for a file with a distillation token where this model has none, or the other way round, and
@@ -282,9 +285,9 @@ class DeiT(Backbone):
                 if "dist_token" in state
                 else "it has no distillation token: it is for a DeiT that is not distilled (distilled=False)"
             )
-        return state | {"pos_embed": self.carry(table)}
+        return state | {"pos_embed": self.resize_pos_embed(table)}
 
-    def carry(self, table: Float[Tensor, "1 t c"]) -> Float[Tensor, "1 u c"]:
+    def resize_pos_embed(self, table: Float[Tensor, "1 t c"]) -> Float[Tensor, "1 u c"]:
         """The position table of a file, special tokens first, on this model's grid."""
         count, grid = self.config.specials, self.config.grid
         n = table.shape[1] - count

@@ -46,7 +46,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, pad_to_multiple, to_maps, to_tokens
@@ -212,6 +212,8 @@ class ParallelBlock(nn.Module):
 class DeiT3(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
+    traits = Traits(attention=(SelfAttention,), fold="anyres.deploy.fuse.vit:FoldedViT")
+
     def __init__(self, config: DeiT3Config) -> None:
         super().__init__()
         dim = config.dim
@@ -331,7 +333,7 @@ class DeiT3(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """timm's names become the official ones; the position table of another square grid is carried to this one's.
 
         A table of as many rows as this model has is taken as it is. Raises UserError for another one without a whole
@@ -340,10 +342,10 @@ class DeiT3(Backbone):
         state = {rename(key): tensor for key, tensor in state.items()}
         table = state.get("pos_embed")
         if is_table(table):
-            state["pos_embed"] = self.carry(table)
+            state["pos_embed"] = self.resize_pos_embed(table)
         return state
 
-    def carry(self, table: Float[Tensor, "b n c"]) -> Float[Tensor, "b m c"]:
+    def resize_pos_embed(self, table: Float[Tensor, "b n c"]) -> Float[Tensor, "b m c"]:
         """A file's position table on this model's grid."""
         n, grid = table.shape[1], self.config.grid
         if n == math.prod(grid):

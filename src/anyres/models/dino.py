@@ -36,7 +36,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
@@ -147,6 +147,8 @@ class DINO(Backbone):
     See the module's docstring.
     """
 
+    traits = Traits(attention=(SelfAttention,), fold="anyres.deploy.fuse.vit:FoldedViT")
+
     def __init__(self, config: DINOConfig) -> None:
         super().__init__()
         dim, depth = config.dim, config.depth
@@ -256,7 +258,7 @@ class DINO(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A training checkpoint's projection head is left aside; a table of another square grid is carried to this one.
 
         The names are official, as timm's are. The table is carried by the official rule, so a model built at another
@@ -267,9 +269,9 @@ class DINO(Backbone):
         table = state.get("pos_embed")
         if not is_table(table):
             return state
-        return state | {"pos_embed": self.carry(table)}
+        return state | {"pos_embed": self.resize_pos_embed(table)}
 
-    def carry(self, table: Float[Tensor, "1 t c"]) -> Float[Tensor, "1 u c"]:
+    def resize_pos_embed(self, table: Float[Tensor, "1 t c"]) -> Float[Tensor, "1 u c"]:
         """The position table of a file, class token first, on this model's grid."""
         n, grid = table.shape[1] - 1, self.config.grid
         if n == math.prod(grid):

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyres.config import UserError, first_line
+from anyres.storage import write_text
 
 if TYPE_CHECKING:
     import httpx2
@@ -226,28 +227,20 @@ def _why(error: BaseException) -> str:
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(values, file)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_text(path, json.dumps(values))
 
 
 @contextmanager
 def _progress(what: Download) -> Iterator[Show]:
     """How much came of how much: a bar on stderr if that is a terminal, else one line at the beginning."""
-    from rich.console import Console
+    from rich import get_console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.print(f"Fetching {what.shown} ...")
+    if not get_console().is_terminal:
+        print(f"Fetching {what.shown} ...", file=sys.stderr)
         yield lambda *_: None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task(what.part.name.removesuffix(".part"), total=None)
         yield lambda came, whole: progress.update(task, completed=came, total=whole)

@@ -11,20 +11,18 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.models.contract import Backbone
-from anyres.models.registry import create_model
-from anyres.models.zoo import FAMILIES, Facts
+from anyres.models.registry import new_model
+from anyres.models.zoo import MODEL_STATS, ModelStats
 
 LEAST_SHARED = 0.9
 """The share of tensors that a model and a file must have in common by name and shape."""
 BY_CLASSES_OR_GRID = re.compile(r"^(head|pos_embed)|\.(attn|linear_tokens)\.weight$")
 """Tensors whose size depends on the number of classes or of tokens."""
-HEADS = {"S60_multi": 2000}
-"""Tensors of a model's classifier, where they are many."""
 
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
-def recognise(state: Mapping[str, Tensor]) -> dict[str, float]:
+def identify_checkpoint(state: Mapping[str, Tensor]) -> dict[str, float]:
     """Official names of the models that ``state`` may be of, the likeliest first, with the share of common tensors.
 
     Classifiers and position tables are left aside, as they differ between files of one model; among equals, the model
@@ -33,18 +31,18 @@ def recognise(state: Mapping[str, Tensor]) -> dict[str, float]:
     light = {key: tensor.to("meta") for key, tensor in state.items()}
     count = len(_body(_shapes(light)))
     weight = sum(tensor.numel() for key, tensor in light.items() if not BY_CLASSES_OR_GRID.search(key))
-    facts = {name: each for models in FAMILIES.values() for name, each in models.items()}
-    near = [name for name in facts if _near(name, facts[name], count, weight)]
+    known = {name: stats for models in MODEL_STATS.values() for name, stats in models.items()}
+    near = [name for name, stats in known.items() if _near(stats, count, weight)]
     shares = {name: _shares(name, light) for name in near}
     likely = sorted((name for name in near if shares[name][0] >= LEAST_SHARED), key=lambda name: shares[name])
     return {name: shares[name][0] for name in reversed(likely)}
 
 
-def _near(name: str, facts: Facts, count: int, weight: int) -> bool:
+def _near(stats: ModelStats, count: int, weight: int) -> bool:
     """Whether a model has about as many tensors and parameters as the file: only then is it built to compare."""
-    tensors = facts.tensors - HEADS.get(name, 2)
+    tensors = stats.tensors - stats.head_tensors
     alike = LEAST_SHARED * tensors - 4 <= count <= tensors / LEAST_SHARED + 4  # 4: two heads, and rounding
-    return alike and facts.parameters / 1.5 <= weight <= facts.parameters * 1.5
+    return alike and stats.parameters / 1.5 <= weight <= stats.parameters * 1.5
 
 
 def _shares(name: str, state: dict[str, Tensor]) -> tuple[float, int]:
@@ -52,7 +50,7 @@ def _shares(name: str, state: dict[str, Tensor]) -> tuple[float, int]:
     model = _on_meta(name)
     own, given = _shapes(model.state_dict()), _shapes(state)
     try:
-        theirs = _shapes(model.adapt_state(dict(state)))
+        theirs = _shapes(model.convert_state_dict(dict(state)))
     except UserError:
         theirs = given
     ours, theirs = _body(own), _body(theirs)
@@ -63,7 +61,7 @@ def _shares(name: str, state: dict[str, Tensor]) -> tuple[float, int]:
 def _on_meta(name: str) -> Backbone:
     """The model without storage."""
     with torch.device("meta"):
-        return create_model(name)
+        return new_model(name)
 
 
 def _body(shapes: Shapes) -> Shapes:

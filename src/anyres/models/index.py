@@ -52,6 +52,14 @@ def known_weights(model: str | None = None) -> tuple[Weights, ...]:
     return rows if model is None else tuple(row for row in rows if row.model == model)
 
 
+def first_weights(model: str) -> str:
+    """The name of the first known weights of a model, preferably of some that can be fetched. Raises UserError."""
+    rows = known_weights(model)
+    if not rows:
+        raise UserError(f"no weights of {model} were published: give a file's path")
+    return next((row for row in rows if row.url), rows[0]).name
+
+
 @cache
 def _read() -> tuple[Weights, ...]:
     import yaml

@@ -41,7 +41,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
@@ -231,6 +231,8 @@ class ClassifierPerToken(nn.ModuleList):
 class PatchConvNet(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
+    traits = Traits(attention=(Pooling,), fold="anyres.deploy.fuse.patchconvnet:FoldedPatchConvNet")
+
     def __init__(self, config: PatchConvNetConfig) -> None:
         super().__init__()
         dim, depth = config.dim, config.depth
@@ -373,7 +375,7 @@ class PatchConvNet(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The official names are ours and no tensor knows a grid: nothing to do."""
         return state
 

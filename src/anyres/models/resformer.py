@@ -38,7 +38,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d
 from anyres.ops.head import new_head
@@ -160,6 +160,8 @@ class Block(nn.Module):
 class ResFormer(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
+    traits = Traits(attention=(Attention,), fold="anyres.deploy.fuse.resformer:FoldedResFormer")
+
     def __init__(self, config: ResFormerConfig) -> None:
         super().__init__()
         dim, depth = config.dim, config.depth
@@ -274,7 +276,7 @@ class ResFormer(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The official names are ours and no tensor knows a grid: nothing to do."""
         return state
 

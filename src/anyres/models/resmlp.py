@@ -44,7 +44,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.head import new_head
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, to_maps
 from anyres.ops.recompute import run_block
@@ -145,6 +145,8 @@ class Block(nn.Module):
 
 class ResMLP(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
+
+    traits = Traits(several_sizes={"any_size": True}, fold="anyres.deploy.fuse.resmlp:FoldedResMLP")
 
     def __init__(self, config: ResMLPConfig) -> None:
         super().__init__()
@@ -264,7 +266,7 @@ class ResMLP(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """timm's names become the official ones; mixing matrices of another square grid are carried to this one's.
 
         A matrix of as many tokens as this model has is taken as it is. Raises UserError for another count without a
@@ -277,10 +279,10 @@ class ResMLP(Backbone):
             if re.search(r"norm\d?\.(alpha|beta)$", key):
                 state[key] = tensor.flatten()  # timm writes (1, 1, c)
             elif re.search(r"\.attn\.(weight|bias)$", key) and n and tensor.shape in ((n, n), (n,)):
-                state[key] = self.carry(key, tensor)
+                state[key] = self.resize_mixing(key, tensor)
         return state
 
-    def carry(self, key: str, tensor: Tensor) -> Tensor:
+    def resize_mixing(self, key: str, tensor: Tensor) -> Tensor:
         """A mixing matrix (n, n) or bias (n) of a file, on this model's grid."""
         n, grid = len(tensor), self.config.grid
         if n == math.prod(grid):

@@ -43,7 +43,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
@@ -202,6 +202,8 @@ class Block(nn.Module):
 class ResT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
+    traits = Traits(attention=(Attention,), fold="anyres.deploy.fuse.rest:FoldedResT")
+
     def __init__(self, config: ResTConfig) -> None:
         super().__init__()
         dims = config.dims
@@ -313,7 +315,7 @@ class ResT(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for layer-wise decay: stem, stages (coarse) or blocks and downsamplings, and the norm with the head.
 
-        Finely, the published numbering (recipes R1): 0 to the sum of the depths + 4.
+        Finely, the published code's numbering: 0 to the sum of the depths + 4.
         """
         blocks = [(r"^patch_embed_(\d+)", None), (r"^stage(\d+)\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^(?:patch_embed_|stage)(\d+)" if coarse else blocks}
@@ -326,7 +328,7 @@ class ResT(Backbone):
         """Recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The official names are ours, timm has no ResT, and no tensor knows a grid: nothing to do."""
         return state
 

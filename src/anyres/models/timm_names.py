@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.models.contract import Backbone
 from anyres.models.index import Weights, known_weights
-from anyres.models.registry import create_model, variant
-from anyres.models.zoo import ALIASES, FAMILIES
+from anyres.models.registry import aliases, list_models, native, new_model, variant
 
 __all__: list[str] = []  # timm writes the registered names here
 default_cfgs: dict[str, Any] = {}
@@ -28,7 +27,7 @@ def register() -> None:
     from timm.models import is_model, register_model
     from timm.models._pretrained import DefaultCfg, PretrainedCfg
 
-    for name, model in {**{name: name for models in FAMILIES.values() for name in models}, **ALIASES}.items():
+    for name, model in {**{name: name for name in list_models()}, **aliases()}.items():
         if is_model(name):
             continue
         rows = sorted(known_weights(model), key=lambda row: row.url is None)  # the first is timm's default
@@ -39,9 +38,10 @@ def register() -> None:
 
 def _cfg(model: str, row: Weights | None = None) -> dict[str, Any]:
     """timm's description of a model, and of a set of its weights."""
-    family = next(family for family, models in FAMILIES.items() if model in models)
-    side = row.img_size if row else FAMILIES[family][model].size
-    cfg: dict[str, Any] = {"num_classes": 0 if family == "dino" else 1000, "input_size": (3, side, side)}
+    classes, side = native(model)
+    if row:
+        side = row.img_size
+    cfg: dict[str, Any] = {"num_classes": classes, "input_size": (3, side, side)}
     if row is None:
         return cfg
     return cfg | {
@@ -68,7 +68,9 @@ def _entry_point(name: str, model: str) -> Callable[..., nn.Module]:
     ) -> Backbone:
         if drop_rate:
             raise UserError(f"{name} has no dropout: drop_rate must be 0 (drop_path_rate is stochastic depth)")
-        backbone = create_model(model, num_classes, drop_path=drop_path_rate, **options)
+        if drop_path_rate or "drop_path" in {field.name for field in fields(variant(model).config)}:
+            options["drop_path"] = drop_path_rate
+        backbone = new_model(model, num_classes, **options)
         if global_pool is not None:
             backbone.reset_classifier(backbone.num_classes, global_pool)
         return backbone
@@ -110,9 +112,10 @@ def _filtered(state: dict[str, Any], model: Backbone) -> dict[str, Tensor]:
     timm then fits the first convolution and the head. Raises UserError for what fits in no other way: timm would not
     always say so.
     """
-    from anyres.models.weights import faults, head_keys, unwrap
+    from anyres.models.state_files import unwrap
+    from anyres.models.weights import faults, head_keys
 
-    state, own = model.adapt_state(unwrap(state, "the weights' file")), model.state_dict()
+    state, own = model.convert_state_dict(unwrap(state, "the weights' file")), model.state_dict()
     heads = head_keys(model, state)
     first = f"{model.pretrained_cfg['first_conv']}.weight"
     if wrong := faults(state, own, leave={first, *heads, *head_keys(model, own)}):

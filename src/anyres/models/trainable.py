@@ -7,25 +7,7 @@ from typing import Literal
 from torch import nn
 
 from anyres.config import UserError
-from anyres.models.cait import ClassAttention, TalkingHeads
 from anyres.models.contract import Backbone
-from anyres.models.patchconvnet import Pooling
-from anyres.models.resformer import Attention as ResFormerAttention
-from anyres.models.rest import Attention as ResTAttention
-from anyres.models.restv2 import Attention as ResTv2Attention
-from anyres.ops.attention import SelfAttention
-
-ATTENTION = (
-    SelfAttention,
-    TalkingHeads,
-    ClassAttention,
-    Pooling,
-    ResFormerAttention,
-    ResTAttention,
-    ResTv2Attention,
-)
-"""By type, as names mislead (trap D-26): ResMLP's and PatchConvNet's ``attn`` is none, a parallel block's second is
-called ``attn1``."""
 
 
 def freeze(model: Backbone, trainable: Literal["all", "attention", "head"]) -> None:
@@ -40,12 +22,13 @@ def freeze(model: Backbone, trainable: Literal["all", "attention", "head"]) -> N
     model.requires_grad_(False)
     model.get_classifier().requires_grad_(True)
     if trainable == "attention":
-        found = [module for module in model.modules() if isinstance(module, ATTENTION)]
+        found = model.attention_modules()
         if not found:
-            name = model.pretrained_cfg.get("architecture", type(model).__name__)
-            raise UserError(f"train.trainable=attention: {name} has no attention; choose all or head")
-        for part in [*found, *_position_tables(model)]:
-            part.requires_grad_(True)
+            raise UserError(f"train.trainable=attention: {model.called} has no attention; choose all or head")
+        for module in found:
+            module.requires_grad_(True)
+        for table in _position_tables(model):
+            table.requires_grad_(True)
 
 
 def _position_tables(model: Backbone) -> list[nn.Parameter]:

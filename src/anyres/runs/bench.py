@@ -25,7 +25,7 @@ from anyres.evaluation.plots.bar_chart import bars
 from anyres.evaluation.speed import macs
 from anyres.flow import Size
 from anyres.models.contract import Backbone
-from anyres.models.zoo import ALIASES
+from anyres.models.registry import aliases
 from anyres.runs.opened import UNTRAINED, load
 from anyres.storage import write_text
 
@@ -195,7 +195,8 @@ def ratios(model: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 def timm_name(what: str) -> str:
     """timm's name for a model of ours, or of timm's own (``timm:NAME``). Raises UserError where timm has none."""
     what = what.removeprefix("timm:").removeprefix("timm/")
-    names = [what, what.lower(), *(alias for alias, own in ALIASES.items() if own == what), ALIASES.get(what, what)]
+    tidy = aliases()
+    names = [what, what.lower(), *(alias for alias, own in tidy.items() if own == what), tidy.get(what, what)]
     for name in names:
         for full in (name, f"{name}_224", f"{name}_patch16_224", name.lower()):
             if timm.is_model(full) and timm.models.model_entrypoint(full).__module__.startswith("timm."):

@@ -25,7 +25,7 @@ from anyres.evaluation.metrics import wilson
 from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.speed import macs
 from anyres.flow import Batch, Cost, Estimate, Size, SizeResult
-from anyres.runs.inputs import crop_ratio, scored_batches
+from anyres.runs.inputs import crop_ratio, interpolation_of, scored_batches
 from anyres.runs.opened import DataSpec, TrainedModel, open_run
 from anyres.tasks.classify import TOP1
 
@@ -157,7 +157,8 @@ def predictors_for(trained: TrainedModel, sizes: Sequence[Size], options: Engine
 def preprocessing(trained: TrainedModel) -> Preprocessing:
     """How the recipe's evaluation prepares images."""
     data = trained.recipe.data
-    return Preprocessing(data.mean, data.std, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
+    warp, how = trained.recipe.evaluate.warp, interpolation_of(trained.recipe)
+    return Preprocessing(data.mean, data.std, crop_ratio(trained.recipe), warp, how)
 
 
 def open_cascade(trained: TrainedModel, folder: Path, options: EngineOptions) -> CascadePredictor:

@@ -33,6 +33,7 @@ def evaluate(model: Model, *, data: str | None = None, split: str | None = None,
     """
     trained = open_model(model)
     wanted = parse(sizes) or evaluated_sizes(trained.recipe)
+    trained.model.check_sizes(wanted)
     images = trained.images(DataSpec(data, split))
     return Evaluation(trained, images, tuple(trained.measure(images, wanted)))
 
@@ -49,7 +50,9 @@ def curve(
     folder of ``model``. Raises UserError, also where there is no such folder or it is another run's."""
     trained = open_model(model)
     folder = folder_for(trained, Path(out) if out is not None else None)
-    return report_on(trained, trained.images(DataSpec(data, split)), parse(sizes), folder)
+    wanted = parse(sizes)
+    trained.model.check_sizes(wanted)
+    return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
 
 
 def pick(run: str | Path, bound: float | None = None, max_ms: float | None = None) -> SizeResult:

@@ -119,6 +119,7 @@ def scored_batches(
         size,
         crop=crop_ratio(recipe),
         warp=recipe.evaluate.warp,
+        interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
         options=LoaderOptions(recipe.data.workers),
@@ -133,13 +134,19 @@ def crop_ratio(recipe: Recipe) -> float:
     return recipe.evaluate.crop or float(variant(recipe.model["name"]).preprocessing["crop_pct"])
 
 
+def interpolation_of(recipe: Recipe) -> str:
+    """How evaluation resizes an image: the recipe's way, or the model's own."""
+    own: str = variant(recipe.model["name"]).preprocessing["interpolation"]
+    return recipe.evaluate.interpolation or own
+
+
 def describe_preprocessing(recipe: Recipe) -> str:
     """How evaluation shows an image to the model, for people."""
     crop = crop_ratio(recipe)
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
     cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, center crop"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
-    return f"{cut}; bicubic, antialiased; mean {mean}, std {std}"
+    return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 
 
 def evaluated_sizes(recipe: Recipe) -> tuple[Size, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,13 +24,14 @@ from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.probe import Pooled, pool
 from anyres.evaluation.speed import measure_costs_of
 from anyres.flow import Size, SizeResult, pick_device
-from anyres.models import create_model, list_models, variant
-from anyres.models.contract import Backbone
+from anyres.models import create_model, variant
+from anyres.models.contract import Backbone, count_classes
 from anyres.models.index import Weights, known_weights
-from anyres.models.weights import load_weights, read_metadata, read_state, weights_file
-from anyres.models.zoo import ALIASES
+from anyres.models.registry import is_model, model_names
+from anyres.models.state_files import read_state, weights_file
+from anyres.models.weights import load_weights, read_metadata
 from anyres.recipe import Recipe, build_recipe, read_recipe
-from anyres.runs.inputs import open_images, reference_images, scored_batches, with_channels
+from anyres.runs.inputs import evaluated_sizes, open_images, reference_images, scored_batches, with_channels
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
 
@@ -128,6 +128,7 @@ class TrainedModel:
 
     def quality(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> dict[Size, Quality]:
         """Metrics and scores per image at each size; a progress bar on stderr. Raises UserError."""
+        self.model.check_sizes(sizes)
         shown = track(sizes, f"scoring {name or self.name}", transient=True, disable=not get_console().is_terminal)
         reference = reference_images(self.recipe, images) if self.task.compares else None
         found = {}
@@ -179,7 +180,7 @@ def load(what: str | Path, weights: str | None = None, classes: Path | None = No
     Raises UserError where there is no such model or its weights do not fit.
     """
     what = str(what)
-    is_name = what in (*list_models(), *ALIASES, *(row.name for row in known_weights()))
+    is_name = is_model(what) or what in (row.name for row in known_weights())
     if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):
         if classes is not None:
             raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
@@ -192,7 +193,7 @@ def open_run(folder: Path) -> TrainedModel:
     if not (folder / RECIPE).is_file():
         known = [p.parent.name for p in folder.parent.glob(f"*/{RECIPE}")]
         if folder.name == str(folder):  # it may be meant as a name
-            known += [*list_models(), *ALIASES, *(row.name for row in known_weights())]
+            known += [*model_names(), *(row.name for row in known_weights())]
         raise UserError(f"{folder} is not a run folder: it has no {RECIPE}{nearest(folder.name, known)}")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
@@ -217,9 +218,8 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     source = weights or (row.name if row else UNTRAINED)
     path = None if source == UNTRAINED else weights_file(source)
     state = read_state(path) if path else {}
-    # S60_multi has a head of one number for each class, all others one of all numbers
-    biases = [tensor.numel() for key, tensor in state.items() if re.fullmatch(r"head\.(\d+\.)?bias", key)]
-    count = sum(biases) if path else int(variant(model).preprocessing["num_classes"])
+    known = variant(model).preprocessing
+    count = count_classes(known["classifier"], state) if path else int(known["num_classes"])
     metadata = read_metadata(path) if path and path.suffix == ".safetensors" else {}
     about = json.loads(metadata.get("anyres", "{}"))
     names = names or tuple((name,) for name in about.get("classes", ()))
@@ -298,11 +298,11 @@ def _native_side(model: str, row: Weights | None, state: Mapping[str, Tensor]) -
 
 
 def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
-    """The recipe's model with so many outputs (0: no classifier), freshly initialized from the recipe's seed; ResMLP
-    is told when it sees several sizes."""
+    """The recipe's model with so many outputs (0: no classifier), initialized from the recipe's seed, with the family's
+    options for training at several sizes."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
-    if len(recipe.views.sizes) > 1 and variant(recipe.model["name"]).family == "resmlp":
-        options["any_size"] = True
+    if len(recipe.views.sizes) > 1:
+        options |= variant(recipe.model["name"]).traits.several_sizes
     if recipe.data.channels not in (None, 3):
         options["in_chans"] = recipe.data.channels
     torch.manual_seed(recipe.train.seed)
@@ -314,6 +314,14 @@ def build_model(recipe: Recipe, task: Task) -> Backbone:
     model = task.build(partial(build_backbone, recipe))
     assert isinstance(model, Backbone)
     return model
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Raises UserError, before anything is decoded, for a size of views or of evaluation that the model cannot take."""
+    if variant(recipe.model["name"]).foreign:
+        model = build_backbone(recipe, 2)
+        model.check_sizes(recipe.views.parsed, training=True)
+        model.check_sizes(evaluated_sizes(recipe))
 
 
 def start_from(model: Backbone, weights: str) -> str:

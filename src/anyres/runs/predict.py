@@ -21,7 +21,7 @@ from anyres.deploy.predictor import EngineOptions, pixels_of
 from anyres.flow import Batch, Labels, Record, Size
 from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.evaluate import Model, open_model
-from anyres.runs.inputs import crop_ratio
+from anyres.runs.inputs import crop_ratio, interpolation_of
 from anyres.runs.opened import TrainedModel
 from anyres.tasks import Answer, AnswerOptions
 
@@ -99,6 +99,8 @@ def answerer(
     if how.threshold is not None and trained.task.activation != "sigmoid":
         raise UserError(f"{trained.name} gives one answer an image: --threshold is for several labels, leave it out")
     size = options.size or trained.recipe.views.parsed[0]
+    if not options.cascade:
+        trained.model.check_sizes([size])
     engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
@@ -127,7 +129,8 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
 
 def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:
     """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
-    view = eval_view(image, size, crop_ratio(trained.recipe), trained.recipe.evaluate.warp)
+    recipe = trained.recipe
+    view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warp, interpolation_of(recipe))
     batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
     pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):

@@ -81,6 +81,7 @@ class ProbeResult:
 def probe(trained: TrainedModel, where: DataSpec, size: Size | None, options: ProbeOptions) -> ProbeResult:
     """Probe a model's features at ``size`` (None: the largest it was trained at). Raises UserError."""
     size, how = size or trained.recipe.views.parsed[0], options.how
+    trained.model.check_sizes([size])
     train, test = probed_images(trained, where)
     classes = len(train.source.classes)
     bank, asked = (pooled(trained, images, size, options.keep) for images in (train, test))

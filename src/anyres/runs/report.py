@@ -20,7 +20,7 @@ from anyres.evaluation.page import ReportPage, Sample
 from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
-from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes
+from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel
 from anyres.storage import write_text
 from anyres.tasks import Task
@@ -244,7 +244,8 @@ def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str
 def pixels_of(trained: TrainedModel, sizes: Sequence[Size]) -> Fingerprint:
     """The fingerprint of how this machine shows images to the model."""
     recipe = trained.recipe
-    return fingerprint(sizes, crop_ratio(recipe), recipe.evaluate.warp, recipe.data.cache_side)
+    warp, short = recipe.evaluate.warp, recipe.data.cache_side
+    return fingerprint(sizes, crop_ratio(recipe), warp, short, interpolation_of(recipe))
 
 
 def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:

@@ -8,27 +8,24 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from anyres.config import UserError, nearest
+from anyres.config import UserError, first_line, nearest
 from anyres.evaluation.classes import Names
 from anyres.flow import Size
-from anyres.models import list_models
-from anyres.models.deit import DeiT
+from anyres.models import create_model, variant
+from anyres.models.contract import Backbone, count_classes
 from anyres.models.index import known_weights
-from anyres.models.weights import read_state, weights_file
-from anyres.models.zoo import ALIASES
+from anyres.models.registry import is_model, model_names, official_name
+from anyres.models.state_files import read_state, weights_file
 from anyres.recipe import Recipe
 from anyres.runs.opened import RECIPE, load
-from anyres.storage import offline
 from anyres.training.parallel import autocast_dtype
 
-TORCHVISION = "torchvision:"
 KEY = "objective.distillation"
 
 
@@ -107,30 +104,30 @@ def build_teacher(recipe: Recipe, classes: Sequence[str], device: torch.device) 
 
 def has_two_heads(model: nn.Module) -> bool:
     """Whether a model has a classifier of its own for a teacher's lessons (the distilled DeiT)."""
-    return isinstance(model, DeiT) and model.config.distilled
+    return isinstance(model, Backbone) and model.two_heads
 
 
 def open_teacher(what: str, weights: str | None) -> Teacher:
-    """A run folder, a model or known weights of ours, ``torchvision:NAME``, or a model of timm's; on the CPU."""
+    """A run folder, a model or known weights of ours, ``timm:NAME`` or ``torchvision:NAME``, or a bare name of timm's;
+    on the CPU."""
     import timm
 
-    ours = {*list_models(), *ALIASES, *(row.name for row in known_weights())}
+    ours = {*model_names(), *(row.name for row in known_weights())}
     if (Path(what) / RECIPE).is_file() or what in ours:
         return _of_ours(what, weights)
-    if what.startswith(TORCHVISION):
-        return _of_torchvision(what.removeprefix(TORCHVISION), weights)
+    if is_model(what):
+        return _of_library(what, what, weights)
     if timm.is_model(what):
-        return _of_timm(what, weights)
+        return _of_library(what, f"timm:{what}", weights)
     hint = nearest(what, [*ours, *timm.list_models()])
     raise UserError(
-        f"{KEY}.teacher={what} is no run folder, no model of ours or of timm's, and no {TORCHVISION}NAME{hint}"
+        f"{KEY}.teacher={what} is no run folder, no model of ours or of timm's, and no torchvision:NAME{hint}"
     )
 
 
 def _of_ours(what: str, weights: str | None) -> Teacher:
-    if weights is None and (what in list_models() or what in ALIASES):
-        official = ALIASES.get(what, what)
-        rows = [row for row in known_weights(official) if row.url]
+    if weights is None and is_model(what):
+        rows = [row for row in known_weights(official_name(what)) if row.url]
         if not rows:
             raise UserError(f"{KEY}.teacher={what}: no weights of it can be fetched; set {KEY}.weights to a file")
         what = rows[0].name
@@ -142,74 +139,22 @@ def _of_ours(what: str, weights: str | None) -> Teacher:
     return Teacher(what, opened.model, mean, std, opened.recipe.views.parsed[0], names)
 
 
-def _of_timm(what: str, weights: str | None) -> Teacher:
-    import timm
-
-    make = partial(timm.create_model, what)
+def _of_library(what: str, name: str, weights: str | None) -> Teacher:
+    """A model of timm's or torchvision's with its published weights, or with those of a file."""
     try:
-        model = make() if weights else make(pretrained=True, pretrained_cfg_overlay=_cached(what))
-    except Exception as error:  # whatever the network, the hub or timm raises
-        raise UserError(f"{KEY}.teacher={what} cannot be had: {_line(error)}; or set {KEY}.weights to a file") from None
-    cfg = model.pretrained_cfg
-    count = model.num_classes
-    if weights is not None:
-        state = read_state(weights_file(weights))
-        head = state.get(f"{cfg['classifier']}.weight")
-        if head is not None and len(head) != count:
-            count = len(head)
-            model = make(num_classes=count)
-        _fill(model, state, weights, what)
-    names = _imagenet_names(count, ((),) * count) if weights is None else ((),) * count
+        classes = None
+        if weights is not None:
+            state = read_state(weights_file(weights))
+            classes = count_classes(variant(name).preprocessing["classifier"], state) or None
+        model = create_model(name, classes, pretrained=weights or True)
+    except UserError as error:
+        key = f"{KEY}.teacher={what}" if weights is None else f"{KEY}.weights={weights}"
+        mend = "" if weights is not None else f"; or set {KEY}.weights to a file"
+        raise UserError(f"{key} cannot be had: {error}{mend}") from None
+    cfg, count = model.pretrained_cfg, model.num_classes
+    nameless: Names = ((),) * count
+    names = _imagenet_names(count, nameless) if weights is None else nameless
     return Teacher(what, model, tuple(cfg["mean"]), tuple(cfg["std"]), Size(*cfg["input_size"][-2:]), names)
-
-
-def _cached(what: str) -> dict[str, str]:
-    """Where the network is forbidden: the file of timm's weights in the hub's cache. Raises what the hub does."""
-    import timm
-    from huggingface_hub import hf_hub_download
-
-    cfg = timm.models.get_pretrained_cfg(what)
-    if not offline() or cfg is None or not cfg.hf_hub_id:
-        return {}
-    repository = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
-    return {"file": hf_hub_download(repository, "model.safetensors", local_files_only=True)}
-
-
-def _of_torchvision(what: str, weights: str | None) -> Teacher:
-    from torchvision import models
-
-    if what not in models.list_models(module=models):
-        raise UserError(
-            f"{KEY}.teacher={TORCHVISION}{what} is no classifier of torchvision's"
-            f"{nearest(what, models.list_models(module=models))}"
-        )
-    known = models.get_model_weights(what).DEFAULT
-    preset = known.transforms()
-    names: Names
-    if weights is not None:
-        state = read_state(weights_file(weights))
-        count = len(list(state.values())[-1])  # the last tensor is the classifier's bias
-        model = models.get_model(what, weights=None, num_classes=count)
-        _fill(model, state, weights, what)
-        names = ((),) * count
-    else:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(known.url).name
-        if offline() and not file.is_file():
-            raise UserError(f"{KEY}.teacher={TORCHVISION}{what} is not in the cache ({file}) and the network is off")
-        try:
-            model = models.get_model(what, weights=known)
-        except Exception as error:  # whatever the network raises
-            raise UserError(f"{KEY}.teacher={TORCHVISION}{what} cannot be had: {_line(error)}") from None
-        names = _imagenet_names(1000, tuple((name,) for name in known.meta["categories"]))
-    mean, std = tuple(map(float, preset.mean)), tuple(map(float, preset.std))
-    return Teacher(TORCHVISION + what, model, mean, std, Size(*preset.crop_size * 2), names)
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], weights: str, what: str) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{KEY}.weights={weights} does not fit {what}: {_line(error)}") from None
 
 
 def _imagenet_names(count: int, otherwise: Names) -> Names:
@@ -249,7 +194,7 @@ def _read_matches(file: Path, student: Sequence[str], teacher: Names) -> list[li
     try:
         lines = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as CSV: {_line(error)}") from None
+        raise UserError(f"{file} cannot be read as CSV: {first_line(error)}") from None
     ours, theirs = _by_name([(each,) for each in student]), _by_name(teacher)
     found: list[list[int]] = [[] for _ in student]
     for number, line in enumerate(lines, 2):
@@ -288,10 +233,6 @@ def _try(teacher: Teacher, size: Size, classes: int, device: torch.device) -> No
         answer = teacher(torch.zeros(1, 3, *size, device=device))
     except Exception as error:  # whatever a foreign model raises at a size that it does not take
         mend = "choose another" if teacher.resize else f"set {KEY}.size=own or choose another"
-        raise UserError(f"{teacher.name} cannot see a view of {size} px ({_line(error)}): {mend}") from None
+        raise UserError(f"{teacher.name} cannot see a view of {size} px ({first_line(error)}): {mend}") from None
     if tuple(answer.shape) != (1, classes):
         raise UserError(f"{teacher.name} answers with {tuple(answer.shape)}, not with logits of {classes} classes")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

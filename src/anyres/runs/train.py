@@ -37,7 +37,7 @@ from anyres.runs.inputs import (
     training_batches,
     with_channels,
 )
-from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, open_run, start_from
+from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
 from anyres.storage import write_text
@@ -46,6 +46,7 @@ from anyres.training import checkpoint
 from anyres.training.log import check_trackers
 from anyres.training.loop import Callbacks
 from anyres.training.loop import train as run_loop
+from anyres.training.objectives import check_objective
 from anyres.training.objectives.objective import Exempting
 from anyres.training.optim import build_optimizer
 from anyres.training.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
@@ -109,10 +110,12 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
         logging.getLogger("anyres").setLevel(logging.ERROR)
     check_folder(recipe, run)
     check_trackers(recipe.train.trackers)
+    check_objective(recipe.objective.chosen)
     check_kernels(recipe, accelerator.device)
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)
+    check_sizes(recipe)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)
     recipe = with_channels(recipe, images.channels)
@@ -265,9 +268,9 @@ def check_folder(recipe: Recipe, run: Path) -> None:
             recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
         if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
             recipe = replace(recipe, task=before.task)
-        if recipe.data.channels is None or before.data.channels is None:
-            known = before.data
-            recipe = replace(recipe, data=replace(recipe.data, channels=known.channels, mean=known.mean, std=known.std))
+        before = with_channels(before, before.data.channels or 3)  # earlier versions read three
+        if recipe.data.channels is None:
+            recipe = with_channels(recipe, before.data.channels or 3)
         changed = differences(before, recipe)
         if changed:
             raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")

@@ -78,7 +78,7 @@ def back_propagate(
 ) -> dict[str, Tensor]:
     """Add the gradients of the batch's loss, part by part and view by view; ``loss`` and its parts, detached.
 
-    Raises UserError for an objective that yields no term.
+    Raises UserError for an objective that yields no term, or, of several processes, none for the last view.
     """
     passes = Passes(accelerator, student, len(batch.views))
     parts = list(split(batch, accumulate))
@@ -89,7 +89,11 @@ def back_propagate(
         passes.flush()
         if not passes.terms:
             raise UserError(f"objective {objective.name!r} yields no term for a batch: there is nothing to minimize")
-    passes.exchange()
+    if not passes.exchange():
+        raise UserError(
+            f"objective {objective.name!r} yields no term for the last view, with which {accelerator.num_processes} "
+            "processes exchange gradients: yield one, as `0 * output.logits.sum()`"
+        )
     return passes.shown
 
 
@@ -103,7 +107,7 @@ class Passes:
     def __init__(self, accelerator: Accelerator, student: nn.Module, views: int) -> None:
         self.accelerator, self.student, self.views = accelerator, student, views
         self.shown = {"loss": torch.zeros((), device=accelerator.device)}
-        self.exchanged = False
+        self.exchanged = self.awaited = False
 
     def start(self, share: float, last: bool) -> None:
         """Begin a part of the batch with this ``share`` of its images."""
@@ -114,6 +118,7 @@ class Passes:
     def __call__(self, view: Tensor) -> Any:
         self.flush()
         self.made += 1
+        self.awaited = self._is_last and torch.is_grad_enabled()
         with self._exchanging():
             return self.student(view)
 
@@ -134,12 +139,17 @@ class Passes:
                 self.accelerator.backward(loss * self.share if self.share != 1 else loss)
             self.exchanged = self.exchanged or self._is_last
 
-    def exchange(self) -> None:
-        """Take the mean of the gradients over all processes, unless a backward pass did."""
-        if self.accelerator.num_processes > 1 and not self.exchanged:
-            for parameter in self.student.parameters():
-                if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+    def exchange(self) -> bool:
+        """Take the mean of the gradients over all processes, unless a backward pass did.
+
+        False where one was to do it and never came: DistributedDataParallel would wait for it at the next step.
+        """
+        if self.accelerator.num_processes == 1 or self.exchanged:
+            return True
+        for parameter in self.student.parameters():
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        return not self.awaited
 
     @property
     def _is_last(self) -> bool:

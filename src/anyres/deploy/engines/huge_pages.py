@@ -25,7 +25,7 @@ def use_huge_pages() -> None:
 
     All private memory, not an engine's own alone, which lies partly in what was freed before. It changes the process
     (more resident memory, a third of a second for each 100 MiB), so callers ask for it. OpenVINO bf16 on AMX, in turn:
-    1.02 to 1.05 times as fast (docs/lab.md). Where the system refuses, memory stays as it is.
+    1.02 to 1.05 times as fast (docs/lab/2026-11-29-huge-pages.md). Where the system refuses, memory stays as it is.
     """
     if sys.platform != "linux" or mmap.PAGESIZE != 4096:
         return

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError
+from anyres.models.contract import Backbone
 from anyres.ops import fold
 from anyres.ops.patch import Grid
 
@@ -75,6 +76,8 @@ class Positions(GridCache):
 
 def bake(folded: nn.Module, image: Float[Tensor, "b k h w"]) -> None:
     """Turn every tensor that depends on the grid alone into a constant, for the size of ``image``."""
+    if isinstance(folded, Backbone):  # one without a folded form
+        folded.fix_size(image.shape[2], image.shape[3])
     tables = [module for module in folded.modules() if isinstance(module, GridCache)]
     if not tables:
         return

@@ -4,6 +4,7 @@ from anyres.training.objectives.config import DinoConfig, DistillationConfig, Ob
 from anyres.training.objectives.objective import Objective, Student, StudentOutput, Teacher, Term
 from anyres.training.objectives.registry import (
     ObjectiveParts,
+    check_objective,
     register_objective,
     register_objective_class,
     registered_objective,
@@ -19,6 +20,7 @@ __all__ = [
     "StudentOutput",
     "Teacher",
     "Term",
+    "check_objective",
     "register_objective",
     "register_objective_class",
     "registered_objective",

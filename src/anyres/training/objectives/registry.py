@@ -88,6 +88,12 @@ def registered_objective(name: str) -> Callable[[ObjectiveParts], Objective]:
     return _REGISTERED[name].build
 
 
+def check_objective(name: str) -> None:
+    """Raises UserError unless an objective of that name comes with anyres or is registered."""
+    if name not in BUILT_IN:
+        registered_objective(name)
+
+
 class FromTerms:
     """An objective that is one generator function."""
 

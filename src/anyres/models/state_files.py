@@ -1,0 +1,169 @@
+"""Tensors out of files: found, fetched, and read without running anything that is in them.
+
+Reads PyTorch files (tensors only, nothing that could run code) and safetensors, flat or wrapped as the official
+repositories wrap them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from anyres.config import UserError, first_line
+from anyres.models.fetch import fetch, is_remote
+from anyres.models.index import known_weights
+
+CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher", "student", "module")
+"""Keys under which training scripts keep a state dict; the first one present is taken."""
+PREFIXES = ("module.", "_orig_mod.", "backbone.")
+"""What wrappers put before every name."""
+RUN_FILE = "model.safetensors"
+"""The name of the weights in a run folder."""
+
+
+class Ignored:
+    """Stands for what training scripts save beside tensors: made and filled, and nothing is run or kept."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_PATHS = [f"{kind}{system}Path" for kind in ("", "Pure") for system in ("Posix", "Windows")]
+IGNORED = (
+    "argparse.Namespace",
+    *(f"{module}.{path}" for module in ("pathlib", "pathlib._local") for path in _PATHS),
+    *(f"numpy.{name}.multiarray.{function}" for name in ("core", "_core") for function in ("scalar", "_reconstruct")),
+    "numpy.dtype",
+    "numpy.ndarray",
+)
+"""What a file may hold beside tensors, numbers, text and their containers; anything else is refused by name."""
+
+
+def weights_file(source: str | Path) -> Path:
+    """The file that ``source`` means: itself, model.safetensors in a folder, or what is fetched (see load_weights).
+
+    Raises UserError if it is missing, empty, or plainly no weights (a web page, a Git LFS pointer).
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and isinstance(source, str):
+        path = _fetched(source)
+    if path.is_dir():
+        if not (path / RUN_FILE).is_file():
+            raise UserError(f"the folder {path} holds no {RUN_FILE}")
+        path = path / RUN_FILE
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise UserError(f"{path} is empty")
+    if head.startswith(b"<"):
+        raise UserError(f"{path} is a web page, not weights: its download went wrong")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not weights: fetch it with `git lfs pull`")
+    return path
+
+
+def _fetched(source: str) -> Path:
+    """The local copy of weights named by the index, by a URL or by a hub id; else ``source`` as a path."""
+    row = next((row for row in known_weights() if row.name == source), None)
+    if row and row.url:
+        try:
+            return fetch(row.url, sha256=row.sha256)
+        except UserError:
+            if row.also is None:
+                raise
+            return fetch(row.also, sha256=row.sha256)
+    if row:
+        raise UserError(
+            f"{source} has no direct download (published: {row.published}): fetch it by hand and give the file's path"
+        )
+    if is_remote(source):
+        return fetch(source)
+    return Path(source).expanduser()
+
+
+def read_state(path: Path, part: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU, out of their containers and without wrappers' prefixes.
+
+    Raises UserError for a file that is broken, holds more than tensors, or holds no state dict (named ``part``).
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    with readable(path):
+        if path.suffix == ".safetensors" or head[8:] == b"{":  # a length of eight bytes, then JSON
+            content: Any = load_file(path)
+        else:
+            allowed = torch.serialization.safe_globals([(Ignored, name) for name in IGNORED])
+            with warnings.catch_warnings(), allowed:
+                warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    return unwrap(content, str(path), part)
+
+
+def unwrap(content: object, what: str, part: str | None = None) -> dict[str, Tensor]:
+    """The state dict in a checkpoint ``what``, out of its containers and without wrappers' prefixes.
+
+    Raises UserError if there is none, or none named ``part``.
+    """
+    state: dict[str, Tensor] = {}
+    for key, tensor in _innermost(content, what, part).items():
+        name = str(key)
+        while name.startswith(PREFIXES):
+            name = name.split(".", 1)[1]
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{what} is no state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise UserError(f"{what} is no state dict: {name!r} is a {tensor.layout} tensor on {tensor.device}")
+        if name in state:
+            raise UserError(f"{what} holds {name!r} twice, under two prefixes ({', '.join(PREFIXES)})")
+        state[name] = tensor
+    return state
+
+
+def _innermost(content: object, what: str, part: str | None) -> dict[Any, Any]:
+    """Containers are opened until none is left; ``part`` is the outermost."""
+    if part is not None:
+        if not isinstance(content, dict) or not isinstance(content.get(part), dict):
+            held = ", ".join(map(str, [*content][:5])) if isinstance(content, dict) else type(content).__name__
+            raise UserError(f"{what} holds no state dict {part!r} but {held}")
+        content = content[part]
+    for _ in range(3):  # nobody nests deeper, and a file could hold itself
+        if isinstance(content, dict):
+            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f"{what} holds no state dict but {'nothing' if isinstance(content, dict) else type(content).__name__}"
+        )
+    return content
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns whatever a reader says of a broken file into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # readers raise a dozen types for broken bytes, and none is our fault
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise UserError(
+                f"{path} is refused: it holds {foreign[1]}, not only tensors, and could run code"
+            ) from error
+        plain = isinstance(error, SafetensorError | RuntimeError)
+        reason = first_line(error).split(". ")[0] if plain and str(error) else "no weights format known here"
+        raise UserError(f"{path} cannot be read, it is cut short or another kind of file ({reason})") from error
