@@ -9,7 +9,7 @@ UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(B
 # Scripts may call untyped functions; a wrong name or argument is an error there too.
 LOOSER := --allow-untyped-calls --allow-any-generics --no-warn-return-any --no-warn-unused-ignores
 
-.PHONY: setup demo test check bench docs clean lock
+.PHONY: setup demo test packaging check bench docs clean lock
 
 setup: $(READY)                          ## install anyres and its pinned dependencies into .venv
 
@@ -28,6 +28,9 @@ demo: $(READY)                           ## train on real photographs and compar
 
 test: $(READY)                           ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+packaging: $(READY)                      ## the wheel in an empty environment, and the lowest versions
+	$(BIN)/python -m pytest -n 0 -m packaging tests/test_packaging.py
 
 check: $(READY)                          ## style, types, import contracts
 	$(BIN)/ruff check .

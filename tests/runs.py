@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 # Each run is forked from a server that has imported everything once: that takes ten times as long as a small run.
 SERVER = multiprocessing.get_context("forkserver")
@@ -164,6 +168,27 @@ def differences(a: Path, b: Path) -> list[str]:
     progress = [json.loads((folder / "state.json").read_text())["progress"] | {"seconds": 0} for folder in pairs[1]]
     nests = {"optimiser": states, "progress": progress}
     return different + [name for name, (one, two) in nests.items() if not _same(one, two)]
+
+
+def to_earlier_version(run: Path) -> None:
+    """Make a finished run's folder what anyres wrote before there were tasks: its recipe and weights name none."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    del recipe["task"], recipe["objective"]["name"], recipe["objective"]["options"], recipe["data"]["channels"]
+    if dino := recipe["objective"]["dino"]:
+        dino["centre_momentum"] = dino.pop("center_momentum")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["anyres"])
+    del about["task"]
+    save_file(load_file(run / "model.safetensors"), run / "model.safetensors", {"anyres": json.dumps(about)})
+
+
+def forget_the_end(run: Path) -> None:
+    """Leave of a finished run what a crash before its last checkpoint would leave."""
+    newest = max(run.glob("step_*"), key=lambda folder: int(folder.name[5:]))
+    shutil.rmtree(newest)
+    for name in ("model.safetensors", "run.json", "report.html"):
+        (run / name).unlink(missing_ok=True)
 
 
 FILES = ("metrics.jsonl", "model.safetensors", "ema.safetensors")

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from anyres.runs.opened import open_run
 from anyres.training import checkpoint
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import draw
+from tests.runs import to_earlier_version
 
 COLOURS = {"blue": (60, 90, 255), "green": (60, 230, 90), "red": (255, 60, 60)}
 TINY = ("model.dims=[16,32,64,128]", "model.depths=[1,1,1,1]", "views.sizes=[32,24]", "data.batch_size=8")
@@ -135,6 +137,17 @@ def test_predict_gives_every_likely_label(spotted: Spotted, tmp_path: Path) -> N
     assert "--threshold" not in weights.err
 
 
+def test_a_run_of_an_earlier_version_is_still_one_of_several_labels(spotted: Spotted, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(spotted.folder, older)
+    to_earlier_version(older)
+    trained = open_run(older)
+    assert (trained.task.name, trained.classes) == ("multilabel", tuple(COLOURS))
+    words = [older if word == str(spotted.folder) else word for word in spotted.command]
+    assert "is done" in anyres(*words).err
+    assert " mAP " in anyres("eval", older, "--sizes", "24").out
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [
@@ -158,8 +171,12 @@ def test_verbs_for_one_class_are_refused(spotted: Spotted, tiny_run: TinyRun) ->
     one = spotted.table.with_name("1.png")
     assert "leave out --cascade" in refused("predict", spotted.folder, one, "--cascade")
     assert "nearest neighbours and probes want one each" in refused("probe", spotted.folder)
-    assert "have one label each, and restv2_nano was" in refused("eval", spotted.folder, "--data", tiny_run.data)
-    assert "have several labels each, and restv2_nano was" in refused("eval", tiny_run.folder, "--data", spotted.table)
+    assert "have one label each, and the model was trained to give them several" in refused(
+        "eval", spotted.folder, "--data", tiny_run.data
+    )
+    assert "have several labels each, and the model was trained to give them one" in refused(
+        "eval", tiny_run.folder, "--data", spotted.table
+    )
     assert "--threshold is for several" in refused("predict", tiny_run.folder, one, "--threshold", "0.3")
 
 

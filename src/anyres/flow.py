@@ -179,13 +179,16 @@ def seen_views(step: int, views: int, per_step: int | None) -> range:
 class Metric:
     """How good, as a number: ``key`` in files, ``name`` for people.
 
-    ``unit`` is what follows a value: with ``%`` values are shares in [0, 1], shown times 100.
+    ``unit`` is what follows a value: with ``%`` values are shares in [0, 1], shown times 100. ``over`` and ``interval``
+    say in words what it is a mean of and how its interval is worked out, where that is not plain.
     """
 
     key: str
     name: str
     unit: str = "%"
     higher_is_better: bool = True
+    over: str = ""
+    interval: str = ""
 
     @property
     def scale(self) -> float:

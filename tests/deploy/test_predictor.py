@@ -396,6 +396,20 @@ def test_a_model_without_a_folded_form_runs_unfolded(engine: str) -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Unconvertible(Unfolded):
+    """Uses an operation that OpenVINO does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        smaller = torch.nn.functional.interpolate(x, (16, 16), mode="bicubic", antialias=True)
+        return super().forward(smaller)
+
+
+def test_an_operation_that_an_engine_lacks_is_one_line() -> None:
+    x = torch.randn(1, 3, 24, 40)
+    with pytest.raises(BackendUnavailable, match=r"openvino:fp32: OpenVINO cannot convert this model: .*bicubic2d_aa"):
+        build(Unconvertible().eval(), Backend("openvino"), x)
+
+
 def test_huge_pages_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[bool] = []
     monkeypatch.setattr(backends, "use_huge_pages", lambda: moved.append(True))

@@ -13,15 +13,20 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from timm.models._manipulate import group_parameters
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 import anyres
 from anyres.config import UserError
+from anyres.data.views import eval_view
+from anyres.flow import Size
 from anyres.models import create_model, list_models, variant
 from anyres.models.contract import Backbone
 from anyres.models.external_timm import set_size
 from anyres.models.trainable import freeze
 from anyres.models.weights import load_weights
 from anyres.recipe import dump_recipe, load_recipe, read_recipe
+from anyres.runs.opened import interpolation_of, seen_as
 from tests.command import anyres as command
 from tests.command import refused
 from tests.models.zoo import SMALL, build
@@ -249,7 +254,13 @@ def test_preprocessing_is_timms(tmp_path: Path) -> None:
     assert (given.data.mean, given.data.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     (tmp_path / "recipe.yaml").write_text(dump_recipe(given))
     assert read_recipe(tmp_path / "recipe.yaml") == given
-    assert variant("timm:mobilenetv3_small_050").preprocessing["interpolation"] in ("bicubic", "bilinear")
+    assert interpolation_of(load_recipe("timm:tf_efficientnetv2_b0")) == "bicubic"
+    bilinear = load_recipe("timm:resnet18.tv_in1k")
+    assert interpolation_of(bilinear) == "bilinear"
+    assert "bilinear, antialiased" in seen_as(bilinear)
+    picture = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    expected = resize(picture, [20, 30], InterpolationMode.BILINEAR, antialias=True)
+    assert torch.equal(eval_view(picture, Size(20, 30), 1.0, interpolation="bilinear"), expected)
     with pytest.raises(UserError, match="has no option 'drop_pth'; did you mean 'drop_path'"):
         load_recipe("timm:test_vit", ["model.drop_pth=0.1"])
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tests.command import anyres, refused
 from tests.models.zoo import SMALL, build
 from tests.pictures import make_folder
+from tests.runs import forget_the_end, to_earlier_version
 from torch import Tensor
 
 from anyres.config import UserError
@@ -29,6 +30,7 @@ from anyres.models import create_model
 from anyres.models.dino import ProjectionHead
 from anyres.models.weights import load_weights
 from anyres.recipe import load_recipe
+from anyres.runs.opened import open_run
 from anyres.training.objectives import DinoConfig
 from anyres.training.objectives.dino import Dino, MomentumTeacher
 from anyres.training.optim import OptimConfig, build_optimizer, clip_each
@@ -301,6 +303,26 @@ def test_a_run_continues_bit_for_bit(finished: tuple[Path, Path], tmp_path: Path
     for name in ("model", "teacher", "teacher_head"):
         ours, theirs = (load_file(run / "step_000009" / f"{name}.safetensors") for run in (cut, whole))
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def test_a_run_of_an_earlier_version_opens_continues_and_is_done(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, whole = finished
+    older, words = tmp_path / "older", ("train", "dino/nano", "--data", data, "--out", tmp_path / "older", *VALUES)
+    shutil.copytree(whole, older)
+    to_earlier_version(older)
+    assert "centre_momentum: 0.9" in (older / "recipe.yaml").read_text()
+    trained = open_run(older)
+    assert (trained.task.name, trained.classes, trained.model.num_classes) == ("unlabelled", (), 0)
+    assert trained.recipe.objective.dino.center_momentum == 0.9
+    assert "is done: it holds" in anyres(*words).err
+    forget_the_end(older)
+    answer = anyres(*words)
+    assert answer.code == 0, answer.err
+    assert "continuing from step 8 of 9" in answer.err
+    assert lines_of(older) == lines_of(whole)
+    assert (older / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (older / "recipe.yaml").read_bytes() == (whole / "recipe.yaml").read_bytes()
+    assert "objective.dino.center_momentum: 0.9 -> 0.8" in refused(*words, "objective.dino.center_momentum=0.8")
 
 
 @pytest.mark.timeout(300)

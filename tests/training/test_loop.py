@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.command import anyres, refused
 from tests.conftest import TinyRun
 from tests.pictures import make_folder
-from tests.runs import listening
+from tests.runs import forget_the_end, listening, to_earlier_version
 
 from anyres.config import UserError
 from anyres.flow import Batch
@@ -210,6 +212,23 @@ def test_a_crash_between_checkpoints_changes_nothing(
     assert [line["step"] for line in whole if "skipped" in line] == [1]
     for name in ("model.safetensors",):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_a_run_of_an_earlier_version_opens_continues_and_is_done(tiny_run: TinyRun, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(tiny_run.folder, older)
+    to_earlier_version(older)
+    trained = open_run(older)
+    assert (trained.task.name, trained.classes) == ("classify", ("disc", "square", "stripes"))
+    words = [older if word == str(tiny_run.folder) else word for word in tiny_run.command]
+    assert "is done: it holds" in anyres(*words).err
+    forget_the_end(older)
+    answer = anyres(*words)
+    assert answer.code == 0, answer.err
+    assert "continuing from step" in answer.err
+    for name in ("metrics.jsonl", "model.safetensors", "recipe.yaml"):
+        assert (older / name).read_bytes() == (tiny_run.folder / name).read_bytes(), name
+    assert "data.mean" in refused(*words, "data.mean=[0.5, 0.5, 0.5]")
 
 
 COMPILED = """

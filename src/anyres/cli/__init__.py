@@ -1,20 +1,8 @@
 """The command line: one file per verb. Heavy imports happen inside the verbs, so that ``--help`` answers at once."""
 
-from anyres.cli import (  # noqa: F401  # in the order in which `anyres --help` lists them
-    bench,
-    cascade,
-    curve,
-    data,
-    demo,
-    eval,
-    models,
-    pick,
-    predict,
-    probe,
-    recipes,
-    show,
-    train,
-)
+# isort: off
+from anyres.cli import train, eval, curve, pick, predict, cascade, probe  # noqa: F401  # as `anyres --help` lists them
+from anyres.cli import models, recipes, show, data, demo, bench  # noqa: F401
 from anyres.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -11,15 +11,9 @@ from typing import Any
 import rich
 from rich.console import Console
 
+from anyres.runs.stderr import StderrHandler
+
 PIPE_WIDTH = 1000  # columns where a file or a program takes the output: a pipe has no edge to wrap at
-
-
-class StderrHandler(logging.Handler):
-    """Prints each record as one line on stderr, as it is. The stream is looked up anew, as progress bars replace it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the record."""
-        print(" ".join(self.format(record).splitlines()), file=sys.stderr)
 
 
 def start_logging() -> None:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from anyres.config import UserError, config, first_line, nearest
 from anyres.models.contract import Backbone, Format, Traits
 from anyres.models.external import Size, attention_in, contract_fault, empty_image, share_members, size_fault, told
+from anyres.ops.patch import pad_to_multiple
 from anyres.storage import offline
 
 PREFIX = "timm:"
@@ -120,6 +121,8 @@ class Timm(Backbone):
         width: Any = getattr(made, "head_hidden_size", made.num_features)  # MobileNets pool before their last layer
         self.num_features = width * (2 if self.apart else 1)
         self.feature_info = [dict(each) for each in getattr(made, "feature_info", [])]
+        self.multiple = 1
+        """Images are padded to this: the patch, of a model that ``fix_size`` has set to one size; else timm pads."""
         self.tried: dict[tuple[Size, bool], str] = {}
         """What was wrong with each size that was tried, in evaluation and in training; empty: nothing."""
         self.resized: dict[Size, tuple[list[Any], nn.Module]] = {}
@@ -150,11 +153,13 @@ class Timm(Backbone):
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b _"]:
         """Image -> logits."""
+        x = pad_to_multiple(x, self.multiple)
         logits: Tensor = self.at_size(x)(x)
         return logits
 
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b ..."]:
         """Image -> timm's features: tokens (b, t, c), or maps (b, c, h, w) or (b, h, w, c)."""
+        x = pad_to_multiple(x, self.multiple)
         features: Tensor = self.at_size(x).forward_features(x)
         return features
 
@@ -280,17 +285,18 @@ class Timm(Backbone):
     def fix_size(self, height: int, width: int) -> None:
         """See ``Backbone``. Exporters cannot resample a position table as a ViT of any size does at every call.
 
-        A model of any size is built anew for this one, and taken if it then answers as before: not at sizes that are
-        padded to the patch, and Swin not where its windows would be others.
+        A model of any size is built anew for this one, sides padded to the patch, and taken if it then answers as
+        before; Swin does not where its windows would be others.
         """
         size = (height, width)
         if not hasattr(self.timm, "set_input_size") or (self.resizable and size == self.native):
             return
         fixed = copy.deepcopy(self.timm)
         try:
-            set_size(fixed, size)
-            if not self.resizable:
-                fixed = self._static(size, fixed.state_dict())
+            if self.resizable:
+                set_size(fixed, size)
+            else:
+                fixed = self._static(fixed, size)
         except (AssertionError, RuntimeError, UserError):
             if self.resizable:
                 raise
@@ -299,16 +305,21 @@ class Timm(Backbone):
         self.pretrained_cfg["input_size"] = (self.config.in_chans, height, width)
 
     @torch.no_grad()
-    def _static(self, size: Size, state: Mapping[str, Tensor]) -> nn.Module:
-        """The model of this size alone. Raises RuntimeError if it answers otherwise."""
+    def _static(self, model: Any, size: Size) -> nn.Module:
+        """A copy of the model as one of this size alone. Raises RuntimeError if it answers otherwise."""
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+        multiple = max(patch) if isinstance(patch, tuple) else int(patch)
+        padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
+        set_size(model, padded)
         image = empty_image(self, size)
         image = image + torch.linspace(-1, 1, image.numel()).reshape(image.shape).to(image).sin()
         with torch.random.fork_rng(devices=[]):
-            made, _ = build(replace(self.config, img_size=size), choices=[dict.fromkeys(self.options, False)])
-        made.load_state_dict(state)
+            made, _ = build(replace(self.config, img_size=padded), choices=[dict.fromkeys(self.options, False)])
+        made.load_state_dict(model.state_dict())
         made.to(image).eval().requires_grad_(False)
-        if not torch.allclose(made(image), self.timm(image), rtol=1e-3, atol=1e-4):
+        if not torch.allclose(made(pad_to_multiple(image, multiple)), self.timm(image), rtol=1e-3, atol=1e-4):
             raise RuntimeError("it answers otherwise")
+        self.multiple = multiple
         return made
 
     @property

@@ -9,8 +9,7 @@ package brings a family.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -48,6 +47,8 @@ class Family:
 
 
 _registered: dict[str, Family] = {}
+when_registered: list[Callable[[], None]] = []
+"""Called after each ``register_family``: by whom names are copied elsewhere, as to timm."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def register_family(module: ModuleType) -> None:
         if official not in module.VARIANTS:
             raise UserError(f"{name} has the alias {alias!r} of {official!r}, which is not in its VARIANTS")
     _registered[name] = Family(name, name, dict.fromkeys(module.VARIANTS), aliases)
-    if "timm.models" in sys.modules:  # else they come when it is imported
-        import_module("anyres.models.timm_names").register()
+    for tell in when_registered:
+        tell()
 
 
 def families() -> tuple[Family, ...]:

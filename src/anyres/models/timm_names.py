@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.models.contract import Backbone
 from anyres.models.index import Weights, known_weights
-from anyres.models.registry import aliases, list_models, native, new_model, variant
+from anyres.models.registry import aliases, list_models, native, new_model, variant, when_registered
 
 __all__: list[str] = []  # timm writes the registered names here
 default_cfgs: dict[str, Any] = {}
@@ -23,10 +23,15 @@ default_cfgs: dict[str, Any] = {}
 
 
 def register() -> None:
-    """Registers every official and tidy name that timm does not have. A second call does nothing."""
+    """Registers every official and tidy name that timm does not have, and those of families that come later.
+
+    A second call does nothing.
+    """
     from timm.models import is_model, register_model
     from timm.models._pretrained import DefaultCfg, PretrainedCfg
 
+    if register not in when_registered:
+        when_registered.append(register)
     for name, model in {**{name: name for name in list_models()}, **aliases()}.items():
         if is_model(name):
             continue

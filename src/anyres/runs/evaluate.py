@@ -13,6 +13,7 @@ from anyres.flow import Size, SizeResult, parse_sizes
 from anyres.runs.inputs import describe_images, evaluated_sizes
 from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
 from anyres.runs.report import Evaluation, folder_for, report_on
+from anyres.runs.stderr import show_log
 from anyres.tasks import known_metrics
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def evaluate(model: Model, *, data: str | None = None, split: str | None = None,
     latency in milliseconds; ``.rows()`` the same as dictionaries. Raises UserError where model, images and sizes do not
     go together.
     """
+    show_log()
     trained = open_model(model)
     wanted = parse(sizes) or evaluated_sizes(trained.recipe)
     trained.model.check_sizes(wanted)
@@ -48,6 +50,7 @@ def curve(
 ) -> Evaluation:
     """The same as ``evaluate``, and write ``curve.csv``, ``curve.png`` and ``report.html`` in ``out``, or in the run
     folder of ``model``. Raises UserError, also where there is no such folder or it is another run's."""
+    show_log()
     trained = open_model(model)
     folder = folder_for(trained, Path(out) if out is not None else None)
     wanted = parse(sizes)

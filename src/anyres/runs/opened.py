@@ -32,6 +32,7 @@ from anyres.models.state_files import read_state, weights_file
 from anyres.models.weights import load_weights, read_metadata
 from anyres.recipe import Recipe, build_recipe, read_recipe
 from anyres.runs.inputs import evaluated_sizes, open_images, reference_images, scored_batches, with_channels
+from anyres.runs.stderr import show_log
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
 
@@ -109,7 +110,8 @@ class TrainedModel:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
         fit = partial(self._fit, exact=self.folder is not None)
         split = where.split or self.recipe.data.eval_split
-        return open_images(self.recipe, split, where.data, self.task.wanted, fit)
+        wanted = "classes" if self.task.wanted == "optional" else self.task.wanted  # to be scored, images need labels
+        return open_images(self.recipe, split, where.data, wanted, fit)
 
     def _fit(self, source: Source, exact: bool) -> Source:
         return self.task.fit(source, self.names, exact)
@@ -179,6 +181,7 @@ def load(what: str | Path, weights: str | None = None, classes: Path | None = No
     only a name of the index does without. ``classes``: a file of class names, see ``evaluation.classes.read_names``.
     Raises UserError where there is no such model or its weights do not fit.
     """
+    show_log()
     what = str(what)
     is_name = is_model(what) or what in (row.name for row in known_weights())
     if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):

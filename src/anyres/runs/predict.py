@@ -23,6 +23,7 @@ from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.evaluate import Model, open_model
 from anyres.runs.inputs import crop_ratio, interpolation_of
 from anyres.runs.opened import TrainedModel
+from anyres.runs.stderr import show_log
 from anyres.tasks import Answer, AnswerOptions
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ def predict(
     Returns an Answer for each image: ``.line`` for people, ``.values`` for programs. Raises UserError, also for an
     image that cannot be read.
     """
+    show_log()
     trained = open_model(model)
     options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
     answer = answerer(trained, options, AnswerOptions(top, threshold))

@@ -39,6 +39,7 @@ from anyres.runs.inputs import (
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
+from anyres.runs.stderr import show_log
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
 from anyres.storage import write_text
 from anyres.tasks import Parts, Reference, Task, task_for, wanted_by
@@ -90,6 +91,7 @@ def train(
     resumes an interrupted run, bit for bit. Raises UserError when the folder holds another recipe's run, and for every
     fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
+    show_log()
     given = [*overrides, *([f"data.source={data}"] if data else [])]
     given += [f"weights={weights}"] if weights else []
     if isinstance(recipe, Recipe):

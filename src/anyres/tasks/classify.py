@@ -27,7 +27,7 @@ from anyres.training.objectives import ObjectiveConfig
 from anyres.training.objectives.config import LabelLoss
 from anyres.training.objectives.labels import label_loss, pair_loss
 
-TOP1 = Metric("top1", "top-1")
+TOP1 = Metric("top1", "top-1", interval="Wilson")
 
 
 class TopK:

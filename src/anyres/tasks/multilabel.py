@@ -41,7 +41,7 @@ class MultiLabel(ImageTask):
 
     name: ClassVar[str] = "multilabel"
     metrics: ClassVar[Sequence[Metric]] = (
-        Metric("map", "mAP"),
+        Metric("map", "mAP", over="the classes", interval="bootstrap"),
         Metric("f1", "F1"),
         Metric("loss", "loss", unit="", higher_is_better=False),
     )

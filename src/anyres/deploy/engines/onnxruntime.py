@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anyres.deploy.engines.engine import BuildSpec, Engine, Runner
+from anyres.config import first_line
+from anyres.deploy.engines.engine import BackendUnavailable, BuildSpec, Engine, Runner
 from anyres.deploy.engines.exported import exported, quiet
 
 
@@ -20,8 +21,12 @@ def build_onnxruntime(spec: BuildSpec) -> Runner:
     """An inference session of the exported model. Raises BackendUnavailable."""
     import onnxruntime
 
-    with quiet():
-        program = torch.onnx.export(exported(spec.model, spec.example), dynamo=True, verbose=False)
+    graph = exported(spec.model, spec.example)
+    try:
+        with quiet():
+            program = torch.onnx.export(graph, dynamo=True, verbose=False)
+    except Exception as error:  # an operation of another package's model
+        raise BackendUnavailable(f"{spec.name}: {first_line(error)}") from None
     assert program is not None
     proto = program.model_proto
     if spec.precision == "int8":

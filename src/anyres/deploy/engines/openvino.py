@@ -44,7 +44,11 @@ def build_openvino(spec: BuildSpec) -> Runner:
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
     }
     with quiet():
-        converted = openvino.convert_model(program)
+        try:
+            converted = openvino.convert_model(program)
+        except Exception as error:  # an operation of another package's model; the last line names it
+            why = str(error).strip().splitlines()[-1].lstrip("- ")
+            raise BackendUnavailable(f"{spec.name}: OpenVINO cannot convert this model: {why}") from None
         converted.reshape(list(example.shape))  # it comes with free sides, for which plans are made with more copies
         if spec.precision == "int8":
             converted = quantized(converted, spec.calibration, settings)
