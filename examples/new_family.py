@@ -27,9 +27,8 @@ class TinyConv(Backbone):
         super().__init__()
         self.num_classes, self.pretrained_cfg = config.num_classes, preprocessing(config)
         self.num_features = 4 * config.width
-        sizes = [config.in_chans, config.width, 2 * config.width, 4 * config.width]
-        pairs = zip(sizes, sizes[1:], strict=False)
-        layers = [(nn.Conv2d(k, c, 3, 2, 1), nn.GroupNorm(1, c), nn.GELU()) for k, c in pairs]
+        c = [config.in_chans, config.width, 2 * config.width, 4 * config.width]
+        layers = [(nn.Conv2d(c[i], c[i + 1], 3, 2, 1), nn.GroupNorm(1, c[i + 1]), nn.GELU()) for i in range(3)]
         self.blocks = nn.Sequential(*(nn.Sequential(*layer) for layer in layers))
         self.reset_classifier(config.num_classes)
 
@@ -50,8 +49,7 @@ class TinyConv(Backbone):
 
     def reset_classifier(self, num_classes, global_pool=None):
         check_pool(global_pool, "avg", "TinyConv")
-        like = next(self.blocks.parameters())
-        self.num_classes, self.head = num_classes, new_head(self.num_features, num_classes, like)
+        self.num_classes, self.head = num_classes, new_head(self.num_features, num_classes, next(self.parameters()))
 
 
 def preprocessing(config):
