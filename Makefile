@@ -36,7 +36,7 @@ check: $(READY)                          ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples)
+	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples docs)
 	$(BIN)/lint-imports
 
 bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab

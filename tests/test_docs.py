@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 import anyres
 from tests.command import VERBS, parse
@@ -122,12 +123,14 @@ def test_make_verbs_exist(page: Path) -> None:
 def test_python_snippets_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """The blocks of a page run in order, in one namespace, beside ``runs/first``, ``photo.jpg`` and ``root/``."""
+    """The blocks of a page run in order, in one namespace, beside ``runs/first``, ``photo.jpg`` and ``root/``; other
+    runs that it names are there too, unless it trains them."""
     snippets = [block for block in blocks(page) if block.kind in ("python", "py") and not block.skipped]
     text = "\n".join(block.text for block in snippets)
     if re.search(r"runs/|photo\.jpg|root", text):
         tiny = request.getfixturevalue("tiny_run")
-        for name in {"first", "mine", *re.findall(r"runs/(\w+)", text)}:
+        trained = set(re.findall(r'\bout="runs/(\w+)"', text))
+        for name in {"first", "mine", *re.findall(r"runs/(\w+)", text)} - trained:
             shutil.copytree(tiny.folder, tmp_path / "runs" / name)
         shutil.copytree(tiny.data, tmp_path / "root")
         draw(0, 1).save(tmp_path / "photo.jpg")
@@ -158,6 +161,13 @@ def test_every_recipe_key_has_a_comment() -> None:
     )
     assert len(keys) > 100
     assert not re.findall(r"^- `(?!model\.)[\w.\[\]]+` \([^)]*\)$", page.partition("## Recipe keys")[2], re.M)
+
+
+def test_the_recipe_that_is_shown_is_the_default_one() -> None:
+    shown = [block.text for block in blocks(Path("docs/train.md")) if block.kind == "yaml"]
+    assert [yaml.safe_load(text) for text in shown] == [
+        yaml.safe_load((ROOT / "src/anyres/recipes/nano.yaml").read_text())
+    ]
 
 
 def test_the_index_names_every_page() -> None:
