@@ -55,8 +55,8 @@ def normalization(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """``data.mean`` and ``data.std`` for so many channels.
 
-    One value is repeated, also where it was given for each of three; ImageNet's own three, the default, become their mean, repeated. Raises UserError for another
-    number of values.
+    One value is repeated, also where it was given for each of three; ImageNet's own three, the default, become their
+    mean, repeated. Raises UserError for another number of values.
     """
     return _for_channels("mean", mean, IMAGENET_MEAN, channels), _for_channels("std", std, IMAGENET_STD, channels)
 
