@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, config, first_line, nearest
 from anyres.models.contract import Backbone, Format, Traits
-from anyres.models.external import Size, attention_in, contract_fault, empty_image, share_members, size_fault, px_text
+from anyres.models.external import Size, attention_in, contract_fault, empty_image, px_text, share_members, size_fault
 from anyres.ops.patch import pad_to_multiple
 from anyres.storage import offline
 
