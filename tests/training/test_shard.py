@@ -9,12 +9,23 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tests.command import refused
 from tests.pictures import make_folder
-from tests.runs import Run, differences
+from tests.runs import SERVER, Run, differences, free_port
+from torch import nn
 
 from anyres.training.checkpoint import found
+from anyres.training.shard import (
+    gather_full_state,
+    gather_optimizer_state,
+    load_full_state,
+    load_optimizer_state,
+    shard,
+    whole,
+)
 
 SHORT = ("data.workers=0", "train.epochs=2", "train.eval_every=1", "train.precision=fp32", "optim.clip_norm=1.0")
 SPLIT = (*SHORT, "train.shard=true", "optim.name=adamw")
@@ -77,3 +88,44 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     for other in ("channels_last=true", "compile=true", "precision=fp16"):
         words = ("train", "restv2_nano", "--data", "root", "--out", tmp_path / "run", "train.shard=true")
         assert "train.shard" in refused(*words, f"train.{other}")
+
+
+def gather_and_restore(rank: int, port: int, out: Path) -> None:
+    """On two processes: what each holds of a gathered model and optimizer, and that they are restored to the bit."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    shard(model, torch.device("cpu"))
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()], lr=0.1)
+    model[2].bias.requires_grad_(False)  # it has no state, and must not be given one
+    model(torch.randn(8, 5)).square().mean().backward()
+    optimizer.step()
+    weights, state = gather_full_state(model), gather_optimizer_state(model, optimizer)
+    assert bool(weights) == bool(state) == (rank == 0)
+    before = {key: whole(value).clone() for key, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    optimizer.state.clear()
+    load_full_state(model, lambda: weights)
+    load_optimizer_state(model, optimizer, lambda: state)
+    assert all(torch.equal(whole(value), before[key]) for key, value in model.state_dict().items())
+    again = gather_optimizer_state(model, optimizer)
+    if rank == 0:
+        assert sorted(state["state"]) == sorted(again["state"]) == [0, 1, 2, 3, 4]
+        pairs = [(values, again["state"][number]) for number, values in state["state"].items()]
+        assert all(torch.equal(one[key], two[key]) for one, two in pairs for key in one)
+    with pytest.raises(RuntimeError, match=r"0\.weight"):
+        load_full_state(model, lambda: {**weights, "0.weight": torch.zeros(1)})
+    dist.destroy_process_group()
+    out.write_text("done")
+
+
+def test_the_first_process_alone_holds_the_whole(tmp_path: Path) -> None:
+    port = free_port()
+    outs = [tmp_path / str(rank) for rank in (0, 1)]
+    made = [SERVER.Process(target=gather_and_restore, args=(rank, port, out)) for rank, out in enumerate(outs)]
+    for process in made:
+        process.start()
+    for process in made:
+        process.join(120)
+    assert [out.exists() for out in outs] == [True, True]
