@@ -50,7 +50,7 @@ def config(cls: type[C]) -> type[C]:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

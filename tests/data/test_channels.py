@@ -140,6 +140,7 @@ def test_mean_and_deviation() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert normalization(mean, std, 3) == (mean, std)
     assert normalization((0.5,), (0.2,), 4) == ((0.5,) * 4, (0.2,) * 4)
+    assert normalization((0.5,) * 3, (0.2,) * 3, 1) == ((0.5,), (0.2,))  # as timm's ViTs have them
     (one,), (deviation,) = normalization(mean, std, 1)
     assert (one, deviation) == (pytest.approx(0.449), pytest.approx(0.226))
     with pytest.raises(UserError, match=r"data\.mean has 3 values, .* with 4 channels: give one value, or 4"):
@@ -147,7 +148,7 @@ def test_mean_and_deviation() -> None:
     recipe = build_recipe({"model": {"name": "restv2_nano"}, "data": {"channels": 1, "mean": [0.5], "std": [0.2]}}, "r")
     assert (recipe.data.channels, recipe.data.mean) == (1, (0.5,))
     assert "channels: 1" in dump_recipe(recipe)
-    for wrong in ({"channels": 0}, {"channels": 2, "std": [0.1, 0.1, 0.1]}, {"mean": []}):
+    for wrong in ({"channels": 0}, {"channels": 2, "std": [0.1, 0.2, 0.1]}, {"mean": []}):
         with pytest.raises(UserError, match=r"r: .*data\."):
             build_recipe({"model": {"name": "restv2_nano"}, "data": wrong}, "r")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.data.labels import targets
 from tests.data.loading import evaluate, load
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def test_views_that_a_step_does_not_see_are_not_made(images: DecodedImages, shar
     options = {"batch_size": 6, "seed": 5, "start_step": 1, "stop_step": 6, "workers": workers}
 
     def made(**more: object) -> list[Batch]:
-        return list(load(images, images.source.targets, JITTER, views, **options, **more))
+        return list(load(images, targets(images.source), JITTER, views, **options, **more))
 
     def seen(step: int) -> range:
         return seen_views(step, 3, 2)
@@ -114,8 +115,8 @@ def test_memory_used_again_holds_a_batch_until_two_more_are_taken(images: Decode
     places = set()
     before: tuple[Tensor, ...] = ()
     held: tuple[Tensor, ...] = ()
-    again = load(images, images.source.targets, JITTER, VIEWS, **options, reuse=True)
-    for fresh, batch in zip(load(images, images.source.targets, JITTER, VIEWS, **options), again, strict=True):
+    again = load(images, targets(images.source), JITTER, VIEWS, **options, reuse=True)
+    for fresh, batch in zip(load(images, targets(images.source), JITTER, VIEWS, **options), again, strict=True):
         time.sleep(0.01)  # lets workers run ahead
         assert same([fresh], [batch])
         assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.data.labels import targets
 
 from anyres.config import UserError
 from anyres.data.sources import open_source
@@ -38,7 +39,7 @@ def test_numbers_are_classes_in_their_order(folder: Path) -> None:
     rows = [{"path": f"cat/{i}.png", "label": labels[i % 3]} for i in range(9)]
     source = open_source(write(folder, *rows), "trainval")
     assert source.classes == ("2", "9", "10")
-    assert sorted(source.targets.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sorted(targets(source).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert all(source.classes[r.target] == str(labels[int(r.name[4]) % 3]) for r in source.records)
 
 

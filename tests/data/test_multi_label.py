@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.data.labels import targets
 from tests.data.loading import evaluate, load
 from tests.data.test_shards import picture
 
@@ -80,11 +81,11 @@ def test_every_form_says_what_was_written(tmp_path: Path, labels: list[list[str]
         expected = {n: set(x) for n, x, s in rows if s == split}
         for form in (forms[0], str(tmp_path / "lines.jsonl")):
             source = open_source(form, split)
-            assert source.multi_label
+            assert source.labelling == "several"
             assert set(source.classes) == set(classes)
             assert told(source) == expected
-            assert source.targets.dtype == torch.bool
-            assert source.targets.tolist() == [[c in expected[r.name] for c in source.classes] for r in source.records]
+            assert targets(source).dtype == torch.bool
+            assert targets(source).tolist() == [[c in expected[r.name] for c in source.classes] for r in source.records]
 
 
 def test_ticked_classes_keep_the_order_of_their_columns(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_ticked_classes_keep_the_order_of_their_columns(tmp_path: Path) -> None:
     rows = [("path", "zebra", "ape"), *((name, str(i % 2), str(i // 2)) for i, name in enumerate(names))]
     source = open_source(table(tmp_path, "t.csv", rows), "trainval")
     assert source.classes == ("zebra", "ape")
-    assert sorted(source.targets.int().tolist()) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert sorted(targets(source).int().tolist()) == [[0, 0], [0, 1], [1, 0], [1, 1]]
     rows[3] = (names[2], "2", "1")
     with pytest.raises(UserError, match=r"t\.csv:4: the column 'zebra' holds '2': of a class it must be 0 or 1"):
         open_source(table(tmp_path, "t.csv", rows), "train")
@@ -116,7 +117,7 @@ NAMED = {"names": ["zebra", "ape", "cow"], "_type": "ClassLabel"}
 def test_parquet_lists(tmp_path: Path, kind: object) -> None:
     values = [[0, 2], [1], [], [2], [0], [1, 2]]
     source = open_source(parquet(tmp_path / "a.parquet", values, kind), "trainval")
-    assert source.multi_label
+    assert source.labelling == "several"
     assert source.classes == ("zebra", "ape", "cow")
     assert sorted(r.target for r in source.records) == sorted(map(tuple, values))
     bad = parquet(tmp_path / "b.parquet", [[0], [3]], kind)
@@ -168,14 +169,14 @@ def test_batches_differ_from_single_label_ones_in_the_target_alone(tmp_path: Pat
     def batches(targets: torch.Tensor) -> list:
         return list(load(images, targets, AugmentConfig(), ViewsConfig(sizes=(24, 16)), **options))
 
-    for a, b in zip(batches(several.targets), batches(single), strict=True):
+    for a, b in zip(batches(targets(several)), batches(single), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
         assert torch.equal(a.index, b.index)
         assert torch.equal(a.draw, b.draw)
         assert a.targets.of(0).dtype == torch.bool
-        assert torch.equal(a.targets.of(0), several.targets[a.index])
-    scored = list(evaluate(images, several.targets, Size(16, 16), batch_size=7, workers=workers))
-    assert torch.equal(torch.cat([batch.targets.of(0) for batch in scored]), several.targets)
+        assert torch.equal(a.targets.of(0), targets(several)[a.index])
+    scored = list(evaluate(images, targets(several), Size(16, 16), batch_size=7, workers=workers))
+    assert torch.equal(torch.cat([batch.targets.of(0) for batch in scored]), targets(several))
 
 
 def test_mixing_and_smoothing_class_by_class() -> None:
@@ -202,7 +203,7 @@ def test_a_bar_in_a_class_name_is_hinted_at_and_stays(tmp_path: Path) -> None:
     data = table(tmp_path, "t.csv", [("path", "label"), *((n, ["a", "a|b"][i % 2]) for i, n in enumerate(names))])
     source = open_source(data, "train")
     assert source.classes == ("a", "a|b")
-    assert not source.multi_label
+    assert source.labelling != "several"
     assert "t.csv has classes such as 'a|b': several labels go in a column 'labels'" in source.notes
 
 
@@ -227,14 +228,14 @@ def test_images_without_labels(tmp_path: Path, paint) -> None:
         if line:
             with pytest.raises(UserError, match=line):
                 open_source(str(tmp_path / name), "train")
-        source = open_source(str(tmp_path / name), "train", unlabelled=True)
+        source = open_source(str(tmp_path / name), "train", wanted="optional")
         assert (source.classes, len(source.records)) == ((), count)
-        assert source.targets.tolist() == [-1] * count
-    split = open_source(str(tmp_path / "split"), "trainval", unlabelled=True)
+        assert targets(source).tolist() == [-1] * count
+    split = open_source(str(tmp_path / "split"), "trainval", wanted="optional")
     assert [r.name for r in split.records] == ["train/a.png", "train/b/c.png", "val/d.png"]
     with pytest.raises(UserError, match="flat has no image for val"):
-        open_source(str(tmp_path / "flat"), "val", unlabelled=True)
+        open_source(str(tmp_path / "flat"), "val", wanted="optional")
 
 
 def test_who_takes_images_without_labels_keeps_the_labels_that_there_are(folder: Path) -> None:
-    assert open_source(str(folder), "train", unlabelled=True) == open_source(str(folder), "train")
+    assert open_source(str(folder), "train", wanted="optional") == open_source(str(folder), "train")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.command import anyres
+from tests.data.labels import targets
 from tests.data.loading import load
 from tests.data.test_loader import same
 
@@ -84,7 +85,7 @@ def test_batches_from_shards_are_a_function_of_the_step(shards: Path) -> None:
     def train(start: int, workers: int) -> list:
         views = ViewsConfig(sizes=("16",))
         return list(
-            load(images, images.source.targets, AugmentConfig(), views, start_step=start, workers=workers, **options)
+            load(images, targets(images.source), AugmentConfig(), views, start_step=start, workers=workers, **options)
         )
 
     whole = train(0, 0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.data.labels import targets
 
 from anyres.config import UserError
 from anyres.data.sources import open_source
@@ -15,8 +16,8 @@ def names(data: Path, split: str, **options: float) -> list[str]:
 def test_a_folder_is_split_by_hash_in_each_class(folder: Path) -> None:
     train, val = open_source(str(folder), "train"), open_source(str(folder), "val")
     assert train.classes == val.classes == ("cat", "dog")
-    assert train.targets.tolist() == [0] * 8 + [1] * 8
-    assert val.targets.tolist() == [0, 0, 1, 1]
+    assert targets(train).tolist() == [0] * 8 + [1] * 8
+    assert targets(val).tolist() == [0, 0, 1, 1]
     assert not {r.name for r in train.records} & {r.name for r in val.records}
     assert sorted(names(folder, "trainval")) == sorted(names(folder, "train") + names(folder, "val"))
     assert names(folder, "test") == names(folder, "val")
@@ -35,7 +36,7 @@ def test_a_class_of_two_gives_one_to_val_and_a_class_of_one_none(paint, tmp_path
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpeg", "b/2.JPEG", "c/only.webp"):
         paint(f"s/{name}")
     val = open_source(str(tmp_path / "s"), "val")
-    assert val.targets.tolist() == [0, 1]
+    assert targets(val).tolist() == [0, 1]
     assert "no image of class 'c' in val" in val.notes
 
 
@@ -134,7 +135,7 @@ def test_a_table(folder: Path) -> None:
     assert source.records[0].name == "cat/0.png"
     assert source.records[0].source == folder / "cat/0.png"
     unsplit = table(folder, "label,path\n" + "".join(f"x,cat/{i}.png\ny,dog/{i}.PNG\n" for i in range(5)))
-    assert open_source(unsplit, "val").targets.tolist() == [0, 1]
+    assert targets(open_source(unsplit, "val")).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

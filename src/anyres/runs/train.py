@@ -125,6 +125,8 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
     for opened in (images, held_out):
+        for record in opened.source.records:
+            task.read(record)  # raises for a label that is none
         opened.check(recipe.data.max_unreadable)
     if task.compares and task.can_score(images.source):
         check_apart(images, held_out)
