@@ -24,7 +24,7 @@ from anyres.runs.opened import DataSpec, build_backbone, open_run
 from anyres.runs.probe import probed_images
 from anyres.runs.train import train_run
 
-SIZE, NEIGHBOURS = Size(64, 64), 20
+SIZE, NUM_NEIGHBORS = Size(64, 64), 20
 SET = ["data.source=groceries:fine", "data.train_split=trainval", "data.eval_split=test"]
 
 
@@ -37,7 +37,7 @@ def run(seed: int, epochs: int, work: Path) -> dict[str, float]:
 
     def top1() -> float:
         bank, asked = (trained.pooled(images, SIZE) for images in (train, test))
-        found = knn(bank, asked, len(train.source.classes), [NEIGHBOURS], trained.device)
+        found = knn(bank, asked, len(train.source.classes), [NUM_NEIGHBORS], trained.device)
         return round(100 * found[0].top1, 2)
 
     learned = top1()

@@ -49,7 +49,7 @@ def test_a_run_teaches_in_its_own_classes(tiny_run: TinyRun) -> None:
     assert not any(p.requires_grad for p in made.model.parameters())
     assert not made.model.training
     assert not made(view.requires_grad_()).requires_grad
-    assert "as it is" in made.told()
+    assert "as it is" in made.summary()
 
 
 def test_a_model_of_timms_sees_its_own_size_and_normalisation(timm_file: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_teacher_of_one_size_wants_to_see_it(tmp_path: Path) -> None:
     made = build_teacher(recipe("gmlp_ti16_224", f"{KEY}.weights={file}", f"{KEY}.size=own"), CLASSES, CPU)
     assert made is not None
     assert made(torch.randn(2, 3, 32, 32)).shape == (2, 3)
-    assert f"at {made.own} px" in made.told()
+    assert f"at {made.own} px" in made.summary()
 
 
 def test_a_vision_transformer_of_timms_sees_every_view(tmp_path: Path) -> None:

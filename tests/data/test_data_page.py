@@ -21,7 +21,7 @@ def test_every_recipe_of_the_page() -> None:
     assert len(recipes) == 2
     image = torch.arange(3 * 120 * 130).remainder(251).to(torch.uint8).view(3, 120, 130)
     for recipe, told in zip(recipes, ("224", "2 x 224, 8 x 96"), strict=True):
-        assert recipe.views.told == told
+        assert recipe.views.summary == told
         views = make_views(image, recipe.augment, recipe.views, 0, 0, 0)
         assert [view.shape[-1] for view in views] == [size.width for size in recipe.views.parsed]
         assert build_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe

@@ -59,7 +59,7 @@ DINO = AugmentConfig(
 def test_groups_of_views_have_their_own_crops_and_colours() -> None:
     views = ViewsConfig(groups=MULTI_CROP)
     assert views.sizes == ("32", "32", *["16"] * 8)
-    assert views.told == "2 x 32, 8 x 16"
+    assert views.summary == "2 x 32, 8 x 16"
     assert ViewsConfig(sizes=(16, 32, "32", *[16] * 7), groups=MULTI_CROP) == views  # as a recipe that is read back
     plan = views.plan(DINO)
     assert [(how.blur, how.solarize, how.crop_scale) for _, how in plan] == [

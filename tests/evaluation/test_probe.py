@@ -12,7 +12,7 @@ from anyres.config import UserError
 from anyres.evaluation import probe
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.metrics import wilson
-from anyres.evaluation.probe import Neighbours, Pooled, ProbeConfig, digest, keep, kept, knn, linear, pool
+from anyres.evaluation.probe import NeighborClassifier, Pooled, ProbeConfig, digest, keep, kept, knn, linear, pool
 from anyres.flow import Batch, Labels
 from anyres.models import create_model
 
@@ -207,7 +207,7 @@ def test_a_backbone_that_asks_its_neighbours_answers_as_they_vote(monkeypatch: p
     bank, asked = (Pooled(everything.vectors[a:b], target[a:b]) for a, b in ((0, 45), (45, 60)))
     monkeypatch.setattr(probe, "ROOM", 100)
     with torch.no_grad():
-        logits = Neighbours(model, bank, 5, CPU)(views[45:])
+        logits = NeighborClassifier(model, bank, 5, CPU)(views[45:])
     vectors = [part.vectors.double().numpy() for part in (bank, asked)]
     known, queries = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors)
     for row, query in zip(logits.double().numpy(), queries, strict=True):

@@ -174,6 +174,7 @@ def test_a_page_of_an_error_in_pixels(tmp_path: Path) -> None:
         "17.5 px",
         "off by 3.5 px",
         "The largest errors.",
+        "Lower MAE is better",
         NASTY,
     ):
         assert words in outline.text, words

@@ -26,7 +26,7 @@ from anyres.models.external_timm import set_size
 from anyres.models.trainable import freeze
 from anyres.models.weights import load_weights
 from anyres.recipe import dump_recipe, load_recipe, read_recipe
-from anyres.runs.opened import interpolation_of, seen_as
+from anyres.runs.inputs import describe_preprocessing, interpolation_of
 from tests.command import anyres as command
 from tests.command import refused
 from tests.models.zoo import SMALL, build
@@ -257,7 +257,7 @@ def test_preprocessing_is_timms(tmp_path: Path) -> None:
     assert interpolation_of(load_recipe("timm:tf_efficientnetv2_b0")) == "bicubic"
     bilinear = load_recipe("timm:resnet18.tv_in1k")
     assert interpolation_of(bilinear) == "bilinear"
-    assert "bilinear, antialiased" in seen_as(bilinear)
+    assert "bilinear, antialiased" in describe_preprocessing(bilinear)
     picture = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
     expected = resize(picture, [20, 30], InterpolationMode.BILINEAR, antialias=True)
     assert torch.equal(eval_view(picture, Size(20, 30), 1.0, interpolation="bilinear"), expected)

@@ -55,8 +55,8 @@ def normalization(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """``data.mean`` and ``data.std`` for so many channels.
 
-    One value is repeated; ImageNet's own three, the default, become their mean, repeated. Raises UserError for another
-    number of values.
+    One value is repeated, also where it was given for each of three; ImageNet's own three, the default, become their
+    mean, repeated. Raises UserError for another number of values.
     """
     return _for_channels("mean", mean, IMAGENET_MEAN, channels), _for_channels("std", std, IMAGENET_STD, channels)
 
@@ -64,8 +64,8 @@ def normalization(
 def _for_channels(name: str, values: Sequence[float], usual: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(values)
-    if len(values) == 1:
-        return tuple(values) * channels
+    if len(set(values)) == 1:
+        return (values[0],) * channels
     if tuple(values) == tuple(usual):
         return (sum(usual) / len(usual),) * channels
     raise UserError(

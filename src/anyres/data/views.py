@@ -75,7 +75,7 @@ class ViewsConfig:
         return tuple(map(Size.parse, self.sizes))
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The sizes for a message: ``224, 160`` or ``2 x 224, 8 x 96``."""
         counts = {size: self.sizes.count(size) for size in self.sizes}
         return ", ".join(str(size) if count == 1 else f"{count} x {size}" for size, count in counts.items())

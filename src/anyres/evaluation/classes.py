@@ -81,15 +81,15 @@ def relabel(source: Source, names: Names) -> Source:
             f"{source.name} has {len(source.classes)} classes and the weights {len(names)}: give --classes a file with "
             "the names of the weights' classes, one a line in their order"
         )
-    places: dict[str, set[int]] = {}
+    indices: dict[str, set[int]] = {}
     for i, called in enumerate(names):
         for name in called:
-            places.setdefault(name, set()).add(i)
+            indices.setdefault(name, set()).add(i)
     for name in source.classes:
-        if len(places.get(name, ())) != 1:
-            wrong = "stands for several" if name in places else "is not among the"
-            raise UserError(f"{source.name}: {name!r} {wrong} classes of the weights{nearest(name, places, 1)}")
-    number = [next(iter(places[name])) for name in source.classes]
+        if len(indices.get(name, ())) != 1:
+            wrong = "stands for several" if name in indices else "is not among the"
+            raise UserError(f"{source.name}: {name!r} {wrong} classes of the weights{nearest(name, indices, 1)}")
+    number = [next(iter(indices[name])) for name in source.classes]
     if len(set(number)) < len(number):
         raise UserError(f"{source.name} has two classes that are one of the weights'")
     notes = source.notes

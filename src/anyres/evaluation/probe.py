@@ -29,7 +29,7 @@ from anyres.models.contract import Backbone
 from anyres.storage import atomic_write
 
 TEMPERATURE = 0.07
-NEIGHBOURS = 20
+NUM_NEIGHBORS = 20
 """How many vote where one number has to be chosen: of a model trained without labels."""
 MOMENTUM = 0.9
 ROOM = 2**24  # numbers of a chunk's similarities and votes: 64 MiB of float32
@@ -159,8 +159,8 @@ def knn(train: Pooled, test: Pooled, classes: int, ks: Iterable[int], device: to
     return [_probed(f"{k}-NN", hits[k]) for k in ks]
 
 
-class Neighbours(nn.Module):
-    """A backbone that asks the ``NEIGHBOURS`` nearest of the images in ``bank``: view (b, 3, h, w) -> logits (b, k).
+class NeighborClassifier(nn.Module):
+    """A backbone that asks the ``NUM_NEIGHBORS`` nearest of the images in ``bank``: view (b, 3, h, w) -> logits (b, k).
 
     The vote is that of ``knn``; a class's probability is its share of it, with the vote of one more neighbour divided
     evenly among all classes, so that none is 0. Classes without a vote are thus equal, and any may be among the five.
@@ -169,7 +169,7 @@ class Neighbours(nn.Module):
     def __init__(self, backbone: Backbone, bank: Pooled, classes: int, device: torch.device) -> None:
         super().__init__()
         self.backbone, self.classes = backbone, classes
-        self.k = min(NEIGHBOURS, len(bank.vectors))
+        self.k = min(NUM_NEIGHBORS, len(bank.vectors))
         self.bank, self.labels = F.normalize(bank.vectors, dim=1).to(device).T, bank.target.to(device)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b k"]:

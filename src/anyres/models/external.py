@@ -48,13 +48,13 @@ def size_fault(model: Backbone, name: str, size: Size) -> str:
     if error is None:
         return ""
     height, width = model.pretrained_cfg["input_size"][1:]
-    own = told((height, width))
+    own = px_text((height, width))
     if all(_fails(model, other) for other in ((height + 64, width + 64), (2 * height, 2 * width))):
         return (
-            f"{name} takes images of one size only, {own} px, not {told(size)} px: give that size, or build it for "
+            f"{name} takes images of one size only, {own} px, not {px_text(size)} px: give that size, or build it for "
             "another with model.img_size"
         )
-    return f"{name} cannot take images of {told(size)} px ({first_line(error)}): give {own} px, its own size"
+    return f"{name} cannot take images of {px_text(size)} px ({first_line(error)}): give {own} px, its own size"
 
 
 @torch.no_grad()
@@ -100,6 +100,6 @@ def empty_image(model: Backbone, size: Size) -> Float[Tensor, "1 k h w"]:
     return like.new_zeros(1, model.pretrained_cfg["input_size"][0], *size)
 
 
-def told(size: Size) -> str:
+def px_text(size: Size) -> str:
     """As people write it."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

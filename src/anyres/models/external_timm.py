@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, config, first_line, nearest
 from anyres.models.contract import Backbone, Format, Traits
-from anyres.models.external import Size, attention_in, contract_fault, empty_image, share_members, size_fault, told
+from anyres.models.external import Size, attention_in, contract_fault, empty_image, px_text, share_members, size_fault
 from anyres.ops.patch import pad_to_multiple
 from anyres.storage import offline
 
@@ -275,8 +275,8 @@ class Timm(Backbone):
         own = self.native
         if training and self.resizable and size != own:
             return (
-                f"{self.name} learns at one size only, {told(own)} px, not at {told(size)} px: set views.sizes to "
-                "that size, or model.img_size to yours"
+                f"{self.name} learns at one size only, {px_text(own)} px, not at {px_text(size)} px: set views.sizes "
+                "to that size, or model.img_size to yours"
             )
         return size_fault(self, self.name, size) or (
             contract_fault(self, self.name, own if self.resizable else size) if training else ""

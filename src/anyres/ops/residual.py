@@ -52,8 +52,8 @@ def add_kept(x: Float[Tensor, "b n c"], branches: Sequence[Branch], drop: DropPa
     for branch in branches:
         mask = x.new_empty(len(x), 1, 1).bernoulli_(share)
         kept = mask.flatten().nonzero()[:, 0]
-        places, factor = (kept, 1 / share) if len(kept) else (kept.new_zeros(1), 0.0)
-        x = x.index_add(0, places, branch(x[places]).to(x.dtype), alpha=factor)
+        rows, factor = (kept, 1 / share) if len(kept) else (kept.new_zeros(1), 0.0)
+        x = x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=factor)
     return x
 
 

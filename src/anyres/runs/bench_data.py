@@ -48,7 +48,7 @@ def bench_data(data: str, recipe: Recipe, seconds: float) -> LoadingReport:
         workers=recipe.data.workers,
         seconds=seconds,
     )
-    title = f"{data}: {len(images)} images, views {recipe.views.told}"
+    title = f"{data}: {len(images)} images, views {recipe.views.summary}"
     advice = tuple(advise(recipe, loading, len(images)))
     return LoadingReport(data, tuple(map(str, recipe.views.sizes)), title, loading, advice)
 

@@ -1,6 +1,6 @@
 """A frozen model that teaches: opened by name, seeing the student's views in its own way, answering in its classes.
 
-view (b, 3, h, w) -> the teacher's normalisation, and size if asked -> logits -> the student's classes (b, k)
+view (b, 3, h, w) -> the teacher's normalization, and size if asked -> logits -> the student's classes (b, k)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Teacher:
     """Called with a view as the student sees it; nothing of it is trained.
 
     ``own``: its native size; ``names``: what its classes are called, () where nobody said; ``scale`` and ``shift``
-    (3, 1, 1) turn the student's normalisation into its own; ``places`` (k, m) are the teacher's classes for each of
+    (3, 1, 1) turn the student's normalization into its own; ``class_map`` (k, m) are the teacher's classes for each of
     the student's, filled up with the count of its classes (None: the same classes in the same order).
     """
 
@@ -47,10 +47,10 @@ class Teacher:
     scale: Tensor | None = None
     shift: Tensor | None = None
     resize: bool = False
-    places: Tensor | None = None
+    class_map: Tensor | None = None
     dtype: torch.dtype | None = None
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One sentence on who teaches."""
         weight = sum(p.numel() for p in self.model.parameters()) / 1e6
         return f"taught by {self.name}, {weight:.2f} M parameters, " + (
@@ -67,10 +67,10 @@ class Teacher:
         with torch.autocast(view.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits: Tensor = self.model(view)
         logits = logits.float()
-        if self.places is None:
+        if self.class_map is None:
             return logits
         nothing = logits.new_full((len(logits), 1), -torch.inf)
-        return torch.cat([logits, nothing], 1)[:, self.places].logsumexp(-1)  # (b, kt + 1) -> (b, k, m) -> (b, k)
+        return torch.cat([logits, nothing], 1)[:, self.class_map].logsumexp(-1)  # (b, kt + 1) -> (b, k, m) -> (b, k)
 
 
 def build_teacher(recipe: Recipe, classes: Sequence[str], device: torch.device) -> Teacher | None:
@@ -83,7 +83,7 @@ def build_teacher(recipe: Recipe, classes: Sequence[str], device: torch.device) 
         return None
     found = open_teacher(how.teacher, how.weights)
     found.model.to(device).eval().requires_grad_(False)
-    places = match_classes(classes, found, Path(how.classes) if how.classes else None)
+    matched = match_classes(classes, found, Path(how.classes) if how.classes else None)
     mean, std, their_mean, their_std = (
         torch.tensor(values, device=device).view(3, 1, 1)
         for values in (recipe.data.mean, recipe.data.std, found.mean, found.std)
@@ -94,7 +94,7 @@ def build_teacher(recipe: Recipe, classes: Sequence[str], device: torch.device) 
         scale=None if same else std / their_std,
         shift=None if same else (mean - their_mean) / their_std,
         resize=how.size == "own",
-        places=None if places is None else _padded(places, len(found.names)).to(device),
+        class_map=None if matched is None else _padded(matched, len(found.names)).to(device),
         dtype=autocast_dtype(recipe.train.precision),
     )
     for size in dict.fromkeys(recipe.views.parsed):
@@ -180,8 +180,8 @@ def match_classes(student: Sequence[str], teacher: Teacher, file: Path | None) -
         if len(student) != len(names):
             raise UserError(f"{name} has {len(names)} classes and the images {len(student)}: {mend}")
         return None
-    places = _by_name(names)
-    found = [places.get(each, []) for each in student]
+    indices = _by_name(names)
+    found = [indices.get(each, []) for each in student]
     for each, where in zip(student, found, strict=True):
         if len(where) != 1:
             wrong = "stands for several" if where else "is none"
@@ -214,17 +214,17 @@ def _read_matches(file: Path, student: Sequence[str], teacher: Names) -> list[li
 
 
 def _by_name(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for i, called in enumerate(names):
         for name in dict.fromkeys(called):
-            places.setdefault(name, []).append(i)
-    return places
+            indices.setdefault(name, []).append(i)
+    return indices
 
 
-def _padded(places: list[list[int]], count: int) -> Tensor:
+def _padded(matched: list[list[int]], count: int) -> Tensor:
     """Lists of the teacher's classes -> int64 (k, m), filled up with ``count``."""
-    longest = max(map(len, places))
-    return torch.tensor([where + [count] * (longest - len(where)) for where in places])
+    longest = max(map(len, matched))
+    return torch.tensor([where + [count] * (longest - len(where)) for where in matched])
 
 
 def _try(teacher: Teacher, size: Size, classes: int, device: torch.device) -> None:

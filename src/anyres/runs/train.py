@@ -50,7 +50,7 @@ from anyres.training.loop import train as run_loop
 from anyres.training.objectives import check_objective
 from anyres.training.objectives.objective import Exempting
 from anyres.training.optim import build_optimizer
-from anyres.training.parallel import autocast_dtype, build_accelerator, synchronise_batch_norm
+from anyres.training.parallel import autocast_dtype, build_accelerator, synchronize_batch_norm
 from anyres.training.plan import Plan
 from anyres.training.state import State, build_ema
 from anyres.training.step import NonFiniteLoss
@@ -202,7 +202,7 @@ def fit(
     for sentence in (*warnings, *describe(recipe, task, images, plan, state, accelerator)):
         log.info(sentence)
     if teacher is not None:
-        log.info(teacher.told())
+        log.info(teacher.summary())
     if recipe.train.compile:
         objective.student.compile()
     prepared = accelerator.prepare_model(objective.student, evaluation_mode=state.replica is not None)  # split: no copy
@@ -238,7 +238,7 @@ def fit(
 
 def prepare_model(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
     """Put ``model`` on the device, in the memory layout and with the recomputation that the recipe asks for."""
-    synchronise_batch_norm(model.to(accelerator.device))
+    synchronize_batch_norm(model.to(accelerator.device))
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)
     if recipe.train.grad_checkpointing:
@@ -318,7 +318,7 @@ def describe(
     dtype = autocast_dtype(recipe.train.precision)
     yield (
         f"{recipe.model['name']}, {parameters / 1e6:.2f} M parameters, "
-        f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.told}, "
+        f"{'' if trained == parameters else f'{trained / 1e6:.2f} M of them trained, '}views {recipe.views.summary}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} in {str(dtype or torch.float32).split('.')[1]}"
         f"{', split over them' if state.replica is not None else ''}"
     )

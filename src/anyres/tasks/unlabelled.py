@@ -15,7 +15,7 @@ from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import EvalSettings, Evaluator
 from anyres.evaluation.metrics import Scores, score
-from anyres.evaluation.probe import NEIGHBOURS, Neighbours, Pooled, pool
+from anyres.evaluation.probe import NUM_NEIGHBORS, NeighborClassifier, Pooled, pool
 from anyres.flow import Batch, Record
 from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
@@ -39,7 +39,7 @@ class NearestNeighbors:
         vectors, target = how.gather(mine.vectors.to(how.device)), how.gather(mine.target.to(how.device))
         known = target >= 0  # the rest fills up
         bank = Pooled(vectors[known], target[known])
-        answering = Neighbours(self.backbone, bank, self.reference.classes, how.device)
+        answering = NeighborClassifier(self.backbone, bank, self.reference.classes, how.device)
         return score(answering, batches, how)
 
 
@@ -112,7 +112,7 @@ class Unlabelled(Classify):
 
     def scored_by(self) -> str:
         """By neighbors."""
-        return f" of the {NEIGHBOURS} nearest training images"
+        return f" of the {NUM_NEIGHBORS} nearest training images"
 
     def with_loss(self, loss: str) -> Unlabelled:
         """There is no label to lose by."""
@@ -128,7 +128,7 @@ class Unlabelled(Classify):
             why = "images have several labels" if source.classes else "there are none"
             yield f"without labels, and nothing to score by, as {why}: the newest checkpoints are kept, not the best"
             return
-        yield f"without labels; scored by the {NEIGHBOURS} nearest of the training images, by the teacher's features"
+        yield f"without labels; scored by the {NUM_NEIGHBORS} nearest of the training images, by the teacher's features"
 
     def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
         """Raises UserError: it has learnt no classes."""

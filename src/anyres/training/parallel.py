@@ -59,7 +59,7 @@ def restart_advice() -> str:
     return ""
 
 
-def synchronise_batch_norm(model: nn.Module) -> None:
+def synchronize_batch_norm(model: nn.Module) -> None:
     """With several processes, batch statistics over the global batch, so that the split does not change the training.
 
     Each BatchNorm2d of ``model`` is replaced by one with the same keys; torch's own SyncBatchNorm needs a GPU.

@@ -161,8 +161,8 @@ class Passes:
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """The batch's images in ``parts`` parts of about one size (fewer where there are fewer images)."""
-    for places in torch.arange(len(batch.index)).chunk(parts):
-        part = slice(int(places[0]), int(places[-1]) + 1)
+    for rows in torch.arange(len(batch.index)).chunk(parts):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
         draw = None if batch.draw is None else batch.draw[part]
         views = tuple(view[part] for view in batch.views)
         yield replace(batch, views=views, targets=batch.targets.part(part), index=batch.index[part], draw=draw)

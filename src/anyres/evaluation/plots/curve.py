@@ -141,12 +141,17 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     left, right = sheet.left / sheet.width, 1 - sheet.right / sheet.width
     top = 1 - 0.33 / sheet.height
     figure.text(left, top, title, fontsize=15, fontweight="bold", color=ink.text, va="center")
-    marks = ["band: 95 % interval"]
+    points = [p for s in series for p in s.points]
+    marks = []
     if any(s.trained.get(s.model) for s in series):
-        marks[:0] = ["● trained at this size    ○ never seen in training"]
-    if any(p.size.height != p.size.width for s in series for p in s.points):
-        marks.insert(-1, f"◇ not square, height {TIMES} width")
-    n = sorted({p.n for s in series for p in s.points})
+        marks.append("● trained at this size    ○ never seen in training")
+    if any(p.size.height != p.size.width for p in points):
+        marks.append(f"◇ not square, height {TIMES} width")
+    if not all(math.isnan(p.best.low) for p in points):
+        marks.append("band: 95 % interval")
+    if not points[0].headline.higher_is_better:
+        marks.append("lower is better")
+    n = sorted({p.n for p in points})
     images = f"{n[0]:,} images" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} images"
     lines = ["    ".join(marks)] if sheet.columns or len(marks) < 3 else [marks[0], "    ".join(marks[1:])]
     for i, line in enumerate(lines):
