@@ -16,9 +16,9 @@ from tests.models.zoo import build
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.flow import Batch, Labels
+from anyres.flow import Batch, Labels, Record
 from anyres.recipe import load_recipe
-from anyres.tasks import register_task, task_class
+from anyres.tasks import ImageTask, register_task, task_class
 from anyres.tasks import registry as tasks
 from anyres.tasks.classify import Classify
 from anyres.training.objectives import (
@@ -185,3 +185,15 @@ def test_the_loss_of_a_task_is_what_its_recipe_settled() -> None:
     task = Classify(classes=("a", "b")).with_loss(objective.loss)
     assert task == replace(Classify(classes=("a", "b")), label="bce")
     assert task.loss(torch.zeros(1, 2), torch.tensor([0]))[0] == "bce"
+
+
+def test_a_task_that_lacks_a_method_is_named_when_it_is_registered() -> None:
+    class Half(ImageTask):
+        name = "half"
+        metrics = ()
+
+        def read(self, record: Record) -> int:
+            return 0
+
+    with pytest.raises(UserError, match="task 'half' lacks answer, evaluators, loss"):
+        register_task(Half)

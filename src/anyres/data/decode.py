@@ -248,7 +248,7 @@ def _plain_jpeg(image: Image.Image) -> UInt8[Tensor, "3 h w"] | None:
             return None
         image.fp.seek(0)
         pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8))
-    except Exception:
+    except Exception:  # torchvision raises almost anything on hostile bytes; Pillow then says what is wrong
         return None
     return pixels
 
@@ -266,7 +266,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     """EXIF's number, 1 to 8: 1 is upright."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
+    except Exception:  # Pillow raises almost anything on hostile bytes
         notes.append("EXIF is broken: orientation not applied")
         return 1
     return orientation if orientation in _TURNED else 1

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyres.config import UserError
-from anyres.data.mix import MixConfig, mix
-from anyres.data.sources import Source
-from anyres.evaluation.classes import Names, check_classes, relabel
+from anyres.data.sources import Labelling
 from anyres.evaluation.confusion import confusion, write_tables
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
 from anyres.evaluation.metrics import Scores, score
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
-from anyres.flow import Batch, Labels, Metric, Record, Size
+from anyres.flow import Batch, Metric, Record, Size
 from anyres.storage import write_bytes
-from anyres.tasks.image import ImageTask, settle_loss
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Reference
-from anyres.training.objectives import ObjectiveConfig
-from anyres.training.objectives.config import LabelLoss
-from anyres.training.objectives.labels import label_loss, pair_loss
+from anyres.tasks.labels import LabelTask
+from anyres.tasks.task import Answer, AnswerOptions, Reference
 
 TOP1 = Metric("top1", "top-1", interval="Wilson")
 
@@ -39,8 +32,8 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class Classify(ImageTask):
-    """One class for each image; ``label`` is the loss."""
+class Classify(LabelTask):
+    """One class for each image."""
 
     name: ClassVar[str] = "classify"
     metrics: ClassVar[Sequence[Metric]] = (
@@ -48,43 +41,13 @@ class Classify(ImageTask):
         Metric("top5", "top-5"),
         Metric("loss", "loss", unit="", higher_is_better=False),
     )
+    labelling: ClassVar[Labelling] = "one"
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "softmax"
-
-    label: LabelLoss = "ce"
 
     def read(self, record: Record) -> int:
         """The index of the image's class; -1 for no label."""
         assert isinstance(record.target, int)
         return record.target
-
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:
-        """Classes by name where the names are known, and then just those if ``exact``."""
-        if source.labelling != "one":
-            raise UserError(
-                f"images of {source.name} have several labels each, and the model was trained to give them one: give "
-                "--data images labelled as those were"
-            )
-        return check_classes(source, names) if exact else relabel(source, names)
-
-    def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:
-        """Mixup, CutMix and label smoothing: targets are then shares of each class."""
-        return mixed_classes(batch, len(self.classes), how, rng)
-
-    def settle(self, configs: Configs) -> ObjectiveConfig:
-        """Cross-entropy where no loss is chosen."""
-        return settle_loss(configs.objective, "ce")
-
-    def with_loss(self, loss: str) -> Classify:
-        """The same with another loss of labels."""
-        return replace(self, label=cast(LabelLoss, loss))
-
-    def loss(self, output: Float[Tensor, "b k"], target: Any) -> tuple[str, Tensor]:
-        """The label's loss."""
-        return self.label, label_loss(output, target, self.label)
-
-    def pairing(self, first: Tensor, second: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-        """Cosub's two losses."""
-        return pair_loss(first, second, target, self.label)
 
     def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """Top-1."""
@@ -167,11 +130,3 @@ class Classify(ImageTask):
 def _own(scores: ImageScores) -> Scores:
     assert isinstance(scores, Scores)
     return scores
-
-
-def mixed_classes(batch: Batch, classes: int, how: MixConfig, rng: np.random.Generator) -> Batch:
-    """The batch mixed, its targets shares of ``classes``; as it is where ``how`` is off."""
-    if not how.on:
-        return batch
-    views, target = mix(batch.views, batch.targets.of(0), classes, how, rng)
-    return replace(batch, views=views, targets=Labels(target, per_view=target.ndim == 3))

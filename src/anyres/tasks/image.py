@@ -6,8 +6,9 @@ A task of yours may take it all over and say only what differs: ``read``, ``loss
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -29,7 +30,7 @@ from anyres.training.objectives.supervised import Supervised
 
 
 @dataclass(frozen=True)
-class ImageTask:
+class ImageTask(ABC):
     """One target for each image, the same in every view; a network with ``outputs`` numbers; the objective's terms."""
 
     name: ClassVar[str]
@@ -42,21 +43,21 @@ class ImageTask:
 
     # to be said by each task
 
+    @abstractmethod
     def read(self, record: Record) -> Any:
         """The target of an image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, output: Tensor, target: Any) -> tuple[str, Tensor]:
         """The network's output for one view, float32 (b, k), and its target -> the loss's name, and a scalar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """What scores a model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
         """The network's output for one image, float32 (k,), after ``activation`` -> what it says."""
-        raise NotImplementedError
 
     # what follows from that
 
@@ -79,9 +80,7 @@ class ImageTask:
         return source
 
     def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:
-        """The batch as it is. Raises UserError where the recipe mixes."""
-        if how.on:
-            raise UserError(f"task={self.name} has no classes to mix: set mix.mixup, mix.cutmix and mix.smoothing to 0")
+        """The batch as it is: ``settle`` has refused a recipe that mixes."""
         return batch
 
     def settle(self, configs: Configs) -> ObjectiveConfig:
@@ -157,8 +156,3 @@ class ImageTask:
     def about(self) -> dict[str, Any]:
         """Task and classes."""
         return {"task": self.name, "classes": self.classes}
-
-
-def settle_loss(config: ObjectiveConfig, loss: Literal["ce", "soft_bce"]) -> ObjectiveConfig:
-    """``config`` with this loss where none was chosen."""
-    return replace(config, loss=loss if config.loss == "auto" else config.loss)

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.data.mix import MixConfig
-from anyres.data.sources import Source
-from anyres.evaluation.classes import Names, check_classes, relabel
+from anyres.data.sources import Labelling, Source
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
 from anyres.evaluation.multilabel import LabelScores, score_labels, write_label_table
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
 from anyres.flow import Batch, Metric, Record, Size
-from anyres.tasks.classify import mixed_classes
-from anyres.tasks.image import ImageTask, settle_loss
+from anyres.tasks.labels import LabelTask
 from anyres.tasks.task import Answer, AnswerOptions, Configs, Reference
 from anyres.training.objectives import ObjectiveConfig
 from anyres.training.objectives.config import LabelLoss
-from anyres.training.objectives.labels import label_loss, pair_loss
 
 
 class MeanAveragePrecision:
@@ -36,8 +32,8 @@ class MeanAveragePrecision:
 
 
 @dataclass(frozen=True)
-class MultiLabel(ImageTask):
-    """Every class is decided by itself; ``label`` is the loss."""
+class MultiLabel(LabelTask):
+    """Every class is decided by itself."""
 
     name: ClassVar[str] = "multilabel"
     metrics: ClassVar[Sequence[Metric]] = (
@@ -45,6 +41,7 @@ class MultiLabel(ImageTask):
         Metric("f1", "F1"),
         Metric("loss", "loss", unit="", higher_is_better=False),
     )
+    labelling: ClassVar[Labelling] = "several"
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "sigmoid"
 
     label: LabelLoss = "soft_bce"
@@ -55,19 +52,6 @@ class MultiLabel(ImageTask):
         hot = np.zeros(len(self.classes), dtype=bool)
         hot[list(record.target)] = True
         return hot
-
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:
-        """Classes by name where the names are known, and then just those if ``exact``."""
-        if source.labelling != "several":
-            raise UserError(
-                f"images of {source.name} have one label each, and the model was trained to give them several: give "
-                "--data images labelled as those were"
-            )
-        return check_classes(source, names) if exact else relabel(source, names)
-
-    def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:
-        """Mixup, CutMix and smoothing, class by class."""
-        return mixed_classes(batch, len(self.classes), how, rng)
 
     def settle(self, configs: Configs) -> ObjectiveConfig:
         """``soft_bce`` where no loss is chosen. Raises UserError for what is for one class an image."""
@@ -80,19 +64,7 @@ class MultiLabel(ImageTask):
             raise UserError(f"objective.distillation.kind={kind} {one} objective.distillation.kind=none")
         if given.consistency == "soft":
             raise UserError(f"objective.consistency=soft {one} objective.consistency=smooth_l1")
-        return settle_loss(given, "soft_bce")
-
-    def with_loss(self, loss: str) -> MultiLabel:
-        """The same with another loss of labels."""
-        return replace(self, label=cast(LabelLoss, loss))
-
-    def loss(self, output: Float[Tensor, "b k"], target: Any) -> tuple[str, Tensor]:
-        """Binary cross-entropy, mean over images and classes."""
-        return self.label, label_loss(output, target, self.label)
-
-    def pairing(self, first: Tensor, second: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-        """Cosub's two losses."""
-        return pair_loss(first, second, target, self.label)
+        return super().settle(configs)
 
     def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """mAP."""

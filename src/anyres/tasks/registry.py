@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABCMeta
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
 
@@ -23,11 +25,14 @@ def register_task(task: T) -> T:
     """Class decorator: makes a task available as ``task=NAME`` in recipes and on the command line.
 
     A package does the same for its users with an entry point in the group ``anyres.tasks``. Raises UserError for a name
-    that is taken by another class.
+    that is taken by another class, and for an ImageTask that lacks a method.
     """
     name = cast(type[Task], task).name
     if name == "auto" or (name in _TASKS and _TASKS[name].__qualname__ != task.__qualname__):
         raise UserError(f"task {name!r} is there already: choose another name")
+    if inspect.isabstract(task):
+        lacking = sorted(cast(ABCMeta, task).__abstractmethods__)
+        raise UserError(f"task {name!r} lacks {', '.join(lacking)}: see anyres.ImageTask")
     _TASKS[name] = task
     return task
 

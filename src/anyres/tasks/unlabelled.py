@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.data.mix import MixConfig
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import EvalSettings, Evaluator
@@ -60,10 +59,6 @@ class Unlabelled(Classify):
         if source.labelling == "several":
             raise UserError(f"images of {source.name} have several labels: nearest neighbours and probes want one each")
         return source
-
-    def mixed(self, batch: Batch, how: MixConfig, rng: object) -> Batch:
-        """The batch as it is: ``settle`` has refused mixing."""
-        return batch
 
     def settle(self, configs: Configs) -> ObjectiveConfig:
         """The objective as it is. Raises UserError for what does not go with training without labels."""
