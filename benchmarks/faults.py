@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import platform
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -43,11 +44,11 @@ sys.path.insert(0, str(ROOT))
 
 SERVER = multiprocessing.get_context("forkserver")
 LIBRARY = "ANYRES_FAULTS"
-WORDS = (
+WORDS = shlex.split(
     "train restv2_nano model.dims=[8,16,32,64] model.depths=[1,1,1,1] views.sizes=[32,24] data.batch_size=6 "
     "data.workers=0 augment.erasing=0.5 mix.mixup=0.8 train.epochs=3 train.eval_every=2 train.log_every=1 "
     "train.checkpoint_every=2 train.ema_decay=0.9 evaluate.sizes=[24,32]"
-).split()
+)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 PATIENCE_S = 120.0
 
