@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import DropPath
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 from torch.export import Dim
@@ -21,6 +20,7 @@ from anyres.models.cait import VARIANTS, CaiT, CaiTConfig
 from anyres.models.weights import load_weights
 from anyres.ops.mixed_heads import mix
 from anyres.ops.resample import resample_table
+from anyres.ops.residual import DropPath
 
 SMALL = {"dim": 48, "depth": 3, "heads": 3, "patch_size": 8, "img_size": 32, "num_classes": 7}
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from anyres.config import UserError, override
 from anyres.models.deit3 import VARIANTS, Block, DeiT3, DeiT3Config, HMLPStem, ParallelBlock
 from anyres.ops.resample import resample_table
+from anyres.ops.residual import DropPath
 
 KINDS: dict[str, dict[str, object]] = {
     "LS": {},

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from timm.layers import DropPath
 
 from anyres.models import create_model
 from anyres.models.contract import Backbone
+from anyres.ops.residual import DropPath
 from tests.models.zoo import SMALL, build, image, stirred
 
 

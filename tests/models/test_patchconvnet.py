@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import DropPath
 from timm.models._manipulate import group_parameters
 from torch import Tensor
 
 from anyres.config import UserError, override
 from anyres.models.patchconvnet import VARIANTS, ClassifierPerToken, Config, Model
+from anyres.ops.residual import DropPath
 
 BOTH = pytest.mark.parametrize("multi", [False, True])
 sides = st.integers(1, 100)

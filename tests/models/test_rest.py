@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from torch import Tensor
 from torch.export import Dim, export
@@ -17,6 +16,7 @@ from torch.export import Dim, export
 from anyres.config import UserError
 from anyres.models import rest
 from anyres.models.rest import Attention, ResT, ResTConfig
+from anyres.ops.residual import DropPath
 
 SMALL = {"dims": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "num_classes": 5}
 

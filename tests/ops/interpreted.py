@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from anyres.ops import attention, mixed_heads, residual
 from anyres.ops import triton as kernels
 from anyres.ops.kernels import kernel_operations
+from anyres.ops.residual import DropPath
 from anyres.ops.triton_switch import triton_kernels
 from tests.models.zoo import build, stirred
 

@@ -42,17 +42,17 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
 from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
+from anyres.ops.mlp import Mlp, trunc_normal_
 from anyres.ops.patch import Grid, PatchEmbed, grid_of, pad_to_multiple, to_maps, to_tokens
 from anyres.ops.recompute import run_block
 from anyres.ops.resample import resample_table
-from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm
+from anyres.ops.residual import Branch, DropPath, StochasticDepth, add_kept, add_norm
 
 INITIAL_GAMMA = 1e-4
 

@@ -37,12 +37,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
 from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
+from anyres.ops.mlp import Mlp, trunc_normal_
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
 from anyres.ops.residual import Branch, StochasticDepth, add_kept

@@ -34,7 +34,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -42,6 +41,7 @@ from anyres.models.contract import Backbone, Format, Traits, check_pool, take_in
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d
 from anyres.ops.head import new_head
+from anyres.ops.mlp import Mlp, trunc_normal_
 from anyres.ops.patch import Grid, PatchEmbed, to_maps, to_tokens
 from anyres.ops.recompute import run_block
 from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm

@@ -39,7 +39,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -48,6 +47,7 @@ from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
 from anyres.ops.mixed_heads import normed_heads
+from anyres.ops.mlp import Mlp, trunc_normal_
 from anyres.ops.patch import Grid, to_maps, to_tokens
 from anyres.ops.recompute import run_block
 from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm

@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
-from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
@@ -38,6 +37,7 @@ from anyres.models.contract import Backbone, Format, Traits, check_pool, take_in
 from anyres.ops.attention import attend_plus
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
+from anyres.ops.mlp import Mlp, trunc_normal_
 from anyres.ops.patch import Grid, crop, to_maps, to_tokens
 from anyres.ops.recompute import run_block
 from anyres.ops.residual import Branch, StochasticDepth, add_kept, add_norm

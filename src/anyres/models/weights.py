@@ -11,7 +11,6 @@ from typing import Literal
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from anyres.config import UserError
@@ -78,6 +77,8 @@ def _read(model: Backbone, source: str | Path, part: str | None) -> tuple[str, M
 
 def _adapt_channels(model: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state with its first convolution for the model's number of input channels."""
+    from timm.models import adapt_input_conv
+
     names, own = model.pretrained_cfg.get("first_conv") or (), model.state_dict()
     adapted = {}
     for name in (names,) if isinstance(names, str) else names:

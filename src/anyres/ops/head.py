@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
+
+from anyres.ops.mlp import trunc_normal_
 
 
 def new_head(features: int, num_classes: int, like: Tensor) -> nn.Linear | nn.Identity:

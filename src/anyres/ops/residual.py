@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from anyres.ops.kernels import kernel_for
@@ -41,6 +40,27 @@ def add_norm_plain(
     return x, norm(x)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): a branch of an image is left out with probability ``drop_prob``.
+
+    What is kept is divided by 1 - ``drop_prob``. Nothing is left out in eval mode. The same masks as timm's, by seed.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        if not (self.training and self.drop_prob):
+            return x
+        keep = 1 - self.drop_prob
+        mask = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"
+
+
 def add_kept(x: Float[Tensor, "b n c"], branches: Sequence[Branch], drop: DropPath) -> Float[Tensor, "b n c"]:
     """x + drop(branch(x)) for one branch after another, each computed for the images that ``drop`` keeps alone.
 
@@ -57,8 +77,8 @@ def add_kept(x: Float[Tensor, "b n c"], branches: Sequence[Branch], drop: DropPa
     return x
 
 
-class StochasticDepth(DropPath):  # type: ignore[misc]
-    """timm's DropPath for blocks that can compute their branches for the kept images alone (``add_kept``).
+class StochasticDepth(DropPath):
+    """``DropPath`` for blocks that can compute their branches for the kept images alone (``add_kept``).
 
     A block does so while it trains and ``skips`` is True.
     """

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from anyres.config import UserError
@@ -15,6 +14,7 @@ from anyres.deploy.fuse.tracing import is_tracing_for_cpu
 from anyres.models.contract import Backbone
 from anyres.models.deit3 import HMLPStem
 from anyres.ops import attention, fold
+from anyres.ops.mlp import Mlp
 from anyres.ops.patch import Grid, PatchEmbed, pad_to_multiple
 from anyres.ops.residual import add_norm
 
