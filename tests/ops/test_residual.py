@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
-from anyres.ops.residual import add_kept, skip_dropped
+from anyres.ops.residual import DropPath, add_kept, skip_dropped
 from tests.models.zoo import SMALL, build, stirred
 
 IMAGES = torch.randn(6, 3, 64, 48, generator=torch.Generator().manual_seed(0))
