@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 # Each run is forked from a server that has imported everything once: that takes ten times as long as a small run.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["anyres.runs.train", "tests.runs"])
+SERVER.set_forkserver_preload(["tests.preload"])
 
 STEPS = 60
 MESSY = shlex.split(  # everything that draws numbers or keeps state; epochs of 5 steps, checkpoints off their beat
