@@ -118,7 +118,7 @@ def scored_batches(
         reader,
         size,
         crop=crop_ratio(recipe),
-        warp=recipe.evaluate.warp,
+        warp=recipe.evaluate.warps(size),
         interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
@@ -144,7 +144,11 @@ def describe_preprocessing(recipe: Recipe) -> str:
     """How evaluation shows an image to the model, for people."""
     crop = crop_ratio(recipe)
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
-    cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, center crop"
+    warp, cut = recipe.evaluate.warp, f"short side to {side}, center crop"
+    if warp is True:
+        cut = "warped to the size"
+    elif warp:
+        cut = f"{cut}, from {warp} px on warped to the size"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
     return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 
