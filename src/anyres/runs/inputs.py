@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -140,15 +140,14 @@ def interpolation_of(recipe: Recipe) -> str:
     return recipe.evaluate.interpolation or own
 
 
-def describe_preprocessing(recipe: Recipe) -> str:
-    """How evaluation shows an image to the model, for people."""
+def describe_preprocessing(recipe: Recipe, sizes: Sequence[Size] = ()) -> str:
+    """How evaluation shows an image to the model at ``sizes`` (the recipe's if none), for people."""
     crop = crop_ratio(recipe)
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
-    warp, cut = recipe.evaluate.warp, f"short side to {side}, center crop"
-    if warp is True:
-        cut = "warped to the size"
-    elif warp:
-        cut = f"{cut}, from {warp} px on warped to the size"
+    warped = {recipe.evaluate.warps(size) for size in sizes or evaluated_sizes(recipe)}
+    cut = "warped to the size" if warped == {True} else f"short side to {side}, center crop"
+    if len(warped) > 1:
+        cut += f", from {recipe.evaluate.warp} px on warped to the size"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
     return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 

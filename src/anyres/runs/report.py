@@ -90,13 +90,13 @@ class Evaluation:
 
     def summary(self) -> list[str]:
         """Below the table, for people: what is wrong most often, the claim, and what has to be equal to compare."""
-        best = self.best
+        best, measured = self.best, [result.size for result in self.sizes]
         return [
             *self.task.summary(best.scores, best.result.size),
             *compared(self),
             *versions_of(self.model),
-            f"preprocessing: {describe_preprocessing(self.model.recipe)}",
-            f"fingerprint: {pixels_of(self.model, [result.size for result in self.sizes])}",
+            f"preprocessing: {describe_preprocessing(self.model.recipe, measured)}",
+            f"fingerprint: {pixels_of(self.model, measured)}",
         ]
 
     def __repr__(self) -> str:
