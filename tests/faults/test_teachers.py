@@ -122,7 +122,7 @@ def test_weights_of_torchvision_come_from_our_cache(home: Path, monkeypatch: pyt
     model = models.get_model("shufflenet_v2_x0_5", weights=None).eval()
     torch.save(model.state_dict(), home / "x.pth")
     digest = hashlib.sha256((home / "x.pth").read_bytes()).hexdigest()
-    url = f"https://download.pytorch.org/models/shufflenetv2_x0.5-{digest[:10]}.pth"
+    url = f"{SHUFFLE.rpartition('-')[0]}-{digest[:10]}.pth"
     known = models.get_model_weights("shufflenet_v2_x0_5").DEFAULT
     monkeypatch.setattr(type(known), "url", url, raising=False)
     file = _place(url).file
