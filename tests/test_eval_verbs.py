@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from anyres.deploy.predictor import preprocessing_of
 from anyres.evaluation.curve import EvalResult
+from anyres.evaluation.fingerprint import fingerprint
 from anyres.evaluation.metrics import Scores
 from anyres.flow import Cost, Estimate, Size, SizeResult
 from anyres.models import create_model
@@ -22,9 +24,10 @@ from anyres.models.index import known_weights
 from anyres.models.weights import save_weights
 from anyres.models.zoo import MODEL_STATS
 from anyres.recipe import Claim
-from anyres.runs.inputs import describe_preprocessing, open_images, scored_batches
+from anyres.runs.cascade import preprocessing
+from anyres.runs.inputs import crop_ratio, describe_preprocessing, open_images, scored_batches
 from anyres.runs.opened import DataSpec, _native_side, load
-from anyres.runs.report import Evaluation, compared
+from anyres.runs.report import Evaluation, compared, pixels_of
 from anyres.tasks.classify import Classify
 from tests.command import COMMANDS, anyres, parse, refused
 from tests.conftest import TinyRun
@@ -155,21 +158,26 @@ def test_each_row_of_the_index_is_seen_as_it_says() -> None:
 
 
 def test_a_warped_image_keeps_its_edges(tmp_path: Path) -> None:
-    """The pixels that reach the model: ResTv2's at 384 px show the whole image, at 224 px its middle."""
+    """The pixels that reach a ResT: the whole image at 384 px and above, below its middle, whatever the weights."""
     for kind in ("left", "right"):
         (tmp_path / kind).mkdir()
         image = Image.new("RGB", (96, 32), "black")
         image.paste("white", (0, 0, 24, 32))
         for i in range(4):
             image.save(tmp_path / kind / f"{i}.png")
-    seen = {}
-    for name in ("restv2_tiny.384", "restv2_tiny.224"):
+    for name in ("restv2_tiny.384", "restv2_tiny.224", "rest_lite.224", "restv2_nano", "resformer_tiny.mr"):
         trained = load(name, "none")
         recipe, images = trained.recipe, open_images(trained.recipe, "val", str(tmp_path))
-        batches = scored_batches(recipe, trained.task, images, Size(32, 32), trained.device)
-        seen[name] = next(batches).views[0][0, 0, 16, 2]
-    assert seen["restv2_tiny.384"] > 2  # white, normalised
-    assert seen["restv2_tiny.224"] < -2  # black
+        for side in (224, 383, 384, 416):
+            size = Size(side, side)
+            batches = scored_batches(recipe, trained.task, images, size, trained.device)
+            warps = name.startswith("rest") and side >= 384
+            edge, how = next(batches).views[0][0, 0, 16, 2], preprocessing(trained, size)
+            assert (edge > 2) == warps == how.warp == (describe_preprocessing(recipe, [size])[:6] == "warped")
+            assert (edge < -2) == (not warps)  # white or black, normalised
+            pixels = fingerprint([size], crop_ratio(recipe), warps, recipe.data.cache_side).pixels
+            assert pixels_of(trained, [Size(48, 48), size]).pixels[str(size)] == pixels[str(size)]
+            assert preprocessing_of(trained.model, size).warp == warps
 
 
 def test_the_grid_of_a_file_is_found_by_its_shapes() -> None:

@@ -21,7 +21,7 @@ from anyres.data.augment import AugmentConfig
 from anyres.data.channels import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.mix import MixConfig
 from anyres.data.views import ViewsConfig
-from anyres.flow import parse_sizes
+from anyres.flow import Size, parse_sizes
 from anyres.models import variant
 from anyres.models.registry import is_model, model_names
 from anyres.tasks import Configs, check
@@ -106,8 +106,9 @@ class EvalConfig:
     crop: float | None = None
     # of the resizing (null: the model's own)
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    # the whole image is resized to the size whatever its shape, as ResTv2's at 384 px, instead of cropped
-    warp: bool = False
+    # the whole image is resized to the size whatever its shape, instead of cropped: at every size (true), or where both
+    # sides have so many pixels, as 384 for ResT
+    warp: bool | int = False
     # images at a time
     batch_size: int = 64
 
@@ -117,6 +118,12 @@ class EvalConfig:
             raise ValueError(f"evaluate.batch_size={self.batch_size} must be 1 or more")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f"evaluate.crop={self.crop} must be above 0 and at most 1, or null")
+        if not isinstance(self.warp, bool) and self.warp < 1:
+            raise ValueError(f"evaluate.warp={self.warp} must be true, false, or 1 px or more, as 384")
+
+    def warps(self, size: Size) -> bool:
+        """Whether an image is resized to this size whatever its shape."""
+        return self.warp if isinstance(self.warp, bool) else min(size) >= self.warp
 
 
 @config

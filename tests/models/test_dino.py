@@ -245,6 +245,20 @@ def test_projection_head_keys(batch_norm: bool) -> None:
     }
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_projection_head_of_any_depth(layers: int) -> None:
+    """One layer has no number, as in DINO's code."""
+    keys = [f"{2 * i}." for i in range(layers)] if layers > 1 else [""]
+    head = ProjectionHead(16, 32, 8, 4, nlayers=layers)
+    assert [key for key in head.state_dict() if key.startswith("mlp")] == [
+        f"mlp.{key}{kind}" for key in keys for kind in ("weight", "bias")
+    ]
+    assert head(torch.randn(3, 16)).shape == (3, 32)
+    assert all((head.get_parameter(f"mlp.{key}bias") == 0).all() for key in keys)
+    with pytest.raises(UserError, match="nlayers=0 must be 1 or more"):
+        ProjectionHead(16, nlayers=0)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_last_layer_is_weight_normalised(frozen: bool) -> None:
     """As PyTorch's parametrisation, in result and gradients, for lengths that are not one."""

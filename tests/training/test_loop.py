@@ -21,7 +21,7 @@ from tests.runs import forget_the_end, listening, to_earlier_version
 
 from anyres.config import UserError
 from anyres.flow import Batch
-from anyres.recipe import load_recipe
+from anyres.recipe import Claim, load_recipe
 from anyres.runs import train as wiring
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
@@ -51,6 +51,35 @@ def test_it_learns_and_the_average_is_what_is_published(shapes: Path, tmp_path: 
     published = trained.model.state_dict()
     assert all(torch.equal(published[key], average[key]) for key in average)
     assert not torch.equal(raw["head.weight"], average["head.weight"])
+
+
+def test_the_raw_weights_can_be_published_and_both_are_scored(shapes: Path, tmp_path: Path) -> None:
+    average = ["train.ema_decay=0.99", "train.ema_warmup=false", "train.publish=raw", "train.epochs=2"]
+    small = ["model.dims=[16,32,64,128]", "model.depths=[1,1,1,1]"]
+    recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL, *small, *average])
+    recipe = replace(recipe, claim=Claim(source="a paper", top1={"48": 99.0}))
+    run = tmp_path / "run"
+    found = train_run(recipe, run)
+    assert found is not None
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scored = [line for line in lines if "val/top1" in line][-1]
+    facts = json.loads((run / "run.json").read_text())
+    assert list(facts["scores"]) == ["raw", "average"]
+    for size in ("", "/48", "/32"):
+        assert scored[f"val/top1{size}"] == facts["scores"]["raw"][f"top1{size}"]
+        assert scored[f"val/average/top1{size}"] == facts["scores"]["average"][f"top1{size}"]
+    newest = checkpoint.found(run)[0]
+    raw = load_file(newest / "model.safetensors")
+    published = open_run(run).model.state_dict()
+    assert all(torch.equal(published[key], raw[key]) for key in raw)
+    at_48 = next(size for size in found.sizes if str(size.size) == "48")
+    assert at_48.metrics["top1"].value == pytest.approx(facts["scores"]["raw"]["top1/48"])  # it meets the claim
+    told = [line for line in found.summary() if "at the end of training" in line]
+    assert len(told) == 1
+    for name, weights in (("the raw weights", "raw"), ("the moving average", "average")):
+        assert f"{name} {100 * facts['scores'][weights]['top1']:.1f} %" in told[0]
+    assert told[0].endswith("measured here: the raw weights")
+    assert "measured here: the raw weights" in (run / "report.html").read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(shapes: Path, tmp_path: Path) -> None:
@@ -155,7 +184,12 @@ def test_the_best_scored_checkpoint_stays(
     headline, *others = Classify.metrics
     monkeypatch.setattr(Classify, "metrics", (replace(headline, higher_is_better=higher), *others))
     monkeypatch.setattr(wiring, "score_views", lambda *_: {"top1": next(scores)})
-    changes = ["train.epochs=6", "train.eval_every=1", "train.checkpoint_every=5"]  # 4 steps each
+    changes = [
+        "train.epochs=6",
+        "train.eval_every=1",
+        "train.checkpoint_every=5",
+        "train.ema_decay=null",
+    ]  # 4 steps each
     recipe = load_recipe("restv2_nano", [f"data.source={shapes}", *SMALL[:2], "evaluate.sizes=[32]", *changes])
     train_run(recipe, tmp_path / "run", report=False)
     assert [p.name for p in checkpoint.found(tmp_path / "run")] == ["step_000024", "step_000020", "step_000008"]

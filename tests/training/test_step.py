@@ -19,7 +19,7 @@ from anyres.training.objectives.supervised import Supervised
 from anyres.training.optim import OptimConfig, build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
-from anyres.training.state import State, build_ema
+from anyres.training.state import State, build_ema, update_ema
 from anyres.training.step import NonFiniteLoss, make_step, split
 
 SIZES = ((40, 40), (32, 24))
@@ -45,6 +45,22 @@ def run(model: Backbone, steps: int = 2, *, objective: ObjectiveConfig | None = 
         make_step(accelerator, made.student, made, state, make_batch(seed=step), plan)
         state.progress.step += 1
     return state
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_average_has_a_fixed_decay_unless_it_warms_up(warmup: bool) -> None:
+    """Of the papers' code: a_t = d a_(t-1) + (1 - d) w_t from the first step on, a_0 being the first weights."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    ema, decay = build_ema(model, 0.9, warmup), 0.9
+    assert ema is not None
+    expected = model.weight.detach().clone()
+    for step in range(5):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+            expected = decay * expected + (1 - decay) * model.weight
+        update_ema(ema, model, step)
+    assert torch.allclose(ema.module.weight, expected) == (not warmup)
 
 
 def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> None:

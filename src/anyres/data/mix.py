@@ -64,7 +64,7 @@ def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
     """
     from timm.data.random_erasing import RandomErasing
 
-    box = RandomErasing(probability=1.0, max_area=0.333, mode="pixel", device="cpu")
+    box = RandomErasing(probability=1.0, max_area=1 / 3, mode="pixel", device="cpu")
     if probability <= 0:
         return batch
     draws = [0] * len(batch.index) if batch.draw is None else batch.draw.tolist()

@@ -116,7 +116,7 @@ class Predictor:
             raise UserError(f"batch={batch} must be 1 or more")
         self.size = size if isinstance(size, Size) else Size.parse(size)
         self.batch, self.names, self.threads = batch, tuple(names), torch.get_num_threads()
-        self.preprocessing = preprocessing or preprocessing_of(model)
+        self.preprocessing = preprocessing or preprocessing_of(model, self.size)
         self.channels = int(model.pretrained_cfg["input_size"][0])
         self.activation, self.any_size, self.huge_pages = activation, any_size, huge_pages
         self.device = next(model.parameters()).device
@@ -259,11 +259,13 @@ class Predictor:
         }
 
 
-def preprocessing_of(model: Backbone) -> Preprocessing:
-    """What the model's ``pretrained_cfg`` says."""
+def preprocessing_of(model: Backbone, size: Size) -> Preprocessing:
+    """What the model's ``pretrained_cfg`` says, and its family of images of this size."""
     config = model.pretrained_cfg
     crop, how = float(config["crop_pct"]), config["interpolation"]
-    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), crop, interpolation=how)
+    warp_from = model.traits.warp_from
+    warp = warp_from is not None and min(size) >= warp_from
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), crop, warp, how)
 
 
 def likeliest(shares: Float[Tensor, "b k"], names: Sequence[str], top: int) -> list[list[Prediction]]:

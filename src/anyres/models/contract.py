@@ -33,6 +33,8 @@ class Traits:
     no attention and a parallel block's second is called ``attn1``."""
     several_sizes: Mapping[str, Any] = field(default_factory=dict)
     """Options that a model is built with when it is trained at several sizes."""
+    warp_from: int | None = None
+    """The official evaluation resizes images of so many pixels and more to the square, and crops smaller ones."""
     fold: str | None = None
     """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
 

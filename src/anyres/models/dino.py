@@ -300,8 +300,10 @@ class NormedLinear(nn.Module):
 class ProjectionHead(nn.Module):
     """DINO's head, student's and teacher's: pooled vectors (b, in_dim) -> prototype scores (b, out_dim).
 
-    Three linear layers with GELU, and batch norm if asked, the direction of the result, and a weight-normalised layer
-    without bias; ``norm_last_layer`` freezes its lengths at one. It takes the features of all crops of a batch at once.
+    ``nlayers`` linear layers (1 or more) with GELU between them, and batch norm if asked, the direction of the result,
+    and a weight-normalised layer without bias; ``norm_last_layer`` freezes its lengths at one. It takes the features of
+    all crops of a batch at once. Of one layer ``mlp`` is that layer, so that keys are the official ones. Raises
+    UserError for less than one.
     """
 
     def __init__(
@@ -311,26 +313,29 @@ class ProjectionHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         *,
+        nlayers: int = 3,
         batch_norm: bool = False,
         norm_last_layer: bool = True,
     ) -> None:
         super().__init__()
+        if nlayers < 1:
+            raise UserError(f"ProjectionHead: nlayers={nlayers} must be 1 or more")
 
         def norm() -> list[nn.Module]:
             return [nn.BatchNorm1d(hidden)] if batch_norm else []
 
-        self.mlp = nn.Sequential(
-            *(nn.Linear(in_dim, hidden), *norm(), nn.GELU()),
-            *(nn.Linear(hidden, hidden), *norm(), nn.GELU()),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for i in range(nlayers - 1):
+            layers += [nn.Linear(hidden if i else in_dim, hidden), *norm(), nn.GELU()]
+        last = nn.Linear(hidden if layers else in_dim, bottleneck)
+        self.mlp = nn.Sequential(*layers, last) if layers else last
         self.last_layer = NormedLinear(bottleneck, out_dim)
         self.last_layer.weight_g.requires_grad_(not norm_last_layer)
         self.init_weights()
 
     def init_weights(self) -> None:
         """Linears: truncated normal 0.02, biases 0. Last layer: lengths one, directions as PyTorch draws a linear's."""
-        for module in self.mlp:
+        for module in self.mlp.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from anyres.config import UserError, config, first_line, nearest
 from anyres.models.contract import Backbone, Format, Traits
 from anyres.models.external import Size, attention_in, contract_fault, empty_image, px_text, share_members, size_fault
+from anyres.models.fetch import fetch
+from anyres.models.state_files import readable
 from anyres.ops.patch import pad_to_multiple
 from anyres.storage import offline
 
@@ -350,7 +352,7 @@ def build(
         given["img_size"] = config.image
     for options in choices:
         try:
-            overlay = cached_weights(config.name) if pretrained else None
+            overlay = published_weights(config.name) if pretrained else None
             made: nn.Module = timm.create_model(
                 config.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **given, **options
             )
@@ -368,11 +370,17 @@ def build(
     raise AssertionError("the last options are none")
 
 
-def cached_weights(name: str) -> dict[str, str]:
-    """Where the network is forbidden: the file of timm's weights in the hub's cache. Raises what the hub does."""
+def published_weights(name: str) -> dict[str, Any]:
+    """What of timm's weights is not left to timm: a file of an address, fetched and read here, since torch.hub's cache
+    is not checked; and, where the network is forbidden, the file in the hub's cache. Raises UserError, and what the hub
+    does."""
     from huggingface_hub import hf_hub_download
 
     cfg = _cfg(name)
+    if cfg.url and not cfg.hf_hub_id:
+        path = fetch(cfg.url)
+        with readable(path):
+            return {"state_dict": torch.load(path, map_location="cpu", weights_only=True)}
     if not offline() or not cfg.hf_hub_id:
         return {}
     repository = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id

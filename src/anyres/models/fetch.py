@@ -24,8 +24,8 @@ from anyres.storage import cache_root, offline
 
 HUB_ID = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?(?::(?P<file>[^:\s]+))?", re.ASCII)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-# as torch.hub names files: name-xxxxxxxx.pth; eight digits that are a date are no hash
-NAMED_DIGEST = re.compile(r"-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])[0-3]\d\.)([0-9a-f]{8}|[0-9a-f]{64})\.\w+$")
+# as torch.hub names files: name-xxxxxxxx.pth, with 8 digits or more; eight that are a date are no hash
+NAMED_DIGEST = re.compile(r"-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])[0-3]\d\.)([0-9a-f]{8,64})\.\w+$")
 
 
 def fetch(source: str, *, sha256: str | None = None) -> Path:

@@ -202,7 +202,7 @@ class Block(nn.Module):
 class ResT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Attention,), fold="anyres.deploy.fuse.rest:FoldedResT")
+    traits = Traits(attention=(Attention,), warp_from=384, fold="anyres.deploy.fuse.rest:FoldedResT")
 
     def __init__(self, config: ResTConfig) -> None:
         super().__init__()

@@ -196,7 +196,7 @@ class Block(nn.Module):
 class ResTv2(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Attention,), fold="anyres.deploy.fuse.restv2:FoldedResTv2")
+    traits = Traits(attention=(Attention,), warp_from=384, fold="anyres.deploy.fuse.restv2:FoldedResTv2")
 
     def __init__(self, config: ResTv2Config) -> None:
         super().__init__()

@@ -112,7 +112,7 @@ def predictor_for(trained: TrainedModel, size: Size, options: EngineOptions) -> 
         size,
         batch=options.batch,
         calibration=calibration(trained, options.backend),
-        preprocessing=preprocessing(trained),
+        preprocessing=preprocessing(trained, size),
         names=trained.classes,
         activation="sigmoid" if trained.task.activation == "sigmoid" else "softmax",
         huge_pages=options.huge_pages,
@@ -154,10 +154,10 @@ def predictors_for(trained: TrainedModel, sizes: Sequence[Size], options: Engine
     return {size: predictor_for(trained, size, replace(options, backend=best)) for size in sizes}
 
 
-def preprocessing(trained: TrainedModel) -> Preprocessing:
-    """How the recipe's evaluation prepares images."""
+def preprocessing(trained: TrainedModel, size: Size) -> Preprocessing:
+    """How the recipe's evaluation prepares images of a size."""
     data = trained.recipe.data
-    warp, how = trained.recipe.evaluate.warp, interpolation_of(trained.recipe)
+    warp, how = trained.recipe.evaluate.warps(size), interpolation_of(trained.recipe)
     return Preprocessing(data.mean, data.std, crop_ratio(trained.recipe), warp, how)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -118,7 +118,7 @@ def scored_batches(
         reader,
         size,
         crop=crop_ratio(recipe),
-        warp=recipe.evaluate.warp,
+        warp=recipe.evaluate.warps(size),
         interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
@@ -140,11 +140,14 @@ def interpolation_of(recipe: Recipe) -> str:
     return recipe.evaluate.interpolation or own
 
 
-def describe_preprocessing(recipe: Recipe) -> str:
-    """How evaluation shows an image to the model, for people."""
+def describe_preprocessing(recipe: Recipe, sizes: Sequence[Size] = ()) -> str:
+    """How evaluation shows an image to the model at ``sizes`` (the recipe's if none), for people."""
     crop = crop_ratio(recipe)
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
-    cut = "warped to the size" if recipe.evaluate.warp else f"short side to {side}, center crop"
+    warped = {recipe.evaluate.warps(size) for size in sizes or evaluated_sizes(recipe)}
+    cut = "warped to the size" if warped == {True} else f"short side to {side}, center crop"
+    if len(warped) > 1:
+        cut += f", from {recipe.evaluate.warp} px on warped to the size"
     mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
     return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 

@@ -255,6 +255,8 @@ def _values(model: str, row: Weights | None, side: int, about: Mapping[str, Any]
         values["claim"] = {"source": f"{row.source}, on ImageNet-1k", "top1": claim} if claim else {}
         values["data"] = {"mean": row.mean, "std": row.std}
         values["evaluate"] |= {"crop": row.crop_pct, "warp": row.crop_mode == "squash"}
+    if warp := variant(model).traits.warp_from:  # by size, whatever the weights
+        values["evaluate"]["warp"] = warp
     return values
 
 

@@ -132,7 +132,7 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
 def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:
     """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
     recipe = trained.recipe
-    view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warp, interpolation_of(recipe))
+    view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warps(size), interpolation_of(recipe))
     batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
     pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):

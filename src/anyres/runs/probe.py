@@ -59,7 +59,7 @@ class ProbeResult:
             "test": {"split": self.test.source.split, "images": len(self.test)},
             "classes": len(self.train.source.classes),
             "size": str(self.size),
-            "seen": describe_preprocessing(self.model.recipe),
+            "seen": describe_preprocessing(self.model.recipe, [self.size]),
             "fingerprint": asdict(pixels_of(self.model, [self.size])),
             "probes": self.rows(),
         }
@@ -74,7 +74,7 @@ class ProbeResult:
         return [
             *sentences,
             f"{counts} of {len(self.train.source.classes)} classes, at {self.size} px",
-            f"preprocessing: {describe_preprocessing(self.model.recipe)}",
+            f"preprocessing: {describe_preprocessing(self.model.recipe, [self.size])}",
         ]
 
 
@@ -113,7 +113,7 @@ def pooled(trained: TrainedModel, images: DecodedImages, size: Size, keep_in: Pa
     about = {
         "model": f"{trained.recipe.model} {digest(trained.model)}",
         "set": hashlib.sha256(listed.encode()).hexdigest(),
-        "preprocessing": f"{describe_preprocessing(trained.recipe)} {pixels_of(trained, [size])}",
+        "preprocessing": f"{describe_preprocessing(trained.recipe, [size])} {pixels_of(trained, [size])}",
         "precision": f"{trained.device.type} {trained.autocast}",
     }
     path = keep_in / f"{images.source.split}_{size}.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from anyres.tasks import Task
 from anyres.training.state import State
 
 MOST_NOTES = 100  # on a page
+VERSIONS = {"average": "the moving average", "raw": "the raw weights"}
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +43,7 @@ def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[De
         "steps": progress.step,
         "skipped_steps": progress.skipped,
         **best,
+        "scores": progress.scores,
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in found.items())],
     }
     write_json(facts, run / "run.json")
@@ -88,12 +90,13 @@ class Evaluation:
 
     def summary(self) -> list[str]:
         """Below the table, for people: what is wrong most often, the claim, and what has to be equal to compare."""
-        best = self.best
+        best, measured = self.best, [result.size for result in self.sizes]
         return [
             *self.task.summary(best.scores, best.result.size),
             *compared(self),
-            f"preprocessing: {describe_preprocessing(self.model.recipe)}",
-            f"fingerprint: {pixels_of(self.model, [result.size for result in self.sizes])}",
+            *versions_of(self.model),
+            f"preprocessing: {describe_preprocessing(self.model.recipe, measured)}",
+            f"fingerprint: {pixels_of(self.model, measured)}",
         ]
 
     def __repr__(self) -> str:
@@ -135,7 +138,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         "measured.",
         points=results,
         samples=samples_of(images, [(trained.name, trained, evaluation.results)], 12),
-        notes=[*compared(evaluation), *notes],
+        notes=[*compared(evaluation), *versions_of(trained), *notes],
         facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, [r.size for r in results])))],
         train_sizes=trained_at,
         sections=task.sections(best.scores, best.result.size),
@@ -221,6 +224,18 @@ def compared(evaluation: Evaluation) -> list[str]:
     return sentences
 
 
+def versions_of(trained: TrainedModel) -> list[str]:
+    """How the raw weights and their moving average scored at the end of training, and which of them this model is."""
+    scores: dict[str, dict[str, float]] = trained.facts.get("scores") or {}
+    if len(scores) < 2:
+        return []
+    published = next(iter(scores))
+    metric = trained.task.metrics[0]
+    told = ", ".join(f"{VERSIONS[name]} {metric.text(scores[name][metric.key])}" for name in sorted(scores))
+    held = ", ".join(key.partition("/")[2] for key in scores[published] if "/" in key)
+    return [f"scored at the end of training, at {held} px: {told}; measured here: {VERSIONS[published]}"]
+
+
 def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str]:
     """One sentence for each size that is both claimed and measured."""
     claimed = recipe.claim.top1
@@ -244,14 +259,19 @@ def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str
 def pixels_of(trained: TrainedModel, sizes: Sequence[Size]) -> Fingerprint:
     """The fingerprint of how this machine shows images to the model."""
     recipe = trained.recipe
-    warp, short = recipe.evaluate.warp, recipe.data.cache_side
-    return fingerprint(sizes, crop_ratio(recipe), warp, short, interpolation_of(recipe))
+    crop, short, how = crop_ratio(recipe), recipe.data.cache_side, interpolation_of(recipe)
+    warped = {size: recipe.evaluate.warps(size) for size in sizes}
+    alike = [[size for size in sizes if warped[size] == warp] for warp in dict.fromkeys(warped.values())]
+    found = [fingerprint(some, crop, warped[some[0]], short, how) for some in alike]
+    pixels = {size: digits for one in found for size, digits in one.pixels.items()}
+    return replace(found[0], pixels={str(size): pixels[str(size)] for size in sizes})
 
 
 def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
     """See ``Evaluation.facts``."""
     trained, images, results = evaluation.model, evaluation.images, evaluation.sizes
     recipe, source = trained.recipe, images.source
+    warped = {recipe.evaluate.warps(result.size) for result in results}
     rows = []
     for result in results:
         row: dict[str, Any] = {"size": str(result.size), **result.row()}
@@ -271,8 +291,8 @@ def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
         "claim_source": recipe.claim.source,
         "seen": {
             "short_side_at_most": recipe.data.cache_side,
-            "crop": None if recipe.evaluate.warp else crop_ratio(recipe),
-            "warp": recipe.evaluate.warp,
+            "crop": None if warped == {True} else crop_ratio(recipe),
+            "warp": recipe.evaluate.warp if len(warped) > 1 else warped == {True},
             "mean": list(recipe.data.mean),
             "std": list(recipe.data.std),
         },

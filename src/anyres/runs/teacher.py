@@ -112,7 +112,11 @@ def open_teacher(what: str, weights: str | None) -> Teacher:
     on the CPU."""
     import timm
 
-    ours = {*model_names(), *(row.name for row in known_weights())}
+    rows = {row.name: row.model for row in known_weights()}
+    ours = {*model_names(), *rows}
+    model = official_name(what) if is_model(what) else f"timm:{what}"
+    if weights is not None and rows.get(weights) == model:  # then its transform and classes are known
+        return _of_ours(weights, None)
     if (Path(what) / RECIPE).is_file() or what in ours:
         return _of_ours(what, weights)
     if is_model(what):
@@ -146,7 +150,7 @@ def _of_library(what: str, name: str, weights: str | None) -> Teacher:
         if weights is not None:
             state = read_state(weights_file(weights))
             classes = count_classes(variant(name).preprocessing["classifier"], state) or None
-        model = create_model(name, classes, pretrained=weights or True)
+        model = create_model(name, classes, pretrained=weights or True).eval()
     except UserError as error:
         key = f"{KEY}.teacher={what}" if weights is None else f"{KEY}.weights={weights}"
         mend = "" if weights is not None else f"; or set {KEY}.weights to a file"

@@ -194,8 +194,9 @@ def fit(
     trained = objective.trained
     exempt = trained.no_weight_decay() if isinstance(trained, Exempting) else set()
     optimizer = build_optimizer(trained, recipe.optim, exempt)
-    ema = build_ema(trained, recipe.train.ema_decay)
-    state = State(trained, ema, optimizer, copies=objective.copies, published=objective.published)
+    ema = build_ema(trained, recipe.train.ema_decay, recipe.train.ema_warmup)
+    copies, publish = objective.copies, recipe.train.publish
+    state = State(trained, ema, optimizer, copies=copies, published=objective.published, publish=publish)
     if recipe.train.shard and accelerator.num_processes > 1:
         state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)

@@ -132,14 +132,16 @@ def _maybe_evaluate(state: State, plan: Plan, callbacks: Callbacks) -> dict[str,
     last = progress.step == plan.steps
     if not last and (every == 0 or progress.step % every):
         return {}
-    state.sync()
-    scores = callbacks.evaluate(state.evaluated)
-    if scores:  # none where nothing is labelled
-        first = next(iter(scores.values()))
-        better = first > progress.best if callbacks.higher_is_better else first < progress.best
-        if better or progress.best_step < 0:
-            progress.best, progress.best_step = first, progress.step
-    return scores
+    published, *others = state.versions
+    scores = callbacks.evaluate(state.sync())
+    if not scores:  # nothing is labelled
+        return {}
+    first = next(iter(scores.values()))
+    better = first > progress.best if callbacks.higher_is_better else first < progress.best
+    if better or progress.best_step < 0:
+        progress.best, progress.best_step = first, progress.step
+    progress.scores = {published: scores, **{name: callbacks.evaluate(state.sync(name)) for name in others}}
+    return scores | {f"{name}/{key}": value for name in others for key, value in progress.scores[name].items()}
 
 
 def _save(accelerator: Accelerator, run: Path, state: State) -> None:

@@ -11,6 +11,8 @@ from anyres.training.optim import OptimConfig, learning_rate, weight_decay
 from anyres.training.parallel import Precision
 
 Tracker = Literal["wandb", "mlflow"]
+Version = Literal["average", "raw"]
+"""Of a model's weights: their moving average, or as the optimizer leaves them."""
 
 
 @config
@@ -23,8 +25,14 @@ class TrainConfig:
     seed: int = 0
     # auto: bf16 where the device multiplies it natively, else fp32
     precision: Precision = "auto"
-    # decay of the weights' moving average, which is then scored and published (null: none)
+    # decay of the weights' moving average (null: none)
     ema_decay: float | None = 0.999
+    # its decay rises with the steps, so that a short run's average forgets the first weights (false: it is ema_decay
+    # from the first step on, as in the papers' code)
+    ema_warmup: bool = True
+    # of the weights that decide which step is best, meet the claim and are written to model.safetensors: the moving
+    # average, where one is kept, or the raw ones; both are scored
+    publish: Version = "average"
     # convolution weights in channels-last memory format
     channels_last: bool = False
     # each step's images go through the model in so many parts, whose gradients are summed: the same step with less

@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from anyres.training.plan import Version
 from anyres.training.shard import copy_full, shard
 
 
@@ -23,7 +24,8 @@ from anyres.training.shard import copy_full, shard
 class Progress:
     """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
     ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
-    just now; ``best`` is the best headline metric scored, after step ``best_step`` (-1: none yet)."""
+    just now; ``best`` is the best headline metric scored, after step ``best_step`` (-1: none yet); ``scores`` are the
+    last ones, by version of the weights and by metric."""
 
     step: int = 0
     images: int = 0
@@ -35,6 +37,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -43,7 +46,7 @@ class State:
 
     ``copies``: what an objective keeps beside the model, by the name of its file in a checkpoint, and ``published``,
     the one of them that is evaluated and published instead (see Objective). ``replica``: of a model that is split over
-    processes, a whole one to be evaluated.
+    processes, a whole one to be evaluated. ``publish``: which version is evaluated first and published.
     """
 
     model: nn.Module
@@ -53,6 +56,7 @@ class State:
     copies: Mapping[str, nn.Module] = field(default_factory=dict)
     published: nn.Module | None = None
     replica: nn.Module | None = None
+    publish: Version = "average"
 
     def shard(self, student: nn.Module, device: torch.device, also: Sequence[nn.Module] = ()) -> None:
         """Split all weights over the processes; ``student`` calls the model, and ``also`` what an objective keeps
@@ -65,22 +69,34 @@ class State:
         for copied in also:
             shard(copied, device)
 
-    def sync(self) -> None:
-        """Bring ``evaluated`` up to date: by all processes at once, before it is used."""
-        if self.replica is not None:
-            copy_full(self.replica, self._averaged)
+    def sync(self, version: str | None = None) -> nn.Module:
+        """A version of ``versions`` to be evaluated (None: the first): asked for by all processes at once.
+
+        Of a model that is split over processes all versions are one module, which holds the one asked for last.
+        """
+        versions = self.versions
+        module = versions[version] if version is not None else next(iter(versions.values()))
+        if self.replica is None:
+            return module
+        copy_full(self.replica, module)
+        return self.replica
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are evaluated and published: the objective's own, or the moving average if kept."""
-        return self._averaged if self.replica is None else self.replica
+        """The weights that are published: the first of ``versions``."""
+        return next(iter(self.versions.values())) if self.replica is None else self.replica
 
     @property
-    def _averaged(self) -> nn.Module:
+    def versions(self) -> dict[str, nn.Module]:
+        """The weights that are scored, those to be published first: the ``raw`` ones, and their ``average`` if kept; or
+        the objective's ``own``, alone."""
         if self.published is not None:
-            return self.published
-        module: nn.Module = self.ema.module if self.ema is not None else self.model
-        return module
+            return {"own": self.published}
+        raw = {"raw": self.model}
+        if self.ema is None:
+            return raw
+        average: dict[str, nn.Module] = {"average": self.ema.module}
+        return average | raw if self.publish == "average" else raw | average
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -91,10 +107,15 @@ class State:
         return named | dict(self.copies)
 
 
-def build_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """A moving average of the whole state (parameters and buffers) with timm's warm-up, so that short runs and small
-    data sets do not end with the initial weights in it."""
-    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)
+def build_ema(model: nn.Module, decay: float | None, warmup: bool = True) -> ModelEmaV3 | None:
+    """A moving average of the whole state (parameters and buffers): with timm's warm-up, so that short runs and small
+    data sets do not end with the initial weights in it; or without, as in the papers' code."""
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=warmup)
+
+
+def update_ema(ema: ModelEmaV3, model: nn.Module, step: int) -> None:
+    """After the update of ``step``. Without warm-up timm is told no step, since it starts anew at the first."""
+    ema.update(model, step=step + 1 if ema.use_warmup else None)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

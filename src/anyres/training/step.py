@@ -21,7 +21,7 @@ from anyres.training.optim import clip_each, set_rates
 from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import Plan
 from anyres.training.shard import whole
-from anyres.training.state import State, seed_step
+from anyres.training.state import State, seed_step, update_ema
 
 
 class NonFiniteLoss(Exception):
@@ -65,7 +65,7 @@ def make_step(
     state.optimizer.step()
     objective.follow(plan, step, accelerator)
     if state.ema is not None:
-        state.ema.update(state.model, step=step + 1)
+        update_ema(state.ema, state.model, step)
     state.progress.images += len(batch.index) * accelerator.num_processes
     state.progress.pixels += sum(v.shape[0] * v.shape[2] * v.shape[3] for v in batch.views) * accelerator.num_processes
     if accelerator.num_processes > 1:

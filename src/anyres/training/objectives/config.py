@@ -38,7 +38,7 @@ class DistillationConfig:
         if self.kind == "none" and (given := self.teacher or self.weights or self.classes):
             raise ValueError(f"{name} names {given} but does not distil: set {name}.kind=hard or soft")
         if self.kind != "none" and not self.teacher:
-            raise ValueError(f"{name}.kind={self.kind} needs a teacher: set {name}.teacher, as regnety_160")
+            raise ValueError(f"{name}.kind={self.kind} needs a teacher: set {name}.teacher, as regnety_160.teacher")
         if not 0 < self.alpha <= 1:
             raise ValueError(f"{name}.alpha={self.alpha} must be above 0 and at most 1, as 0.5")
         if not self.temperature > 0:
