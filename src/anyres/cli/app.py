@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from anyres.config import Stopped, UserError
+from anyres.training.stop import ended_by_signal
 
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
@@ -44,6 +45,7 @@ def options(
         os.environ["ANYRES_OFFLINE"] = "1"
 
 
+@ended_by_signal()
 def main() -> None:
     """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
     from anyres.cli.console import start_logging
@@ -63,7 +65,7 @@ def main() -> None:
         code = fail(f"{error.filename}: {error.strerror}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stopped.code)
     except typer.Abort:
         code = 130
     if code == 130:

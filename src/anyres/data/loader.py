@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,6 +29,7 @@ from anyres.data.augment import AugmentConfig, mix_seed
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views import ViewsConfig
+from anyres.data.workers import ended, start
 from anyres.flow import Batch, Record, Size, TargetReader
 
 PREFETCHED = 2
@@ -216,9 +216,7 @@ def _can_fork() -> bool:
 
 
 def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None) -> Iterator[Batch]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12, fork
-        collated = iter(loader)
+    collated, workers = start(loader)
     try:
         for item in collated:
             if isinstance(item, UserError):
@@ -226,6 +224,7 @@ def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None
             yield _batch(item, buffer)
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
+        ended(workers)
 
 
 def _batch(made: Collated, buffer: SharedBatchBuffer | None) -> Batch:
