@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from anyres.config import Stopped, UserError
+from anyres.ops.processors import prepare_threads
 from anyres.training.stop import ended_by_signal
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def main() -> None:
     """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
     from anyres.cli.console import start_logging
 
+    prepare_threads()
     words = sys.argv[1:] or ["--help"]
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: without file and line
     start_logging()

@@ -14,7 +14,6 @@ too.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,8 +28,9 @@ from anyres.data.augment import AugmentConfig, mix_seed
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views import ViewsConfig
-from anyres.data.workers import ended, start
+from anyres.data.workers import died, ended, start
 from anyres.flow import Batch, Record, Size, TargetReader
+from anyres.ops.processors import processors
 
 PREFETCHED = 2
 """So many batches a worker makes ahead; its buffer has two more slots: for the batch that is used, and one to spare."""
@@ -205,11 +205,6 @@ def choose_workers(cached: bool) -> int:
     return min(processors() - 1, 8)
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _can_fork() -> bool:
     """Workers share the decoded images' memory only when they are forked."""
     return "fork" in multiprocessing.get_all_start_methods()
@@ -222,6 +217,10 @@ def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None
             if isinstance(item, UserError):
                 raise item
             yield _batch(item, buffer)
+    except Exception as error:
+        if not isinstance(error, UserError) and (how := died(workers)):
+            raise UserError(f"{how}, as where memory is too small: lower data.workers, to 0 if need be") from error
+        raise
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
         ended(workers)

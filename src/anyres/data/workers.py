@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 from weakref import WeakSet
@@ -35,6 +36,17 @@ def start(loader: DataLoader[Any]) -> tuple[Iterator[Any], Sequence[BaseProcess]
         _end_with_this_process()
     _ALIVE.update(workers)
     return batches, workers
+
+
+def died(workers: Sequence[BaseProcess]) -> str | None:
+    """How the first of these processes died, if one did: what a broken pipe to it means."""
+    wait([process.sentinel for process in workers], timeout=1.0)
+    for process in workers:
+        code = process.exitcode
+        if code:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+            return f"a loader process {how}"
+    return None
 
 
 def ended(workers: Iterable[BaseProcess]) -> None:

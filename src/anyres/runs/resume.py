@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from anyres.config import UserError, first_line
+from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import BUILTIN
 from anyres.recipe import Recipe, differences, read_recipe
@@ -109,17 +109,11 @@ def way_on(run: Path) -> str:
     )
 
 
-def mendable(error: Exception, run: Path) -> str:
+def mendable(error: ValueError) -> str:
     """What to do about an error of PyTorch's that its user can mend; empty for any other."""
-    said = str(error)
-    if "more than 1 value per channel" in said:
+    if "more than 1 value per channel" in str(error):
         return (
             "batch norm needs two values of each channel, and a batch's last layer has one: raise data.batch_size or "
             "views.sizes, or lower train.accumulate"
-        )
-    if "DataLoader worker" in said:
-        return (
-            f"a loader process died ({first_line(error)}), as where memory is too small: the last step is saved in "
-            f"{run}, and the same command continues with fewer data.workers"
         )
     return ""

@@ -250,8 +250,8 @@ def fit(
             f"the device's memory is too small for {plan.batch_size} images at {sizes} px: "
             "raise train.accumulate, set train.grad_checkpointing=true, lower views.sizes, or choose a smaller model"
         ) from None
-    except (RuntimeError, ValueError) as error:
-        if advice := mendable(error, run):
+    except ValueError as error:
+        if advice := mendable(error):
             raise UserError(advice) from None
         raise
     if stopped_by is not None:

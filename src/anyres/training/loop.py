@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from anyres.config import first_line
 from anyres.flow import Batch
+from anyres.ops.processors import processors
 from anyres.training import checkpoint
 from anyres.training.log import Bar, RunLog
 from anyres.training.objectives import Objective
 from anyres.training.parallel import check_alike, restart_advice
 from anyres.training.plan import Plan
 from anyres.training.state import State, first_non_finite
-from anyres.training.step import NonFiniteLoss, NonFiniteWeights, all_agree, make_step
+from anyres.training.step import NonFiniteLoss, NonFiniteWeights, all_agree, make_step, rehearse
 from anyres.training.stop import Interrupted, Stop
+from anyres.training.threads import choose, run_threads
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +71,15 @@ def train(
         logger.info(advice)
     bar = Bar(run.name, plan.steps, progress.step, plan.steps_per_epoch, shown=main)
     keeper = Keeper(accelerator, run, state, log)
-    with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar, keeper:
+    computing = run_threads(accelerator, progress, plan.train.threads)
+    with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar, keeper, computing as counts:
         clock = Clock(plan.steps - progress.step, accelerator.device)
         while progress.step < plan.steps or progress.unscored:
             if not progress.unscored:
                 batch = clock.waiting(batches)
+                if counts:
+                    choose(progress, counts, partial(rehearse, accelerator, student, objective, state, batch, plan))
+                    clock.restart()
                 keeper.whole = False
                 try:
                     shown = make_step(accelerator, student, objective, state, batch, plan)
@@ -259,7 +265,7 @@ class Clock:
         self._advised = True
         return (
             f"{self._share:.0%} of the time goes to waiting for images: raise data.workers (there are "
-            f"{os.cpu_count()} processors), keep them decoded with data.cache_side, or decode less with data.dct=true"
+            f"{processors()} processors), keep them decoded with data.cache_side, or decode less with data.dct=true"
         )
 
 

@@ -81,6 +81,24 @@ def make_step(
     return shown | {"lr": torch.tensor(rate), "grad_norm": norm}
 
 
+def rehearse(
+    accelerator: Accelerator, student: nn.Module, objective: Objective, state: State, batch: Batch, plan: Plan
+) -> None:
+    """Compute what ``make_step`` would before the update, and leave everything as it was: a step to be timed."""
+    step = state.progress.step
+    seed_step(plan.train.seed, step, accelerator.process_index)
+    set_to_train(student)
+    objective.begin(plan, step)
+    buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
+    finally:
+        for buffer, kept in zip(buffers, before, strict=True):
+            buffer.copy_(kept)
+        state.optimizer.zero_grad(set_to_none=True)
+
+
 def back_propagate(
     accelerator: Accelerator, student: nn.Module, objective: Objective, batch: Batch, accumulate: int
 ) -> dict[str, Tensor]:

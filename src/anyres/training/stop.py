@@ -30,15 +30,17 @@ def exit_code(number: signal.Signals) -> int:
 
 @contextlib.contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """Inside, SIGTERM, SIGHUP and SIGUSR1 raise Stopped wherever the program is. Ctrl-C is Python's own.
+    """Inside, SIGTERM, SIGHUP and SIGUSR1 raise Stopped wherever the program is, and Ctrl-C KeyboardInterrupt.
 
     SIGHUP stays ignored where it was, as under ``nohup``.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Stopped(f"stopped by {signal.Signals(number).name}", exit_code(signal.Signals(number)))
 
-    with _handled(end, [number for number in ASKING if number != signal.SIGINT]):
+    with _handled(end):
         yield
 
 
@@ -51,7 +53,7 @@ class Stop:
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self._leaves = False
-        self._handled = _handled(self._ask, ASKING)
+        self._handled = _handled(self._ask)
 
     def __enter__(self) -> Stop:
         self._handled.__enter__()
@@ -83,11 +85,11 @@ class Stop:
 
 
 @contextlib.contextmanager
-def _handled(handler: object, numbers: tuple[signal.Signals, ...] | list[signal.Signals]) -> Iterator[None]:
-    """Inside, ``handler`` is called for these signals; in another thread than the main one nothing changes."""
+def _handled(handler: object) -> Iterator[None]:
+    """Inside, ``handler`` is called for ``ASKING``; in another thread than the main one nothing changes."""
     before: dict[signal.Signals, object] = {}
     with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handlers
-        for number in numbers:
+        for number in ASKING:
             if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             before[number] = signal.signal(number, handler)  # type: ignore[arg-type]
