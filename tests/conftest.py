@@ -10,6 +10,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("anyres", "beartype.beartype")
+# As many threads as PyTorch takes by itself, but said: a run does not measure whether fewer are faster.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 
 LONGEST = ("test_demo.py", "test_toolchain.py", "test_elastic.py", "test_timing.py", "test_deploy_verbs.py")

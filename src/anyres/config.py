@@ -19,8 +19,13 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line, without a traceback, and the process exits with code 2."""
 
 
-class Stopped(Exception):
-    """Work was asked to stop and did, with everything saved: shown as one line, and the process exits with 130."""
+class Stopped(BaseException):
+    """Work was asked to stop by a signal and did, with everything saved: shown as one line, and the process exits with
+    ``code``: 130 after Ctrl-C, else 143. Like KeyboardInterrupt it is no Exception, so that nothing swallows it."""
+
+    def __init__(self, said: str, code: int = 130) -> None:
+        super().__init__(said)
+        self.code = code
 
 
 def need(module: str, *, extra: str, purpose: str = "this") -> ModuleType:

@@ -26,9 +26,10 @@ from anyres.runs import train as wiring
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 from anyres.tasks.classify import Classify
-from anyres.training import checkpoint
+from anyres.training import checkpoint, loop
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.state import State
 
 SMALL = ["views.sizes=[48, 32]", "data.batch_size=12", "train.eval_every=0", "evaluate.sizes=[32, 48]"]
 
@@ -225,10 +226,15 @@ def test_a_crash_between_checkpoints_changes_nothing(
     def harm(step: int, batch: Batch) -> None:
         if step == 1:
             batch.views[0][0, 0, 0, 0] = float("nan")
-        if step == crash_at:
+
+    def make_step(accelerator: Any, student: Any, objective: Any, state: State, batch: Batch, plan: Plan) -> Any:
+        if state.progress.step == crash_at:  # between two steps the state would be saved
             raise OSError("pulled the plug")
+        return step_as_it_is(accelerator, student, objective, state, batch, plan)
 
     poison(monkeypatch, harm)
+    step_as_it_is = loop.make_step
+    monkeypatch.setattr(loop, "make_step", make_step)
     changes = [*SMALL[:2], *EVERYTHING, f"objective.distillation.teacher={tiny_run.folder}", "evaluate.sizes=[32]"]
     recipe = load_recipe("restv2_nano", [f"data.source={tiny_run.data}", *changes])
     train_run(recipe, tmp_path / "whole", report=False)

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from anyres.config import Stopped, UserError
+from anyres.ops.processors import prepare_threads
+from anyres.training.stop import ended_by_signal
 
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
@@ -44,10 +46,12 @@ def options(
         os.environ["ANYRES_OFFLINE"] = "1"
 
 
+@ended_by_signal()
 def main() -> None:
     """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
     from anyres.cli.console import start_logging
 
+    prepare_threads()
     words = sys.argv[1:] or ["--help"]
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: without file and line
     start_logging()
@@ -63,7 +67,7 @@ def main() -> None:
         code = fail(f"{error.filename}: {error.strerror}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stopped.code)
     except typer.Abort:
         code = 130
     if code == 130:

@@ -21,6 +21,9 @@ def train(
         str | None,
         typer.Option("--weights", help="Start from known weights (deit_base.224), a file, a URL, a hub id or a run."),
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads; if not given as many as are fastest here.")
+    ] = None,
 ) -> None:
     """Train a model; the same command again resumes an interrupted run, or says that it is done.
 
@@ -29,6 +32,7 @@ def train(
     from anyres.cli.results import print_evaluation
     from anyres.runs import train as runs
 
-    evaluation = runs.train(recipe, overrides or [], data=data, out=out, weights=weights).evaluation
+    given = [*(overrides or []), *([f"train.threads={threads}"] if threads is not None else [])]
+    evaluation = runs.train(recipe, given, data=data, out=out, weights=weights).evaluation
     if evaluation is not None:
         print_evaluation(evaluation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from anyres.data.decode import Decoded, Unreadable, decode, decode_in_thread
 from anyres.data.samples import tolerated, too_many
 from anyres.data.sources import Source
 from anyres.flow import Record
+from anyres.ops.processors import processors
 
 _SAMPLE = 32  # images decoded to estimate the whole
 
@@ -111,7 +111,7 @@ class DecodedImages:
             except Unreadable as error:
                 return error
 
-        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, processors())) as pool:
             warnings.simplefilter("ignore")  # Pillow's, in all threads
             done = pool.map(one, records)
             shown = progress and rich.get_console().is_terminal

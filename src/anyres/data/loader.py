@@ -14,8 +14,6 @@ too.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,7 +28,9 @@ from anyres.data.augment import AugmentConfig, mix_seed
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views import ViewsConfig
+from anyres.data.workers import died, ended, start
 from anyres.flow import Batch, Record, Size, TargetReader
+from anyres.ops.processors import processors
 
 PREFETCHED = 2
 """So many batches a worker makes ahead; its buffer has two more slots: for the batch that is used, and one to spare."""
@@ -205,27 +205,25 @@ def choose_workers(cached: bool) -> int:
     return min(processors() - 1, 8)
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _can_fork() -> bool:
     """Workers share the decoded images' memory only when they are forked."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
 def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None) -> Iterator[Batch]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12, fork
-        collated = iter(loader)
+    collated, workers = start(loader)
     try:
         for item in collated:
             if isinstance(item, UserError):
                 raise item
             yield _batch(item, buffer)
+    except Exception as error:
+        if not isinstance(error, UserError) and (how := died(workers)):
+            raise UserError(f"{how}, as where memory is too small: lower data.workers, to 0 if need be") from error
+        raise
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
+        ended(workers)
 
 
 def _batch(made: Collated, buffer: SharedBatchBuffer | None) -> Batch:

@@ -15,10 +15,11 @@ from anyres.data.augment import AugmentConfig, preserve_rng_state, seed_all, ste
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.geometry import View
-from anyres.data.loader import LoaderOptions, Steps, choose_workers, processors, train_batches
+from anyres.data.loader import LoaderOptions, Steps, choose_workers, train_batches
 from anyres.data.samples import Annotated, Sample, collate, one_thread
 from anyres.data.targets import reader_of
 from anyres.data.views import ViewsConfig, shrink
+from anyres.ops.processors import processors
 
 STAGES = ("read", "decode", "crop", "flip", "colors", "layout", "shrink", "batch")  # in the order of doing
 _CHUNK = 16  # images of a measured batch

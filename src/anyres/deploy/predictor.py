@@ -35,6 +35,7 @@ from anyres.deploy.fuse.tables import bake
 from anyres.flow import Batch, Labels, Record, Size
 from anyres.models.contract import Backbone
 from anyres.ops.patch import pad_to_multiple
+from anyres.ops.processors import processors
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class Predictor:
     ``preprocessing``: how images are prepared (None: as the model's ``pretrained_cfg`` says). ``names`` of the classes.
     ``activation``: softmax for one class per image, sigmoid for several. ``huge_pages``: move this process's memory
     into huge pages (Linux). CPU threads: as many as PyTorch uses (`torch.set_num_threads`), so `numactl` and containers
-    are respected. What ``auto`` chose is logged.
+    are respected, and not more than a quota gives. What ``auto`` chose is logged. Threads may share a predictor or
+    make some of their own: one is built at a time, and OpenVINO's takes one call after another.
 
     ``model`` is copied and stays unchanged. Raises UserError.
     """
@@ -115,7 +117,7 @@ class Predictor:
         if batch < 1:
             raise UserError(f"batch={batch} must be 1 or more")
         self.size = size if isinstance(size, Size) else Size.parse(size)
-        self.batch, self.names, self.threads = batch, tuple(names), torch.get_num_threads()
+        self.batch, self.names, self.threads = batch, tuple(names), min(torch.get_num_threads(), processors())
         self.preprocessing = preprocessing or preprocessing_of(model, self.size)
         self.channels = int(model.pretrained_cfg["input_size"][0])
         self.activation, self.any_size, self.huge_pages = activation, any_size, huge_pages

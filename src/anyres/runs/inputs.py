@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -81,7 +81,7 @@ def check_apart(train: DecodedImages, test: DecodedImages) -> None:
 
 def training_batches(
     recipe: Recipe, task: Task, images: DecodedImages, plan: Plan, start: int, accelerator: Accelerator
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Training batches from step ``start`` on: loaded, normalized on the device, erased, mixed."""
     seed, rank = recipe.train.seed, accelerator.process_index
     per_step = recipe.objective.views_per_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 
@@ -10,8 +11,9 @@ class StderrHandler(logging.Handler):
     """Prints each record as one line on stderr, as it is. The stream is looked up anew, as progress bars replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record."""
-        print(" ".join(self.format(record).splitlines()), file=sys.stderr)
+        """Print the record; where nobody listens any more (a closed pipe or terminal), the work goes on."""
+        with contextlib.suppress(OSError):
+            print(" ".join(self.format(record).splitlines()), file=sys.stderr)
 
 
 def show_log() -> None:

@@ -7,6 +7,7 @@ Every other module does one part of this; here they are only joined.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from anyres.models.trainable import freeze
 from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
 from anyres.ops.triton_switch import triton_kernels
-from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, read_recipe
+from anyres.recipe import Recipe, dump_recipe, load_recipe
 from anyres.runs.inputs import (
     check_apart,
     describe_images,
@@ -39,11 +40,13 @@ from anyres.runs.inputs import (
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
+from anyres.runs.resume import check_folder, check_progress, mendable, way_on
 from anyres.runs.stderr import show_log
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
-from anyres.storage import write_text
+from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Parts, Reference, Task, task_for, wanted_by
 from anyres.training import checkpoint
+from anyres.training.lock import RunLock
 from anyres.training.log import check_trackers
 from anyres.training.loop import Callbacks
 from anyres.training.loop import train as run_loop
@@ -53,7 +56,8 @@ from anyres.training.optim import build_optimizer
 from anyres.training.parallel import autocast_dtype, build_accelerator, synchronize_batch_norm
 from anyres.training.plan import Plan
 from anyres.training.state import State, build_ema
-from anyres.training.step import NonFiniteLoss
+from anyres.training.step import NonFiniteLoss, NonFiniteWeights
+from anyres.training.stop import exit_code
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +114,15 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     accelerator = build_accelerator(recipe.train.precision)
     if not accelerator.is_main_process:
         logging.getLogger("anyres").setLevel(logging.ERROR)
+    with RunLock(run) as lock:
+        return train_locked(recipe, run, accelerator, lock, report)
+
+
+def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunLock, report: bool) -> Evaluation | None:
+    """The same, with the folder's ``lock``: taken at once where a run is in the folder, else when one begins there."""
     check_folder(recipe, run)
+    if accelerator.is_main_process and (run / RECIPE).is_file() and not (run / WEIGHTS).exists():
+        lock.take()
     check_trackers(recipe.train.trackers)
     check_objective(recipe.objective.chosen)
     check_kernels(recipe, accelerator.device)
@@ -138,8 +150,15 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     freeze(model, recipe.train.trainable)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        check_folder(recipe, run)  # another process may have begun, or ended, a run here meanwhile
+        checkpoint.remove_drafts(run)
+        remove_drafts(run)
         write_text(run / RECIPE, dump_recipe(recipe))
     accelerator.wait_for_everyone()
+    if (run / WEIGHTS).exists():
+        return train_locked(recipe, run, accelerator, lock, report)
     state = fit(recipe, task, model, (images, held_out), run, accelerator, teacher)
     if accelerator.is_main_process:  # nobody waits for the report: on large sets it takes longer than they would
         finish(recipe, task, run, state, (images, held_out))
@@ -201,7 +220,7 @@ def fit(
         state.shard(objective.student, accelerator.device, objective.wholes)
         state.optimizer = build_optimizer(trained, recipe.optim, exempt)
     warnings = checkpoint.restore(run, state)
-    check_same_images(state, len(training), run)
+    check_progress(state.progress, images, plan, run)
     for sentence in (*warnings, *describe(recipe, task, images, plan, state, accelerator)):
         log.info(sentence)
     if teacher is not None:
@@ -220,21 +239,26 @@ def fit(
     batches = training_batches(recipe, task, training, plan, state.progress.step, accelerator)
     try:
         callbacks = Callbacks(evaluate, task.metrics[0].higher_is_better, names, asdict(recipe))
-        with triton_kernels(recipe.train.kernels == "triton"):
-            ended = run_loop(accelerator, prepared, objective, state, batches, plan, run, callbacks)
+        with triton_kernels(recipe.train.kernels == "triton"), contextlib.closing(batches):  # ends its loaders
+            stopped_by = run_loop(accelerator, prepared, objective, state, batches, plan, run, callbacks)
     except NonFiniteLoss as error:
-        raise UserError(
-            f"{error}, in the batch {names(error.index)}; {run} keeps the last good state: lower optim.lr"
-        ) from None
+        raise UserError(f"{error}, in the batch {names(error.index)}: {way_on(run)}") from None
+    except NonFiniteWeights as error:
+        raise UserError(f"{error}, so that an update was too large: {way_on(run)}") from None
     except torch.OutOfMemoryError:
         sizes = ", ".join(map(str, recipe.views.sizes))
         raise UserError(
             f"the device's memory is too small for {plan.batch_size} images at {sizes} px: "
             "raise train.accumulate, set train.grad_checkpointing=true, lower views.sizes, or choose a smaller model"
         ) from None
-    if ended == "stopped":
+    except ValueError as error:
+        if advice := mendable(error):
+            raise UserError(advice) from None
+        raise
+    if stopped_by is not None:
         raise Stopped(
-            f"stopped after step {state.progress.step} of {plan.steps}: the same command continues from there"
+            f"stopped after step {state.progress.step} of {plan.steps}: the same command continues from there",
+            exit_code(stopped_by),
         )
     return state
 
@@ -261,34 +285,6 @@ def check_kernels(recipe: Recipe, device: torch.device) -> None:
             check_triton(device)
     except UserError as error:
         raise UserError(f"train.kernels=triton: {error}; set train.kernels=plain") from None
-
-
-def check_folder(recipe: Recipe, run: Path) -> None:
-    """Raises UserError unless ``run`` is free or holds this very recipe's run."""
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file: choose another --out")
-    if (run / RECIPE).is_file():
-        before = read_recipe(run / RECIPE)
-        if recipe.objective.loss == "auto":  # it was settled then
-            recipe = replace(recipe, objective=replace(recipe.objective, loss=before.objective.loss))
-        if "auto" in (recipe.task, before.task):  # settled then, or written by an earlier version
-            recipe = replace(recipe, task=before.task)
-        before = with_channels(before, before.data.channels or 3)  # earlier versions read three
-        if recipe.data.channels is None:
-            recipe = with_channels(recipe, before.data.channels or 3)
-        changed = differences(before, recipe)
-        if changed:
-            raise UserError(f"{run} holds a run of another recipe ({'; '.join(changed[:3])}): choose another --out")
-    elif run.is_dir() and any(not path.name.endswith(".partial") for path in run.iterdir()):
-        raise UserError(f"{run} is not empty and has no {RECIPE}: choose another --out")
-
-
-def check_same_images(state: State, count: int, run: Path) -> None:
-    """Raises UserError when a run would continue with another number of training images; notes it for the next time."""
-    before = state.progress.training_images
-    if before not in (0, count):
-        raise UserError(f"{run} was begun with {before} training images, now there are {count}: choose another --out")
-    state.progress.training_images = count
 
 
 def make_plan(recipe: Recipe, images: int) -> Plan:

@@ -2,17 +2,20 @@
 
 Each holds ``model.safetensors``, ``ema.safetensors`` (when one is kept), of DINO's teacher ``teacher.safetensors`` (the
 backbone) and ``teacher_head.safetensors`` (with the centre), ``optimizer.pt`` (read with ``weights_only=True``) and
-``state.json`` with the progress and every file's SHA-256. The folder is filled under
+``state.json`` with the progress, every file's SHA-256 and its own. The folder is filled under
 another name and renamed at the end; the newest two are kept, and the best one scored; a damaged newest falls back to
-the one before.
+the one before. Their modes are what the process's umask makes of any new file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -21,16 +24,22 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyres.config import UserError
+from anyres.config import UserError, first_line
 from anyres.training.shard import (
     gather_full_state,
     gather_optimizer_state,
     load_full_state,
     load_optimizer_state,
 )
-from anyres.training.state import Progress, State
+from anyres.training.state import Progress, State, first_non_finite
 
 KEPT = 2
+STATE, OWN = "state.json", "state_sha256"
+NAME = re.compile(r"step_\d{6,15}")
+MOST_BYTES = 256 << 20
+"""No ``state.json`` is larger."""
+LARGEST = 1e300
+"""No number of a run's progress comes near it; nan is not below it."""
 
 
 def save(run: Path, state: State, write: bool = True) -> Path:
@@ -50,10 +59,13 @@ def save(run: Path, state: State, write: bool = True) -> Path:
         save_file(tensors, draft / f"{name}.safetensors")
     torch.save(optimizer, draft / "optimizer.pt")
     digests = {file.name: _sha256(file) for file in sorted(draft.iterdir())}
-    text = json.dumps({"progress": dataclasses.asdict(state.progress), "sha256": digests}, indent=1)
-    (draft / "state.json").write_text(text)
+    content = {"progress": dataclasses.asdict(state.progress), "sha256": digests}
+    (draft / STATE).write_text(json.dumps({**content, OWN: _digest(content)}, indent=1), encoding="utf-8")
+    mode = (draft / STATE).stat().st_mode & 0o777  # safetensors gives its files one that others cannot read
     for file in draft.iterdir():
+        file.chmod(mode)
         _sync(file)
+    _sync(draft)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     _sync(run)
@@ -68,8 +80,20 @@ def _name(step: int) -> str:
 
 
 def found(run: Path) -> list[Path]:
-    """The run's checkpoint folders, newest first."""
-    return sorted((p for p in run.glob("step_*") if p.is_dir()), key=lambda p: int(p.name[5:]), reverse=True)
+    """The run's checkpoint folders, newest first; what is called otherwise, as ``step_backup``, is somebody else's."""
+    folders = [p for p in run.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    return sorted(folders, key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def remove_drafts(run: Path) -> None:
+    """Remove the checkpoints that a killed process left unfinished."""
+    for draft in run.glob(".step_*.partial"):
+        if draft.is_dir() and not draft.is_symlink():
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def restore(run: Path, state: State) -> list[str]:
@@ -78,36 +102,109 @@ def restore(run: Path, state: State) -> list[str]:
     With no checkpoint at all the state is left alone. Raises UserError when checkpoints exist and all are damaged.
     """
     said: list[str] = []
+    misfit = ""
     folders = found(run)
     for folder in folders:
-        problem = _damage(folder)
-        if problem is None:
-            try:
-                _load(folder, state)
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:  # sound, but of another model
-                raise UserError(
-                    f"{folder} does not fit this model ({str(error).splitlines()[-1].strip()}): "
-                    "have the classes of the data changed since? choose another --out"
-                ) from error
-            return said
-        said.append(f"checkpoint {folder.name} is damaged ({problem}); falling back to the one before")
+        try:
+            progress = _sound(folder)
+        except Damaged as damage:
+            said.append(f"checkpoint {folder.name} is damaged ({damage}); falling back to the one before")
+            continue
+        try:
+            _load(folder, state)
+        except Exception as error:  # a file with the right digest: of another model, or never one that we wrote
+            why = first_line(error) if isinstance(error, pickle.UnpicklingError) else _last_line(error)
+            misfit = misfit or f"{folder} does not fit this model ({why})"
+            said.append(f"checkpoint {folder.name} does not fit this model ({why}); falling back to the one before")
+            continue
+        ruined = first_non_finite(state) if state.replica is None else None
+        if ruined is not None:  # written by an earlier version
+            said.append(f"checkpoint {folder.name} holds weights that are not finite ({ruined}); falling back")
+            continue
+        state.progress = progress
+        return said
+    if misfit:
+        raise UserError(f"{misfit}: have the classes of the data changed since? choose another --out")
     if folders:
         raise UserError(f"every checkpoint in {run} is damaged ({said[0]}); delete the folder's step_* to start anew")
     return said
 
 
-def _damage(folder: Path) -> str | None:
-    try:
-        digests: dict[str, str] = json.loads((folder / "state.json").read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"state.json: {type(error).__name__}"
+def knows_data(run: Path) -> bool:
+    """Whether the run's newest readable checkpoint says what its images were; those of earlier versions do not."""
+    for folder in found(run):
+        with contextlib.suppress(Damaged):
+            return bool(_read(folder)[0].data)
+    return False
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written, and why."""
+
+
+def _sound(folder: Path) -> Progress:
+    """The progress of a checkpoint whose files are what was written. Raises Damaged."""
+    progress, digests = _read(folder)
     for name, digest in digests.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _sha256(file) != digest:
-            return f"{name} differs from its recorded SHA-256"
-    return None
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if _sha256(path) != digest:
+            raise Damaged(f"{name} differs from its recorded SHA-256")
+    return progress
+
+
+def _read(folder: Path) -> tuple[Progress, dict[str, str]]:
+    """The progress of a checkpoint and the digests of its files. Raises Damaged."""
+    file = folder / STATE
+    if not file.is_file():
+        raise Damaged(f"{STATE} is missing")
+    if file.stat().st_size > MOST_BYTES:
+        raise Damaged(f"{STATE} is larger than {MOST_BYTES >> 20} MiB")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{STATE}: {type(error).__name__}") from None
+    if not isinstance(content, dict):
+        raise Damaged(f"{STATE} is no mapping")
+    own = content.pop(OWN, None)  # checkpoints of earlier versions have none
+    if content.keys() != {"progress", "sha256"} or own not in (None, _digest(content)):
+        raise Damaged(f"{STATE} differs from its recorded SHA-256")
+    progress = _progress(content["progress"])
+    if progress.step != _step(folder):
+        raise Damaged(f"{STATE} is of step {progress.step}")
+    digests = content["sha256"]
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise Damaged(f"{STATE} has no digests")
+    return progress, digests
+
+
+def _progress(values: object) -> Progress:
+    """The progress in a file. Raises Damaged for values of another type or out of their range."""
+    if not isinstance(values, dict) or not values.keys() <= {field.name for field in dataclasses.fields(Progress)}:
+        raise Damaged(f"{STATE} has other keys")
+    for name, default in dataclasses.asdict(Progress()).items():
+        value = values.get(name, default)
+        if isinstance(default, float):
+            right = type(value) in (int, float) and abs(value) < LARGEST
+        elif isinstance(default, dict):
+            right = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        else:
+            least = min(default, 0)
+            right = type(value) is type(default) and value >= least
+        if not right:
+            raise Damaged(f"{STATE}: {name} is {str(value)[:40]!r}")
+    return Progress(**values)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of plain values, however they are spaced in their file."""
+    text = json.dumps({key: content[key] for key in sorted(content)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _load(folder: Path, state: State) -> None:
@@ -119,7 +216,6 @@ def _load(folder: Path, state: State) -> None:
         return state
 
     load_optimizer_state(state.model, state.optimizer, optimizer)
-    state.progress = Progress(**json.loads((folder / "state.json").read_text())["progress"])
 
 
 def _flat(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,20 +27,28 @@ class RunLog:
     trackers.
 
     Opened at a step, it first drops every record of that step or later, so that a resumed run's record reads as if
-    nothing had happened. For that reason it holds no times: those go to the pictures alone, as ``passing``.
+    nothing had happened; of the step before, the scores, where that is ``unscored``. For that reason it holds no times:
+    those go to the pictures alone, as ``passing``. Lines that a crash has damaged are left out, and a sentence says so.
     """
 
     def __init__(
-        self, run: Path, step: int, trackers: Sequence[Tracker] = (), settings: Mapping[str, Any] | None = None
+        self,
+        run: Path,
+        step: int,
+        trackers: Sequence[Tracker] = (),
+        settings: Mapping[str, Any] | None = None,
+        unscored: bool = False,
     ) -> None:
         self._trackers = [
             open_tensorboard(run, step),
             *(open_tracker(name, run, settings or {}) for name in trackers),
         ]
         self.path = run / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] < step]
+        kept, damaged = _records(self.path, step, unscored)
+        if damaged:
+            log.info("%s: %d damaged lines are left out", self.path, damaged)
         write_text(self.path, "".join(line + "\n" for line in kept))
-        self._file = self.path.open("a", buffering=1)
+        self._file = self.path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float], passing: Mapping[str, float] | None = None) -> None:
         """Record ``values`` under ``step``; ``passing`` ones are only shown."""
@@ -46,6 +56,11 @@ class RunLog:
         shown = {**values, **(passing or {})}
         for tracker in self._trackers:
             tracker.log(shown, step=step)
+
+    def sync(self) -> None:
+        """Let what was recorded reach the disk, so that no checkpoint is there before its records."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -88,11 +103,27 @@ def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
     return tracker
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of the file; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    return [line.removesuffix("\n") for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def _records(path: Path, step: int, unscored: bool) -> tuple[list[str], int]:
+    """The lines that stay, and the number of those that are damaged; a last one that a crash cut short is neither."""
+    kept: list[str] = []
+    damaged = 0
+    if not path.is_file():
+        return kept, damaged
+    *lines, _ = path.read_bytes().split(b"\n")
+    for line in lines:
+        try:
+            text = line.decode("utf-8")
+            record = json.loads(text)
+            of = record["step"]
+            if type(of) is not int:
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += 1
+            continue
+        scored = any(key.startswith("val/") for key in record)
+        if of < step and not (scored and unscored and of == step - 1):
+            kept.append(text)
+    return kept, damaged
 
 
 class Bar:
@@ -121,7 +152,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._progress.stop()
 
     def show(self, step: int, facts: str) -> None:
         """``step`` steps are done; ``facts`` is the short text beside the bar."""

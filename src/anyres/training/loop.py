@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from anyres.config import first_line
 from anyres.flow import Batch
+from anyres.ops.processors import processors
 from anyres.training import checkpoint
 from anyres.training.log import Bar, RunLog
 from anyres.training.objectives import Objective
 from anyres.training.parallel import check_alike, restart_advice
 from anyres.training.plan import Plan
-from anyres.training.state import State
-from anyres.training.step import NonFiniteLoss, make_step
+from anyres.training.state import State, first_non_finite
+from anyres.training.step import NonFiniteLoss, NonFiniteWeights, all_agree, make_step, rehearse
+from anyres.training.stop import Interrupted, Stop
+from anyres.training.threads import choose, run_threads
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +47,6 @@ class Callbacks:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Stop:
-    """Ctrl-C and SIGTERM ask the loop to stop after the step in hand; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> Stop:
-        with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
 def train(
     accelerator: Accelerator,
     student: nn.Module,
@@ -77,77 +56,156 @@ def train(
     plan: Plan,
     run: Path,
     callbacks: Callbacks,
-) -> Literal["done", "stopped"]:
+) -> signal.Signals | None:
     """Train from ``state.progress.step`` to ``plan.steps``, leaving checkpoints and records in ``run``.
 
     ``student`` is the objective's, already prepared by ``accelerator``; ``batches`` starts at that step, on the device,
-    normalized. Raises NonFiniteLoss before the update, with a checkpoint of the last good
-    state written, unless the plan skips such steps.
+    normalized. Returns None when all is done, else the signal that asked to stop, after a checkpoint. Raises
+    NonFiniteLoss and NonFiniteWeights, with the last good state in a checkpoint. Whatever else is raised between two
+    steps, as by a loader that dies, leaves a checkpoint of the last whole step.
     """
     progress, main = state.progress, accelerator.is_main_process
     check_alike(accelerator, progress.step, run)
-    log = RunLog(run, progress.step, plan.train.trackers, callbacks.settings) if main else None
+    log = RunLog(run, progress.step, plan.train.trackers, callbacks.settings, progress.unscored) if main else None
     if advice := restart_advice():
         logger.info(advice)
     bar = Bar(run.name, plan.steps, progress.step, plan.steps_per_epoch, shown=main)
-    with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar:
+    keeper = Keeper(accelerator, run, state, log)
+    computing = run_threads(accelerator, progress, plan.train.threads)
+    with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar, keeper, computing as counts:
         clock = Clock(plan.steps - progress.step, accelerator.device)
-        while progress.step < plan.steps:
-            batch = clock.waiting(batches)
-            try:
-                shown = make_step(accelerator, student, objective, state, batch, plan)
-                progress.skipped_in_row = 0
-            except NonFiniteLoss as error:
-                if plan.train.non_finite == "stop" or progress.skipped_in_row == plan.train.skip_at_most:
-                    _save(accelerator, run, state)
-                    raise
-                progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
-                logger.info("%s: skipped, with the batch %s", error, callbacks.names(error.index))
-                shown = {"skipped": torch.tensor(float(progress.skipped))}
-            progress.step += 1
-            progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
-            progress.unreadable.update(batch.notes)
-            if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
-                log.write(progress.step - 1, {name: float(value) for name, value in shown.items()}, clock.numbers())
-            facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
-            bar.show(progress.step, f"{facts}  {clock.facts()}")
-            if advice := clock.advice():
-                logger.info(advice)
-            scores = _maybe_evaluate(state, plan, callbacks)
-            if log and scores:
-                log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
-            stopping = _agreed(accelerator, stop.asked)
+        while progress.step < plan.steps or progress.unscored:
+            if not progress.unscored:
+                batch = clock.waiting(batches)
+                if counts:
+                    choose(progress, counts, partial(rehearse, accelerator, student, objective, state, batch, plan))
+                    clock.restart()
+                keeper.whole = False
+                try:
+                    shown = make_step(accelerator, student, objective, state, batch, plan)
+                    progress.skipped_in_row = 0
+                except NonFiniteLoss as error:
+                    shown = _skip(error, keeper, state, plan, callbacks)
+                progress.step += 1
+                progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
+                progress.unreadable.update(batch.notes)
+                progress.unscored = _is_scored(progress.step, plan)
+                keeper.whole = True
+                if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
+                    log.write(progress.step - 1, {name: float(value) for name, value in shown.items()}, clock.numbers())
+                facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
+                bar.show(progress.step, f"{facts}  {clock.facts()}")
+                if advice := clock.advice():
+                    logger.info(advice)
+            if progress.unscored:
+                keeper.check()
+                scores = _evaluate(accelerator, state, callbacks, stop)
+                if log and scores:
+                    log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
+            stopping = _agreed(accelerator, stop.asked is not None)
             due = progress.step % plan.checkpoint_every == 0 or progress.step in (plan.steps, progress.best_step)
             if stopping or due:
-                _save(accelerator, run, state)
+                keeper.check()
+                keeper.save()
             clock.restart()
             if stopping:
                 break
     state.sync()
-    return "done" if progress.step == plan.steps else "stopped"
+    if progress.step < plan.steps or progress.unscored:
+        return stop.asked or signal.SIGTERM  # of several processes another may have been asked
+    return None
 
 
-def _maybe_evaluate(state: State, plan: Plan, callbacks: Callbacks) -> dict[str, float]:
-    progress, every = state.progress, plan.train.eval_every * plan.steps_per_epoch
-    last = progress.step == plan.steps
-    if not last and (every == 0 or progress.step % every):
-        return {}
+def _skip(error: NonFiniteLoss, keeper: Keeper, state: State, plan: Plan, callbacks: Callbacks) -> dict[str, Tensor]:
+    """Count the step that was not made; what to show of it. Raises ``error`` where the plan does not skip it, and
+    NonFiniteWeights where no step can be made any more."""
+    progress = state.progress
+    keeper.check()
+    if plan.train.non_finite == "stop" or progress.skipped_in_row == plan.train.skip_at_most:
+        keeper.save()
+        raise error
+    progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
+    logger.info("%s: skipped, with the batch %s", error, callbacks.names(error.index))
+    return {"skipped": torch.tensor(float(progress.skipped))}
+
+
+def _is_scored(step: int, plan: Plan) -> bool:
+    """Whether the held-out images are scored after so many steps."""
+    every = plan.train.eval_every * plan.steps_per_epoch
+    return step == plan.steps or (every > 0 and step % every == 0)
+
+
+def _evaluate(accelerator: Accelerator, state: State, callbacks: Callbacks, stop: Stop) -> dict[str, float]:
+    """The scores of what is published, and whether they are the best; {} where nothing is labelled.
+
+    One process alone leaves it when it is asked to stop; the state is then ``unscored`` still.
+    """
+    progress, alone = state.progress, accelerator.num_processes == 1
     published, *others = state.versions
-    scores = callbacks.evaluate(state.sync())
+    try:
+        with stop.leaving() if alone else contextlib.nullcontext():
+            scores = callbacks.evaluate(state.sync())
+            more = {name: callbacks.evaluate(state.sync(name)) for name in others} if scores else {}
+    except Interrupted:
+        return {}
+    progress.unscored = False
     if not scores:  # nothing is labelled
         return {}
     first = next(iter(scores.values()))
     better = first > progress.best if callbacks.higher_is_better else first < progress.best
     if better or progress.best_step < 0:
         progress.best, progress.best_step = first, progress.step
-    progress.scores = {published: scores, **{name: callbacks.evaluate(state.sync(name)) for name in others}}
-    return scores | {f"{name}/{key}": value for name in others for key, value in progress.scores[name].items()}
+    progress.scores = {published: scores, **more}
+    return scores | {f"{name}/{key}": value for name in others for key, value in more[name].items()}
 
 
-def _save(accelerator: Accelerator, run: Path, state: State) -> None:
-    if accelerator.is_main_process or state.replica is not None:
-        checkpoint.save(run, state, write=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+class Keeper:
+    """Writes the checkpoints of one run. As a context manager it saves the last whole step whatever ends the loop.
+
+    ``whole``: the state is that after a step, not within one.
+    """
+
+    def __init__(self, accelerator: Accelerator, run: Path, state: State, log: RunLog | None) -> None:
+        self._accelerator, self._run, self._state, self._log = accelerator, run, state, log
+        self._saved = (state.progress.step, state.progress.unscored)
+        self.whole = True
+
+    def check(self) -> None:
+        """Raises NonFiniteWeights, on every process alike, where a weight or its average is not finite."""
+        name = first_non_finite(self._state)
+        here = torch.tensor(name is None, device=self._accelerator.device)
+        if not all_agree(self._accelerator, here):
+            raise NonFiniteWeights(self._state.progress.step, name or "of another process")
+
+    def save(self) -> None:
+        """By all processes at once."""
+        accelerator = self._accelerator
+        if accelerator.is_main_process or self._state.replica is not None:
+            self._write()
+        accelerator.wait_for_everyone()
+
+    def _write(self) -> None:
+        if self._log:
+            self._log.sync()
+        checkpoint.save(self._run, self._state, write=self._accelerator.is_main_process)
+        self._saved = (self._state.progress.step, self._state.progress.unscored)
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        progress = self._state.progress
+        new = self.whole and progress.step > 0 and (progress.step, progress.unscored) != self._saved
+        if error is None or not new or not self._accelerator.is_main_process or self._state.replica is not None:
+            return  # of a model that is split over processes all would have to take part
+        if first_non_finite(self._state) is None:
+            try:
+                self._write()
+                logger.info("the state after step %d is saved", progress.step)
+            except Exception as second:  # such as a full disk, which may be what has ended the loop
+                logger.warning("the state after step %d cannot be saved: %s", progress.step, first_line(second))
 
 
 def _agreed(accelerator: Accelerator, asked: bool) -> bool:
@@ -209,7 +267,7 @@ class Clock:
         self._advised = True
         return (
             f"{self._share:.0%} of the time goes to waiting for images: raise data.workers (there are "
-            f"{os.cpu_count()} processors), keep them decoded with data.cache_side, or decode less with data.dct=true"
+            f"{processors()} processors), keep them decoded with data.cache_side, or decode less with data.dct=true"
         )
 
 

@@ -13,6 +13,7 @@ from anyres.training.parallel import Precision
 Tracker = Literal["wandb", "mlflow"]
 Version = Literal["average", "raw"]
 """Of a model's weights: their moving average, or as the optimizer leaves them."""
+MOST_THREADS = 1024
 
 
 @config
@@ -40,6 +41,9 @@ class TrainConfig:
     accumulate: int = 1
     # blocks are computed again in the backward pass instead of stored: less memory, more time
     grad_checkpointing: bool = False
+    # of the CPU (null: as many as there are processors or a quota gives, fewer where that is plainly faster); a
+    # resumed run keeps its number, as it decides how sums are rounded
+    threads: int | None = None
     # torch.compile
     compile: bool = False
     # what stochastic depth drops is not computed: the same step in less time (on a CPU, uncompiled; a GPU would have to
@@ -74,10 +78,13 @@ class TrainConfig:
             "log_every": self.log_every,
             "accumulate": self.accumulate,
             "skip_at_most": self.skip_at_most,
+            "threads": self.threads,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"train.{name}={value} must be 1 or more")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"train.threads={self.threads} must be {MOST_THREADS} or fewer")
         if self.shard and (self.channels_last or self.compile or self.precision == "fp16"):
             raise ValueError(
                 "train.shard=true goes without channels_last, compile and precision=fp16: set train.precision=bf16, "

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from anyres.training.plan import Version
@@ -25,7 +26,9 @@ class Progress:
     """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
     ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
     just now; ``best`` is the best headline metric scored, after step ``best_step`` (-1: none yet); ``scores`` are the
-    last ones, by version of the weights and by metric."""
+    last ones, by version of the weights and by metric; ``unscored``: the last step is still to be scored; ``threads``
+    of the CPU, whose number decides how sums are rounded (0: not known); ``data``: what the images were when the run
+    began, by what is told of them ({}: not known)."""
 
     step: int = 0
     images: int = 0
@@ -38,6 +41,9 @@ class Progress:
     skipped_in_row: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    unscored: bool = False
+    threads: int = 0
+    data: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,6 +111,19 @@ class State:
         if self.ema is not None:
             named["ema"] = self.ema.module
         return named | dict(self.copies)
+
+
+def first_non_finite(state: State) -> str | None:
+    """The first tensor of a model, its average or its copies that holds a number that is not finite, by name.
+
+    Of a model that is split over processes: of this one's share.
+    """
+    for file, module in state.modules.items():
+        for key, tensor in module.state_dict().items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if local.is_floating_point() and not torch.isfinite(local).all():
+                return f"{key} of {file}"
+    return None
 
 
 def build_ema(model: nn.Module, decay: float | None, warmup: bool = True) -> ModelEmaV3 | None:

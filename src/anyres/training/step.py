@@ -32,6 +32,14 @@ class NonFiniteLoss(Exception):
         self.step, self.index = step, index
 
 
+class NonFiniteWeights(Exception):
+    """A weight or its moving average, such as ``name``, is not finite after ``step`` steps."""
+
+    def __init__(self, step: int, name: str) -> None:
+        super().__init__(f"the weights are not finite after step {step} ({name})")
+        self.step = step
+
+
 def make_step(
     accelerator: Accelerator, student: nn.Module, objective: Objective, state: State, batch: Batch, plan: Plan
 ) -> dict[str, Tensor]:
@@ -53,7 +61,7 @@ def make_step(
     norm = whole(accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf))
     total = shown["loss"]
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
-    if not _all_agree(accelerator, finite):
+    if not all_agree(accelerator, finite):
         for buffer, before in zip(buffers, statistics, strict=True):
             buffer.copy_(before)
         if accelerator.scaler is not None:
@@ -71,6 +79,24 @@ def make_step(
     if accelerator.num_processes > 1:
         shown = dict(zip(shown, accelerator.reduce(torch.stack(list(shown.values())), "mean"), strict=True))
     return shown | {"lr": torch.tensor(rate), "grad_norm": norm}
+
+
+def rehearse(
+    accelerator: Accelerator, student: nn.Module, objective: Objective, state: State, batch: Batch, plan: Plan
+) -> None:
+    """Compute what ``make_step`` would before the update, and leave everything as it was: a step to be timed."""
+    step = state.progress.step
+    seed_step(plan.train.seed, step, accelerator.process_index)
+    set_to_train(student)
+    objective.begin(plan, step)
+    buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
+    finally:
+        for buffer, kept in zip(buffers, before, strict=True):
+            buffer.copy_(kept)
+        state.optimizer.zero_grad(set_to_none=True)
 
 
 def back_propagate(
@@ -176,7 +202,7 @@ def set_to_train(student: nn.Module) -> None:
             module.eval()
 
 
-def _all_agree(accelerator: Accelerator, here: Tensor) -> bool:
+def all_agree(accelerator: Accelerator, here: Tensor) -> bool:
     """Whether ``here`` (a truth value) holds on every process, so that all do the same."""
     if accelerator.num_processes > 1:
         here = accelerator.reduce((~here).float(), "sum") == 0

@@ -18,6 +18,7 @@ from anyres.deploy.engines.huge_pages import use_huge_pages
 from anyres.deploy.engines.inductor import INDUCTOR
 from anyres.deploy.engines.onnxruntime import ONNXRUNTIME
 from anyres.deploy.engines.openvino import OPENVINO
+from anyres.deploy.fuse.tracing import BUILDING
 from anyres.flow import has_bf16
 from anyres.ops.kernels import check_triton, kernel_operations, triton_here
 
@@ -112,7 +113,8 @@ def build(
     batches = _in_batches(calibration, len(example)) if backend.precision == "int8" else []
     threads = threads or torch.get_num_threads()
     spec = BuildSpec(str(backend), model, example, backend.precision, batches, threads, tuned, backend.kernels)
-    run = engine.build(spec)
+    with BUILDING:
+        run = engine.build(spec)
     if huge_pages:
         run(example)  # allocates what a batch needs
         use_huge_pages()

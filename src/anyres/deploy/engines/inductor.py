@@ -27,12 +27,12 @@ def build_inductor(spec: BuildSpec) -> Runner:
     def run(x: Tensor) -> Tensor:
         # Both switches are part of the program: with others PyTorch would compile anew. Freezing needs no_grad instead
         # of inference_mode, so that the weights it keeps are ordinary tensors.
-        with torch.no_grad(), quiet(), tracing_for_cpu(on_cpu), triton_kernels(spec.kernels):
+        with torch.no_grad(), tracing_for_cpu(on_cpu), triton_kernels(spec.kernels):
             logits: Tensor = compiled(x.to(dtype))
             return logits.to(torch.float32, copy=True)  # a CUDA graph's own output is overwritten by the next call
 
     try:
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with quiet(), torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
             run(spec.example)
     except Exception as error:  # such as a missing C++ compiler
         raise BackendUnavailable(f"{spec.name}: {first_line(error)}") from None

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,13 +57,15 @@ def build_openvino(spec: BuildSpec) -> Runner:
             keep_matrices_bf16(converted)
         compiled = openvino_core().compile_model(converted, "CPU", settings)
     requests = [compiled.create_infer_request() for _ in range(streams)]
+    turn = Lock()  # a request that another thread has started is busy; together they use all processors
 
     def run(x: Tensor) -> Tensor:
-        for request, part in zip(requests, np.split(x.numpy(), streams), strict=True):
-            request.start_async([part], share_inputs=True)
-        for request in requests:
-            request.wait()
-        return torch.from_numpy(np.concatenate([request.get_output_tensor().data for request in requests]))
+        with turn:
+            for request, part in zip(requests, np.split(x.numpy(), streams), strict=True):
+                request.start_async([part], share_inputs=True)
+            for request in requests:
+                request.wait()
+            return torch.from_numpy(np.concatenate([request.get_output_tensor().data for request in requests]))
 
     return run
 

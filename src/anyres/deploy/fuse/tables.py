@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError
+from anyres.deploy.fuse.tracing import BUILDING
 from anyres.models.contract import Backbone
 from anyres.ops import fold
 from anyres.ops.patch import Grid
 
 KEPT_GRIDS = 8
 """Number of grids whose tensors are kept; a further one replaces the oldest."""
+
+
+_KEEPING = Lock()
 
 
 class GridCache(nn.Module):
@@ -43,11 +48,13 @@ class GridCache(nn.Module):
         if torch.compiler.is_compiling():
             return self.make(grid)
         key = (grid, self.table.dtype, self.table.device)
-        if key not in self.made:
-            if len(self.made) == KEPT_GRIDS:
-                del self.made[next(iter(self.made))]
-            self.made[key] = self.make(grid)
-        return self.made[key]
+        made = self.made.get(key)
+        if made is None:
+            made = self.make(grid)
+            with _KEEPING:  # a new dictionary, as another thread may be copying the model
+                newest = list(self.made.items())[1 - KEPT_GRIDS :]
+                self.made = {**dict(newest), key: made}
+        return made
 
     def baked(self, grid: Grid) -> Tensor:
         """The constant tensor. Raises UserError for another grid."""
@@ -81,9 +88,10 @@ def bake(folded: nn.Module, image: Float[Tensor, "b k h w"]) -> None:
     tables = [module for module in folded.modules() if isinstance(module, GridCache)]
     if not tables:
         return
-    for table in tables:
-        table.made.clear()
-    with torch.no_grad():
-        folded(image)
-    for table in tables:
-        table.bake()
+    with BUILDING:  # while another thread traces, nothing would be cached
+        for table in tables:
+            table.made.clear()
+        with torch.no_grad():
+            folded(image)
+        for table in tables:
+            table.bake()

@@ -9,8 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock, RLock
 
+BUILDING = RLock()
+"""Held by the one thread that traces, compiles or bakes: PyTorch's exporter and compiler keep state of the process
+(patches of nn.Module, and what ``torch.compiler.is_compiling`` says)."""
 _FOR_CPU = False
+_INSIDE: list[bool] = []
+"""What the threads that are inside ask for, in the order they came."""
+_CHANGING = Lock()
 
 
 def is_tracing_for_cpu() -> bool:
@@ -22,12 +29,22 @@ def is_tracing_for_cpu() -> bool:
 def tracing_for_cpu(enabled: bool = True) -> Iterator[None]:
     """Inside, folded layers take their form for CPU compilers (with ``enabled`` False: their plain form).
 
-    The switch holds for the whole process. Both forms are the same function to rounding.
+    The switch holds for the whole process, for all its threads, as long as one of them is inside; where they ask for
+    different forms the last to come decides. Both forms are the same function to rounding.
     """
-    global _FOR_CPU  # noqa: PLW0603  # a compiler that traces can read a global, and knows when it changes
-    before = _FOR_CPU
-    _FOR_CPU = enabled
+    with _CHANGING:
+        _INSIDE.append(enabled)
+        _set(_INSIDE[-1])
     try:
         yield
     finally:
-        _FOR_CPU = before
+        with _CHANGING:
+            _INSIDE.reverse()
+            _INSIDE.remove(enabled)  # the last of its kind
+            _INSIDE.reverse()
+            _set(_INSIDE[-1] if _INSIDE else False)
+
+
+def _set(for_cpu: bool) -> None:
+    global _FOR_CPU  # noqa: PLW0603  # a compiler that traces can read a global, and knows when it changes
+    _FOR_CPU = for_cpu

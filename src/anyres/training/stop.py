@@ -1,0 +1,100 @@
+"""Signals that ask a run to stop: Ctrl-C, and what Slurm, systemd, Kubernetes or a closed terminal send.
+
+Outside a run's loop the command line ends at once (``ended_by_signal``). Inside, the step in hand is made and saved
+first (``Stop``). PyTorch is not imported here, so that signals are heard while it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+from anyres.config import Stopped
+
+ASKING = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if name in signal.Signals.__members__
+)
+"""SIGTERM: a scheduler or ``kill``; SIGHUP: the terminal is closed; SIGUSR1: Slurm's usual warning before the end."""
+
+
+class Interrupted(BaseException):
+    """A signal came in a part that can be left at once."""
+
+
+def exit_code(number: signal.Signals) -> int:
+    """What a process that stopped for this signal exits with: 130 after Ctrl-C, else 143."""
+    return 130 if number == signal.SIGINT else 143
+
+
+@contextlib.contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Inside, SIGTERM, SIGHUP and SIGUSR1 raise Stopped wherever the program is, and Ctrl-C KeyboardInterrupt.
+
+    SIGHUP stays ignored where it was, as under ``nohup``.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Stopped(f"stopped by {signal.Signals(number).name}", exit_code(signal.Signals(number)))
+
+    with _handled(end):
+        yield
+
+
+class Stop:
+    """Inside, a signal asks the loop to stop after the step in hand; a second Ctrl-C interrupts at once.
+
+    ``asked``: the first signal that came, None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._leaves = False
+        self._handled = _handled(self._ask)
+
+    def __enter__(self) -> Stop:
+        self._handled.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handled.__exit__(kind, error, trace)
+
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Inside, the first signal raises Interrupted at once, also if it has come already."""
+        if self.asked is not None:
+            raise Interrupted
+        self._leaves = True
+        try:
+            yield
+        finally:
+            self._leaves = False
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = self.asked or signal.Signals(number)
+        if self._leaves:
+            self._leaves = False
+            raise Interrupted
+
+
+@contextlib.contextmanager
+def _handled(handler: object) -> Iterator[None]:
+    """Inside, ``handler`` is called for ``ASKING``; in another thread than the main one nothing changes."""
+    before: dict[signal.Signals, object] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handlers
+        for number in ASKING:
+            if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            before[number] = signal.signal(number, handler)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)  # type: ignore[arg-type]
