@@ -12,17 +12,16 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from anyres.config import Damaged, UserError, printable
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
 """Of a text file of ours: many times the largest."""
 DRAFT = ".partial"
@@ -48,6 +47,15 @@ def as_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         return Path(text)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at ``path``; a name that no file can have, as one too long, is not there."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager
@@ -144,36 +152,53 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return content
 
 
-def read_json(path: Path, kind: type[T], most: int = MOST_BYTES) -> T:
+def read_json(path: Path, kind: Any, most: int = MOST_BYTES) -> Any:
     """What a JSON file of ours holds, checked: every value is of the type that ``kind`` says.
 
     ``kind``: a dataclass (whose ``__post_init__`` may raise ValueError for a range), a TypedDict, or ``dict[str, int]``
     and the like. Raises OSError where there is no such file, Damaged, with file and reason, for any other content.
     """
     try:
-        return parse_json(read_bytes(path, most), kind)
+        content = read_bytes(path, most)
     except UserError as error:
         raise Damaged(str(error)) from None
+    try:
+        return parse_json(content, kind)
     except ValueError as error:
         raise Damaged(f"{path} is damaged ({error})") from None
 
 
-def parse_json(content: str | bytes, kind: type[T]) -> T:
+def parse_json(content: str | bytes, kind: Any) -> Any:
     """JSON -> a value of ``kind``, as ``read_json``. Raises ValueError, in one line.
 
-    Python's own reader comes first, as pydantic's refuses names that are no UTF-8 (``\\udce9``); such names want the
-    type Any, for the same reason.
+    Python's own reader comes first, as pydantic's refuses names that are no UTF-8 (``\\udce9``).
     """
+    try:
+        return _checked(json.loads(content), kind)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raises ValueError, in one line, for a value that is not of the type that ``kinds`` has for its key."""
+    for key in values.keys() & kinds.keys():
+        try:
+            _checked(values[key], kinds[key], strict=True)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+
+
+def _checked(value: Any, kind: Any, *, strict: bool = False) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(json.loads(content))
+        return TypeAdapter(kind).validate_python(value, strict=strict)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"][:6]))
         raise ValueError(printable(f"{place}: {first['msg']}".removeprefix(": "), 300)) from None
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
+    except UserError as error:  # of a value
+        raise ValueError(str(error)) from None
 
 
 def remove_drafts(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from anyres.config import UserError, first_line
 from anyres.models.fetch import fetch, is_remote
 from anyres.models.index import known_weights
+from anyres.storage import as_path, exists, open_regular
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher", "student", "module")
 """Keys under which training scripts keep a state dict; the first one present is taken."""
@@ -54,15 +55,15 @@ def weights_file(source: str | Path) -> Path:
 
     Raises UserError if it is missing, empty, or plainly no weights (a web page, a Git LFS pointer).
     """
-    path = Path(source).expanduser()
-    if not path.exists() and isinstance(source, str):
+    path = as_path(source)
+    if not exists(path) and isinstance(source, str):
         path = _fetched(source)
     if path.is_dir():
         if not (path / RUN_FILE).is_file():
             raise UserError(f"the folder {path} holds no {RUN_FILE}")
         path = path / RUN_FILE
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64).lstrip()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
@@ -93,7 +94,7 @@ def _fetched(source: str) -> Path:
         )
     if is_remote(source):
         return fetch(source)
-    return Path(source).expanduser()
+    return as_path(source)
 
 
 def read_state(path: Path, part: str | None = None) -> dict[str, Tensor]:
