@@ -375,7 +375,7 @@ def test_a_full_disk_is_one_line(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("anyres.runs.evaluate.report_on", full)
     line = refused("curve", tiny_run.folder, "--sizes", "32")
-    assert line == "error: runs/first/curve.csv: No space left on device"
+    assert line.startswith("error: runs/first/curve.csv: No space left on device: make room")
 
 
 def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
@@ -26,6 +27,10 @@ class Stopped(BaseException):
     def __init__(self, said: str, code: int = 130) -> None:
         super().__init__(said)
         self.code = code
+
+
+class Damaged(UserError):
+    """A file that this package wrote is not as it was written: whoever reads it falls back, or lets the line go up."""
 
 
 def need(module: str, *, extra: str, purpose: str = "this") -> ModuleType:
@@ -56,6 +61,27 @@ def config(cls: type[C]) -> type[C]:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, marks that turn the direction of writing, and bytes of names that are no UTF-8."""
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """``text`` as it may be shown and written: what a terminal or a file cannot take is spelled out, as ``\\x1b``.
+
+    More than ``most`` characters (None: any number) are cut in the middle.
+    """
+    if most is not None and len(text) > most:
+        text = f"{text[: most // 2]}...{text[-(most // 2 - 3) :]}"
+    return _UNPRINTABLE.sub(_spelled, text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is no UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

@@ -6,28 +6,38 @@ key is one line that names the nearest known one. The only module that knows pyd
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from anyres.config import UserError, config, nearest, override
+from anyres.config import UserError, config, nearest, override, printable
 from anyres.data.augment import AugmentConfig
 from anyres.data.channels import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.mix import MixConfig
 from anyres.data.views import ViewsConfig
-from anyres.flow import Size, parse_sizes
+from anyres.flow import MOST_SIDE, Size, parse_sizes
 from anyres.models import variant
 from anyres.models.registry import is_model, model_names
+from anyres.storage import read_bytes
 from anyres.tasks import Configs, check
 from anyres.training.objectives import ObjectiveConfig
 from anyres.training.optim import OptimConfig
 from anyres.training.plan import TrainConfig
+
+MOST_WORKERS = 512
+"""Loader processes of a process."""
+MOST_CHANNELS = 1024
+"""Of an image: several times what a hyperspectral camera has."""
+MOST_NUMBER = 2**53
+"""Of a whole number: beyond it, floats and seeds are no longer exact."""
 
 
 @config
@@ -78,16 +88,18 @@ class DataConfig:
             raise ValueError(f"data.batch_size={self.batch_size} must be 1 or more")
         if self.repeats < 1:
             raise ValueError(f"data.repeats={self.repeats} must be 1 (off) or more, as 3")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"data.workers={self.workers} must be 0 or more, or null")
-        if self.cache_side is not None and self.cache_side < 1:
-            raise ValueError(f"data.cache_side={self.cache_side} must be 1 or more, or null")
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"data.workers={self.workers} must be 0 or more and at most {MOST_WORKERS}, or null")
+        if self.cache_side is not None and not 1 <= self.cache_side <= MOST_SIDE:
+            raise ValueError(f"data.cache_side={self.cache_side} must be 1 to {MOST_SIDE}, or null")
+        if not self.cache_gib >= 0:
+            raise ValueError(f"data.cache_gib={self.cache_gib} must be 0 or more")
         if not 0 < self.val_share < 1:
             raise ValueError(f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"data.max_unreadable={self.max_unreadable} is a share: 0 to 1")
-        if self.channels is not None and self.channels < 1:
-            raise ValueError(f"data.channels={self.channels} must be 1 or more, or null")
+        if self.channels is not None and not 1 <= self.channels <= MOST_CHANNELS:
+            raise ValueError(f"data.channels={self.channels} must be 1 to {MOST_CHANNELS}, or null")
         if not self.mean or not self.std:
             raise ValueError("data.mean and data.std must have one value, or one for each channel")
         if self.channels is not None:
@@ -181,14 +193,21 @@ def list_recipes() -> dict[str, str]:
     }
 
 
-def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str, overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None) -> Recipe:
     """A recipe's name, a model's name (then the recipe ``nano`` or ``folder`` with that model) or a YAML file.
 
-    ``overrides`` are ``key.path=value`` with YAML values. Raises UserError for an unknown name, key or value.
+    ``overrides`` are ``key.path=value``: YAML, but for keys that hold text, such as paths, which are taken as they are
+    (``data.source=2024``, ``data.source=[v2]``; ``null`` is none). ``texts``: key -> a value that is taken as it is in
+    any case. Raises UserError for an unknown name, key or value.
     """
     values, what = _find(source)
     for text in overrides:
-        _set(values, text)
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"{text!r} is not KEY=VALUE, as in optim.lr=3e-4")
+        _set(values, key, _value(key, value))
+    for key, value in (texts or {}).items():
+        _set(values, key, value)
     return build_recipe(values, what)
 
 
@@ -200,6 +219,7 @@ def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
         raise UserError(f"{what}: {_explain(error)}") from None
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
+    _check_numbers(_ADAPTER.dump_python(recipe), what)
     options = dict(recipe.model)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -219,12 +239,27 @@ def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
     if recipe.objective.cosub and not getattr(checked, "drop_path", 0):
         raise UserError(f"{what}: with model.drop_path=0 cosub's two passes are one: set model.drop_path, as 0.1")
     chosen = {key: getattr(checked, key) for key in options}
+    _check_numbers(chosen, what, "model")
     recipe = replace(recipe, model={"name": about.name if about.foreign else name, **chosen})
     data, own = dict(given.get("data") or {}), about.preprocessing
     seen: dict[str, Any] = {key: tuple(own[key]) for key in ("mean", "std") if key not in data and len(own[key]) == 3}
     if own.get("crop_mode") == "squash" and "warp" not in (given.get("evaluate") or {}):
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, warp=True))
     return replace(recipe, data=replace(recipe.data, **seen))
+
+
+def _check_numbers(value: Any, what: str, key: str = "") -> None:
+    """Raises UserError for a number that is not finite, or beyond any use, anywhere in plain values."""
+    if isinstance(value, dict):
+        for part, below in value.items():
+            _check_numbers(below, what, f"{key}.{part}" if key else str(part))
+    elif isinstance(value, list | tuple):
+        for below in value:
+            _check_numbers(below, what, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what}: {key}={value} is not a finite number: give one")
+    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise UserError(f"{what}: {key} is beyond 2^53: give a smaller number")
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -263,22 +298,68 @@ def _find(source: str) -> tuple[dict[str, Any], str]:
     raise UserError(f"{source!r} is neither a recipe (`anyres recipes`) nor a model (`anyres models`){hint}")
 
 
+MOST_BYTES = 2**20
+"""Of a recipe's file: a hundred times the longest."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of values: no alias, of which a page can mean more than a machine's memory holds, and no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not taken: write the value out", None)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        written = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in written.most_common(1):
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    """YAML -> plain values. Raises ValueError."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: of a date or a number that is none
+        raise ValueError(printable(" ".join(str(error).split()), 500)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = _parse(read_bytes(path, MOST_BYTES).decode())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a recipe: a mapping with `model:` is expected")
     return values
 
 
-def _set(values: dict[str, Any], text: str) -> None:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise UserError(f"{text!r} is not KEY=VALUE, as in optim.lr=3e-4")
+def _value(key: str, text: str) -> Any:
+    """What KEY=TEXT means: YAML, or the text itself where the key holds text and nothing else."""
+    try:
+        value = _parse(text)
+    except ValueError:
+        return text
+    quoted = text.strip()[:1] in ("'", '"')
+    if not _holds_text(key.split(".")) or (quoted and isinstance(value, str)):
+        return value
+    return None if text.strip() in ("", "~", "null", "Null", "NULL") else text
+
+
+def _holds_text(path: Sequence[str]) -> bool:
+    """Whether the key at ``path`` holds text, or none."""
+    *groups, leaf = path
+    kind = _hints(groups).get(leaf)
+    return kind is str or (isinstance(kind, UnionType) and set(get_args(kind)) == {str, type(None)})
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *path, leaf = key.split(".")
     for part in path:
         if values.get(part) is None:
@@ -286,10 +367,7 @@ def _set(values: dict[str, Any], text: str) -> None:
         values = values[part]
         if not isinstance(values, dict):
             raise UserError(f"{key!r}: {part!r} is a value, not a group of keys")
-    try:
-        values[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        values[leaf] = value
+    values[leaf] = value
 
 
 def _explain(error: ValidationError, group: str = "") -> str:
@@ -299,17 +377,26 @@ def _explain(error: ValidationError, group: str = "") -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"{key!r} is not a key{nearest(path[-1], _keys(path[:-1]))}"
     said = first["msg"].removeprefix("Value error, ")
-    return f"{key or 'recipe'}: {said} (given: {first['input']!r})" if first["type"] != "value_error" else said
+    given = printable(repr(first["input"]), 200)
+    return f"{key or 'recipe'}: {said} (given: {given})" if first["type"] != "value_error" else said
 
 
 def _keys(path: Sequence[str]) -> list[str]:
     """The known keys of the group at ``path``."""
+    return list(_hints(path))
+
+
+def _hints(path: Sequence[str]) -> dict[str, Any]:
+    """The known keys of the group at ``path`` with their types; {} where it is no configuration."""
     group: Any = Recipe
     for part in path:
-        group = get_args(group)[0] if part.isdigit() else get_type_hints(group).get(part)
+        if is_dataclass(group):
+            group = get_type_hints(group).get(part)
+        elif get_origin(group) is tuple and part.isdigit():
+            group = get_args(group)[0]
         if isinstance(group, UnionType):  # of a configuration and None
             group = get_args(group)[0]
-    return [f.name for f in fields(group)] if is_dataclass(group) else []
+    return {f.name: get_type_hints(group)[f.name] for f in fields(group)} if is_dataclass(group) else {}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

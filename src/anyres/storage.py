@@ -1,17 +1,29 @@
-"""Where fetched things are kept, whether anything may be fetched, and the one way to write a file. A leaf."""
+"""Where fetched things are kept, whether anything may be fetched, and the one way to write and to read a file.
+
+A leaf but for the users' error it raises. Files of ours are read with a bound on their size and a schema, for they may
+come from anyone: a run folder is passed on, a cache lies where others write.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from anyres.config import Damaged, UserError, printable
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+MOST_BYTES = 64 * 2**20
+"""Of a text file of ours: many times the largest."""
 DRAFT = ".partial"
 """How the name of an unfinished file or folder ends."""
 
@@ -20,7 +32,7 @@ def cache_root() -> Path:
     """The folder for what is fetched once: $ANYRES_CACHE if set, else the user's cache folder of this platform."""
     import platformdirs
 
-    return Path(os.environ.get("ANYRES_CACHE") or platformdirs.user_cache_dir("anyres")).expanduser()
+    return as_path(os.environ.get("ANYRES_CACHE") or platformdirs.user_cache_dir("anyres"))
 
 
 def offline() -> bool:
@@ -29,37 +41,164 @@ def offline() -> bool:
     return any(word in ("1", "true", "yes", "on") for word in said)
 
 
+def as_path(text: str | Path) -> Path:
+    """The path that a user means, with ``~`` as the shell reads it; a name such as ``~nobody`` is a name."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at ``path``; a name that no file can have, as one too long, is not there."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A draft beside ``path`` to be written inside; afterwards it replaces ``path`` at once, on disk.
 
-    The folder is made if it is missing. On any exception the draft is removed and ``path`` is as it was. A killed
-    process leaves a file called ``.NAME.*.partial``, which ``remove_drafts`` finds.
+    The folder is made if it is missing. The draft is a new file that only this call knows, so that no link which lies
+    in the folder is written through; ``path`` has the permissions of any new file. On any exception the draft is
+    removed and ``path`` is as it was; of whatever says that the system refused (a full disk, no permission), OSError
+    with the name of ``path``. A killed process leaves a file called ``.NAME.*.partial``, which ``remove_drafts`` finds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{DRAFT}")
+    draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{DRAFT}")
     try:
+        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # as the user's umask has it
+        os.close(descriptor)
         yield draft
-        descriptor = os.open(draft, os.O_RDONLY)
+        descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            os.fchmod(descriptor, mode)  # safetensors makes the file anew, for its owner alone
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         draft.replace(path)
+    except Exception as error:
+        number = refusal(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def refusal(error: BaseException) -> int | None:
+    """The errno with which the system refused what a library was doing, also where only the text tells it; or None."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    if told := re.search(r"\bos error (\d+)|\bcode: (\d+), kind|\[Errno (\d+)\]", text):
+        return int(told[told.lastindex or 1])
+    if "PytorchStreamWriter failed writing" in text or ("inline_container" in text and "unexpected pos" in text):
+        return errno.ENOSPC  # torch.save keeps no errno: what else stops a write in the middle is rare
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return next((number for number in known if os.strerror(number) in text), None)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
-    with atomic_write(path) as draft:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content``, whole or not at all."""
     with atomic_write(path) as draft:
         draft.write_bytes(content)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """``path`` open for reading, if it is a regular file: a pipe or a device would wait for ever or never end.
+
+    Raises OSError where it cannot be opened, UserError where it is something else.
+    """
+    kind = path.stat().st_mode
+    if stat.S_ISREG(kind):
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it may have been replaced since
+            return file
+        file.close()
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise UserError(f"{path} is no file but {_KINDS.get(stat.S_IFMT(kind), 'something else')}: give a regular file")
+
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What a small file of ours holds. Raises as ``open_regular``, and UserError for more than ``most`` bytes."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} is larger than {most / 1e6:.3g} MB: it is not what it should be")
+    return content
+
+
+def read_json(path: Path, kind: Any, most: int = MOST_BYTES) -> Any:
+    """What a JSON file of ours holds, checked: every value is of the type that ``kind`` says.
+
+    ``kind``: a dataclass (whose ``__post_init__`` may raise ValueError for a range), a TypedDict, or ``dict[str, int]``
+    and the like. Raises OSError where there is no such file, Damaged, with file and reason, for any other content.
+    """
+    try:
+        content = read_bytes(path, most)
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    try:
+        return parse_json(content, kind)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+
+
+def parse_json(content: str | bytes, kind: Any) -> Any:
+    """JSON -> a value of ``kind``, as ``read_json``. Raises ValueError, in one line.
+
+    Python's own reader comes first, as pydantic's refuses names that are no UTF-8 (``\\udce9``).
+    """
+    try:
+        return _checked(json.loads(content), kind)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raises ValueError, in one line, for a value that is not of the type that ``kinds`` has for its key."""
+    for key in values.keys() & kinds.keys():
+        try:
+            _checked(values[key], kinds[key], strict=True)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+
+
+def _checked(value: Any, kind: Any, *, strict: bool = False) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=strict)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"][:6]))
+        raise ValueError(printable(f"{place}: {first['msg']}".removeprefix(": "), 300)) from None
+    except UserError as error:  # of a value
+        raise ValueError(str(error)) from None
 
 
 def remove_drafts(folder: Path) -> None:

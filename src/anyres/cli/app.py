@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-from anyres.config import Stopped, UserError
+from anyres.config import Stopped, printable
 from anyres.ops.processors import prepare_threads
 from anyres.training.stop import ended_by_signal
 
@@ -48,37 +49,59 @@ def options(
 
 @ended_by_signal()
 def main() -> None:
-    """The ``anyres`` command. A user's mistake is one line on stderr and exit code 2."""
-    from anyres.cli.console import start_logging
+    """The ``anyres`` command. Whatever ends it is one line on stderr and an exit code: see ``anyres.cli.ending``."""
+    from anyres.cli.console import open_streams, say, start_logging
 
     prepare_threads()
     words = sys.argv[1:] or ["--help"]
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # for people: without file and line
+    open_streams()
+    warnings.formatwarning = lambda message, *_, **__: f"note: {printable(str(message))}\n"  # without file and line
     start_logging()
+    code, line = _run(words)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if code == 0:
+            error.filename = None if isinstance(error, BrokenPipeError) else "stdout"
+            code, line = _ended(error)
+        _discard_stdout()
+    if line:
+        say(line)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> tuple[int, str]:
+    """The exit code, and the line for stderr."""
+    streams = sys.stdout, sys.stderr
     try:
         code = app(words, prog_name="anyres", standalone_mode=False)
     except typer.TyperException as error:  # of the command line itself
-        code = fail(f"{error.format_message().rstrip('.')}{_hint(words)}")
-    except UserError as error:
-        code = fail(str(error))
-    except OSError as error:  # a full disk, a folder that may not be written
-        if error.filename is None:
-            raise
-        code = fail(f"{error.filename}: {error.strerror}")
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.code)
-    except typer.Abort:
+        return 2, f"error: {error.format_message().rstrip('.')}{_hint(words)}"
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
-    if code == 130:
-        print("stopped", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as error:  # typer's answer to a pipe that nobody reads
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        sys.stdout, sys.stderr = streams
+        return _ended(error.__context__)
+    except (Exception, Stopped) as error:
+        return _ended(error)
+    return (code, "stopped" if code == 130 else "") if isinstance(code, int) else (0, "")
 
 
-def fail(text: str) -> int:
-    """Print ``text`` as the one line a mistake is worth; returns the exit code."""
-    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
-    return 2
+def _ended(error: Exception | Stopped) -> tuple[int, str]:
+    from anyres.cli.ending import ending
+
+    ended = ending(error)
+    return ended.code, ended.line
+
+
+def _discard_stdout() -> None:
+    """What is left in the buffer goes nowhere, so that Python does not complain of it at the end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _hint(words: list[str]) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import rich
 from rich.console import Console
 
+from anyres.config import printable
 from anyres.runs.stderr import StderrHandler
 
+MOST_LINE = 4000  # characters of a line on stderr; what is longer is cut in the middle
 PIPE_WIDTH = 1000  # columns where a file or a program takes the output: a pipe has no edge to wrap at
 
 
@@ -26,16 +32,48 @@ def start_logging() -> None:
     rich.reconfigure(stderr=True, highlight=False, soft_wrap=False)
 
 
+def open_streams() -> None:
+    """Let every name be printed whatever the terminal's encoding, and nothing land in a file where a stream is closed.
+
+    A process that was started without stdout or stderr would give their numbers to the next files it opens.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                if nowhere != number:
+                    os.dup2(nowhere, number)
+                    os.close(nowhere)
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, whatever stands in it; where nobody reads it any more, nothing."""
+    with suppress(OSError, ValueError):
+        print(printable(" ".join(line.splitlines()), MOST_LINE), file=sys.stderr, flush=True)
+
+
+class _Results(Console):
+    """A console that raises where nobody reads it any more, as ``print`` does; rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where BrokenPipeError is handled."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def stdout(width: int = PIPE_WIDTH) -> Console:
     """Where results go: as wide as the terminal, and at least ``width`` where a file or a program takes them."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else width)
+    return _Results(highlight=False, width=None if sys.stdout.isatty() else width)
 
 
 def report_(*sentences: str) -> None:
     """Print result sentences on stdout, one line each however long, names as they are."""
     console = stdout()
     for sentence in sentences:
-        console.print(sentence, markup=False, soft_wrap=True)
+        console.print(printable(sentence), markup=False, soft_wrap=True)
 
 
 def print_json(values: dict[str, Any]) -> None:

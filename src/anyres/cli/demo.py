@@ -31,7 +31,7 @@ def demo(
     found = run_demo(out, seed, epochs)
     stdout().print(console_table(found.results, found.pairings))
     spent = [
-        f"{name}: {run.facts['pixels'] / 1e9:.2f} G pixels, {run.facts['seconds']:.0f} s of training"
+        f"{name}: {run.facts.get('pixels', 0) / 1e9:.2f} G pixels, {run.facts.get('seconds', 0):.0f} s of training"
         for name, run in found.runs.items()
     ]
     report_(*spent, found.claim)

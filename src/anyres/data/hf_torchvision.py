@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from anyres.config import UserError, nearest, need
 from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
-from anyres.storage import cache_root, locked, offline
+from anyres.storage import as_path, cache_root, locked, offline
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read_torchvision(name: str) -> Found:
     kind, _, folder = name.partition("@")
     if kind not in SETS:
         raise UserError(f"torchvision:{kind} is not known{nearest(kind, SETS)} (known: {', '.join(sorted(SETS))})")
-    root = Path(folder).expanduser() if folder else cache_root() / "torchvision"
+    root = as_path(folder) if folder else cache_root() / "torchvision"
     parts: Parts = {}
     order: Sequence[str] | None = None
     for part, options in SETS[kind].splits.items():

@@ -26,6 +26,7 @@ from anyres.data.parquet import read_parquet
 from anyres.data.raw_dataset import ENDINGS, FOLDERS, SPLIT_OF, Found, Item, Parts
 from anyres.data.shards import read_shards
 from anyres.flow import Record
+from anyres.storage import as_path
 
 SPLITS = ("train", "val", "test", "trainval")
 BUILTIN = ("groceries", "groceries:fine")
@@ -104,7 +105,7 @@ def open_source(data: str, split: str, *, val_share: float = 0.2, wanted: Wanted
 
 
 def _find(data: str, unlabelled: bool = False) -> Found:
-    path = Path(data).expanduser()
+    path = as_path(data)
     library, colon, name = data.partition(":")
     if data in BUILTIN:
         return _read_builtin(fine=data.endswith(":fine"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from anyres.config import UserError, config
 from anyres.data.augment import AugmentConfig, preserve_rng_state, resize, seed_all, view_maker
 from anyres.data.geometry import View, cut, resized, whole
-from anyres.flow import Geometry, Size
+from anyres.flow import MOST_SIZES, Geometry, Size
 
 _SIZES: tuple[str | int, ...] = ("224",)
 _LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
@@ -31,8 +31,8 @@ class ViewGroup:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(Size.parse(self.size)))
-        if self.count < 1:
-            raise ValueError(f"views.groups: count {self.count} of the views at {self.size} must be 1 or more")
+        if not 1 <= self.count <= MOST_SIZES:
+            raise ValueError(f"views.groups: count {self.count} of the views at {self.size} must be 1 to {MOST_SIZES}")
 
     def augment(self, how: AugmentConfig) -> AugmentConfig:
         """``how`` with what this group gives. Raises ValueError when that cannot be."""
@@ -66,6 +66,8 @@ class ViewsConfig:
                     "views.share=true resizes one view, and views.groups cuts each by itself: leave one out"
                 )
             ordered = counted
+        if len(ordered) > MOST_SIZES:
+            raise UserError(f"{len(ordered)} views are too many: at most {MOST_SIZES}")
         object.__setattr__(self, "sizes", ordered)
         object.__setattr__(self, "groups", groups)
 

@@ -17,18 +17,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from anyres.config import UserError
+from anyres.config import Damaged, UserError
 from anyres.data.samples import one_thread
 from anyres.deploy.predictor import Picture, Prediction, Predictor, likeliest, pixels_of
 from anyres.flow import Size
-from anyres.storage import write_text
+from anyres.storage import read_json, write_text
 
 LARGEST_WEIGHT = 0.75
 """Weight of the largest size's probabilities against the answering size's, in the expected loss of an early answer."""
@@ -52,6 +51,17 @@ class Cascade:
     shares: tuple[float, ...]  # of the images, by the stage that answers them
     speedup: float  # over the largest size alone
 
+    def __post_init__(self) -> None:
+        stages = len(self.sizes)
+        if not 1 <= stages <= LONGEST or (len(self.temperatures), len(self.thresholds)) != (stages, stages - 1):
+            raise ValueError(f"{stages} sizes want as many temperatures, and a threshold for all but the last")
+        if not all(0 < value < math.inf for value in self.temperatures):
+            raise ValueError(f"temperatures {list(self.temperatures)} must be above 0")
+        if not all(0 <= value <= 2 for value in self.thresholds):  # 2: above any confidence, a stage never answers
+            raise ValueError(f"thresholds {list(self.thresholds)} must be confidences")
+        for size in self.sizes:
+            Size.parse(size)
+
     @property
     def parsed(self) -> tuple[Size, ...]:
         """The stages' sizes."""
@@ -65,13 +75,12 @@ class Cascade:
     def read(cls, path: Path) -> Cascade:
         """What ``write`` wrote. Raises UserError for no such file, or another."""
         try:
-            values = json.loads(path.read_text())
-            given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-            return cls(**given)
+            read: Cascade = read_json(path, cls)
+            return read
         except OSError:
             raise UserError(f"{path.parent} has no cascade: `anyres cascade {path.parent}` chooses one") from None
-        except (ValueError, TypeError, AttributeError):
-            raise UserError(f"{path} holds no cascade: `anyres cascade {path.parent}` writes it anew") from None
+        except Damaged as error:
+            raise UserError(f"{error}: `anyres cascade {path.parent}` writes it anew") from None
 
 
 def temperature(logits: Float[Tensor, "n k"], target: Int64[Tensor, " n"]) -> float:

@@ -204,7 +204,7 @@ class Predictor:
         wanted: tuple[Precision, ...] = (parse_precision(precision),) if precision else ("fp32", "bf16")
         tried = candidates(self.device, wanted)
         cache = TimingCache(self._key(tried))
-        self.timings = cache.read()
+        self.timings = tuple(timing for timing in cache.read() if timing.backend in map(str, tried))
         if self.timings:
             source = f", as measured before ({cache.path})"
         else:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from anyres.config import UserError
 from anyres.models.download import Download, direct, write_json
-from anyres.storage import cache_root, offline
+from anyres.storage import cache_root, exists, offline
 
 HUB_ID = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?(?::(?P<file>[^:\s]+))?", re.ASCII)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -59,7 +59,7 @@ def is_remote(source: str | Path) -> bool:
     if re.match(r"\w+://|hf:", text):
         return True
     hub = HUB_ID.fullmatch(text)
-    if hub is None or text.startswith(".") or Path(text).exists():
+    if hub is None or text.startswith(".") or exists(Path(text)):
         return False
     return bool(hub["file"]) or Path(text).suffix not in (".pth", ".pt", ".bin", ".safetensors")
 

@@ -7,7 +7,9 @@ repositories wrap them.
 from __future__ import annotations
 
 import re
+import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +20,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from anyres.config import UserError, first_line
+from anyres.config import UserError, first_line, printable
 from anyres.models.fetch import fetch, is_remote
 from anyres.models.index import known_weights
+from anyres.models.wrappings import from_transformers, innermost, plain_names
+from anyres.storage import as_path, exists, open_regular
 
-CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "teacher", "student", "module")
-"""Keys under which training scripts keep a state dict; the first one present is taken."""
-PREFIXES = ("module.", "_orig_mod.", "backbone.")
-"""What wrappers put before every name."""
 RUN_FILE = "model.safetensors"
 """The name of the weights in a run folder."""
+UNPACKED_BYTES = 2**26
+"""By which an archive may unpack to more than it is: the code in it."""
+EXPANDED_BYTES = 2**20
+"""By which a tensor may be larger than its storage (``expand``): a scale, not a matrix."""
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Ignored:
@@ -54,15 +59,17 @@ def weights_file(source: str | Path) -> Path:
 
     Raises UserError if it is missing, empty, or plainly no weights (a web page, a Git LFS pointer).
     """
-    path = Path(source).expanduser()
-    if not path.exists() and isinstance(source, str):
+    path = as_path(source)
+    if not exists(path) and isinstance(source, str):
         path = _fetched(source)
+    if not exists(path):
+        raise UserError(f"there is no file {printable(str(path), 300)}")
     if path.is_dir():
         if not (path / RUN_FILE).is_file():
             raise UserError(f"the folder {path} holds no {RUN_FILE}")
         path = path / RUN_FILE
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64).lstrip()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
@@ -93,25 +100,44 @@ def _fetched(source: str) -> Path:
         )
     if is_remote(source):
         return fetch(source)
-    return Path(source).expanduser()
+    return as_path(source)
 
 
 def read_state(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU, out of their containers and without wrappers' prefixes.
 
-    Raises UserError for a file that is broken, holds more than tensors, or holds no state dict (named ``part``).
+    Raises UserError for a file that is broken, holds more than tensors, would take far more memory than it is large,
+    or holds no state dict (named ``part``).
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(9)
     with readable(path):
         if path.suffix == ".safetensors" or head[8:] == b"{":  # a length of eight bytes, then JSON
             content: Any = load_file(path)
         else:
-            allowed = torch.serialization.safe_globals([(Ignored, name) for name in IGNORED])
-            with warnings.catch_warnings(), allowed:
-                warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            _check_stored(path)
+            content = _load(path)
     return unwrap(content, str(path), part)
+
+
+def _load(path: Path) -> Any:
+    """What a PyTorch file holds. One thread at a time: what is allowed in a file is known to torch as a whole."""
+    allowed = torch.serialization.safe_globals([(Ignored, name) for name in IGNORED])
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), allowed:
+        warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read raises
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_stored(path: Path) -> None:
+    """Raises UserError for an archive that unpacks to far more than it is: PyTorch compresses no tensor."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size + UNPACKED_BYTES:
+        raise UserError(
+            f"{path} is refused: it is compressed, as no weights are, and unpacks to {unpacked / 1e9:.1f} GB"
+        )
 
 
 def unwrap(content: object, what: str, part: str | None = None) -> dict[str, Tensor]:
@@ -119,36 +145,18 @@ def unwrap(content: object, what: str, part: str | None = None) -> dict[str, Ten
 
     Raises UserError if there is none, or none named ``part``.
     """
-    state: dict[str, Tensor] = {}
-    for key, tensor in _innermost(content, what, part).items():
-        name = str(key)
-        while name.startswith(PREFIXES):
-            name = name.split(".", 1)[1]
+    state = plain_names(innermost(content, what, part), what)
+    for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise UserError(f"{what} is no state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise UserError(f"{what} is no state dict: {name!r} is a {tensor.layout} tensor on {tensor.device}")
-        if name in state:
-            raise UserError(f"{what} holds {name!r} twice, under two prefixes ({', '.join(PREFIXES)})")
-        state[name] = tensor
-    return state
-
-
-def _innermost(content: object, what: str, part: str | None) -> dict[Any, Any]:
-    """Containers are opened until none is left; ``part`` is the outermost."""
-    if part is not None:
-        if not isinstance(content, dict) or not isinstance(content.get(part), dict):
-            held = ", ".join(map(str, [*content][:5])) if isinstance(content, dict) else type(content).__name__
-            raise UserError(f"{what} holds no state dict {part!r} but {held}")
-        content = content[part]
-    for _ in range(3):  # nobody nests deeper, and a file could hold itself
-        if isinstance(content, dict):
-            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content:
-        raise UserError(
-            f"{what} holds no state dict but {'nothing' if isinstance(content, dict) else type(content).__name__}"
-        )
-    return content
+        if tensor.is_quantized or tensor.is_meta or tensor.layout != torch.strided:
+            kind = "quantized" if tensor.is_quantized else tensor.layout
+            raise UserError(f"{what} is no state dict: {name!r} is a {kind} tensor on {tensor.device}")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() + EXPANDED_BYTES:
+            raise UserError(
+                f"{what} is refused: {name!r} {tuple(tensor.shape)} is more than is stored of it: save its clone()"
+            )
+    return from_transformers(state)
 
 
 @contextmanager

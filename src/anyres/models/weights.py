@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def load_weights(
     Every key must be there with its shape, and no other; ``replace_head`` leaves the source's classifier aside and
     keeps the model's own, for another set of classes (``"if_needed"``: where it does not fit). ``part`` says which
     state dict of a training checkpoint is meant, such as ``"model_ema"`` or ``"student"``; by default the first of
-    ``state_files.CONTAINERS``.
+    ``wrappings.CONTAINERS``.
     Raises UserError, one line, for weights that cannot be had, read, or made to fit; the model is then unchanged.
     """
     own = model.state_dict()
@@ -60,8 +61,17 @@ def load_weights(
         _check_fit(state, own, heads | head_keys(model, state), model.pretrained_cfg["classifier"])
     except UserError as error:
         raise UserError(f"{what} does not fit this model: {error}{_likeness(model, content)}") from error
+    if wrong := next((key for key, tensor in state.items() if not _is_sound(tensor)), None):
+        raise UserError(f"{what} is of no use: {wrong!r} holds numbers that are not finite")
     model.load_state_dict(state)
     return replace_head
+
+
+def _is_sound(tensor: Tensor) -> bool:
+    """Whether no number of it is NaN or infinite; in one pass without a copy, as a sum shows either."""
+    if not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float64).isfinite()):
+        return True
+    return bool(tensor.isfinite().all())
 
 
 def _read(model: Backbone, source: str | Path, part: str | None) -> tuple[str, Mapping[str, Tensor]]:

@@ -10,6 +10,7 @@ from anyres.config import UserError
 from anyres.evaluation.curve import pick as pick_result
 from anyres.evaluation.curve import read_csv
 from anyres.flow import Size, SizeResult, parse_sizes
+from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import describe_images, evaluated_sizes
 from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
 from anyres.runs.report import Evaluation, folder_for, report_on
@@ -35,7 +36,7 @@ def evaluate(model: Model, *, data: str | None = None, split: str | None = None,
     show_log()
     trained = open_model(model)
     wanted = parse(sizes) or evaluated_sizes(trained.recipe)
-    trained.model.check_sizes(wanted)
+    _check(trained, wanted)
     images = trained.images(DataSpec(data, split))
     return Evaluation(trained, images, tuple(trained.measure(images, wanted)))
 
@@ -54,7 +55,7 @@ def curve(
     trained = open_model(model)
     folder = folder_for(trained, Path(out) if out is not None else None)
     wanted = parse(sizes)
-    trained.model.check_sizes(wanted)
+    _check(trained, wanted)
     return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
 
 
@@ -84,6 +85,12 @@ def open_model(model: Model) -> TrainedModel:
     if trained.weights == UNTRAINED:
         log.info("%s is as it was initialized: it has learnt nothing", trained.name)
     return trained
+
+
+def _check(trained: TrainedModel, sizes: Sequence[Size]) -> None:
+    """Raises UserError for a size that the model or the machine cannot take."""
+    trained.model.check_sizes(sizes)
+    check_sizes_fit(sizes, trained.recipe, trained.recipe.evaluate.batch_size)
 
 
 def parse(sizes: Sizes) -> tuple[Size, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
-from anyres.config import UserError, nearest
+from anyres.config import Damaged, UserError, first_line, nearest
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import Source
 from anyres.evaluation.classes import Names, read_names
@@ -33,15 +33,40 @@ from anyres.models.weights import load_weights, read_metadata
 from anyres.recipe import Recipe, build_recipe, read_recipe
 from anyres.runs.inputs import evaluated_sizes, open_images, reference_images, scored_batches, with_channels
 from anyres.runs.stderr import show_log
+from anyres.storage import check_types, parse_json, read_json
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
 
+log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
+FACTS = "run.json"
 UNTRAINED = "none"
 """What ``--weights`` says for a model as it is initialized."""
 TIMED_S = 0.5
 """Seconds of each of a size's two timings."""
+
+
+ABOUT = {
+    "model": dict[str, Any],
+    "mean": list[float],
+    "std": list[float],
+    "task": str,
+    "classes": list[str],
+    "multi_label": bool,
+}
+"""The types of what a file of weights says of itself; a task may add to it."""
+IN_FACTS = {
+    "images": int,
+    "pixels": int,
+    "seconds": float,
+    "steps": int,
+    "skipped_steps": int,
+    "scored": bool,
+    "notes": list[str],
+    "evaluation": dict[str, Any],
+}
+"""The types of what ``run.json`` says; the best value of the headline metric comes beside."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +109,13 @@ class TrainedModel:
         """What people read for each class: its name, or its index."""
         return self.task.classes
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """What ``run.json`` says of the training: images, pixels, seconds, steps, notes; {} for weights."""
-        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text()) if self.folder else {}
-        return facts
+        """What ``run.json`` says of the training: images, pixels, seconds, steps, notes; {} for weights.
+
+        Of a run whose file is missing or damaged: a note that says so, and nothing else.
+        """
+        return read_facts(self.folder / FACTS) if self.folder else {}
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -173,6 +200,34 @@ def measure_models(
     return results
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """What ``run.json`` says; where it is missing or damaged, a note of that: the run can be used all the same."""
+    try:
+        facts: dict[str, Any] = read_json(path, dict[str, Any])
+        check_types(facts, IN_FACTS)
+        return facts
+    except (OSError, ValueError, Damaged) as error:
+        reason = str(error) if isinstance(error, Damaged) else f"{path}: {first_line(error)}"
+        note = f"{reason}: what it said of the training is lost, and the weights are as they were"
+        log.warning(note)
+        return {"notes": [note]}
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What a file of weights says of itself, checked; None where it says nothing. Raises UserError for garbage."""
+    text = read_metadata(path).get("anyres")
+    try:
+        if text is None:
+            return None
+        about: dict[str, Any] = parse_json(text, dict[str, Any])
+        check_types(about, ABOUT)
+        return about
+    except ValueError as error:
+        raise UserError(
+            f"{path}: what it says of its model and classes is damaged ({error}): give --weights another file"
+        ) from None
+
+
 def load(what: str | Path, weights: str | None = None, classes: Path | None = None) -> TrainedModel:
     """Open a trained model, on the best device of this machine, in evaluation mode.
 
@@ -202,10 +257,10 @@ def open_run(folder: Path) -> TrainedModel:
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
     recipe = read_recipe(folder / RECIPE)
     recipe = with_channels(recipe, recipe.data.channels or 3)  # runs of earlier versions name none
-    about = read_metadata(folder / WEIGHTS).get("anyres")
+    about = read_about(folder / WEIGHTS)
     if about is None:
         raise UserError(f"{folder / WEIGHTS} was not written by `anyres train`: it does not say what its classes are")
-    task = task_of(json.loads(about), recipe.task, recipe.objective)
+    task = task_of(about, recipe.task, recipe.objective)
     model = build_model(recipe, task)
     load_weights(model, folder / WEIGHTS)
     device = pick_device()
@@ -223,8 +278,7 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     state = read_state(path) if path else {}
     known = variant(model).preprocessing
     count = count_classes(known["classifier"], state) if path else int(known["num_classes"])
-    metadata = read_metadata(path) if path and path.suffix == ".safetensors" else {}
-    about = json.loads(metadata.get("anyres", "{}"))
+    about = (read_about(path) if path and path.suffix == ".safetensors" else None) or {}
     names = names or tuple((name,) for name in about.get("classes", ()))
     if names and len(names) != count:
         raise UserError(f"{len(names)} classes are named, and {source} has {count}: correct --classes")

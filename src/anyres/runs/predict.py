@@ -19,6 +19,7 @@ from anyres.data.mix import normalize
 from anyres.data.views import eval_view
 from anyres.deploy.predictor import EngineOptions, pixels_of
 from anyres.flow import Batch, Labels, Record, Size
+from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.cascade import open_cascade, predictor_for
 from anyres.runs.evaluate import Model, open_model
 from anyres.runs.inputs import crop_ratio, interpolation_of
@@ -103,6 +104,7 @@ def answerer(
     size = options.size or trained.recipe.views.parsed[0]
     if not options.cascade:
         trained.model.check_sizes([size])
+        check_sizes_fit([size], trained.recipe, 1)
     engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
@@ -117,7 +119,13 @@ def answerer(
         def outputs(pictures: Sequence[Tensor]) -> Tensor:
             return torch.stack([plain_output(trained, picture, size) for picture in pictures])
 
-    return lambda pictures: [trained.task.answer(output, how) for output in outputs(pictures)]
+    def answers(pictures: Sequence[Tensor]) -> list[Answer]:
+        found = outputs(pictures)
+        if not found.isfinite().all():
+            raise UserError(f"{trained.name} answers with numbers that are not finite: its weights are of no use")
+        return [trained.task.answer(output, how) for output in found]
+
+    return answers
 
 
 def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[Sequence[Tensor]], Tensor]:

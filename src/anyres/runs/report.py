@@ -21,7 +21,7 @@ from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
-from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel
+from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.storage import write_text
 from anyres.tasks import Task
 from anyres.training.state import State
@@ -46,7 +46,7 @@ def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[De
         "scores": progress.scores,
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in found.items())],
     }
-    write_json(facts, run / "run.json")
+    write_json(facts, run / FACTS)
     about = {"model": recipe.model, "mean": recipe.data.mean, "std": recipe.data.std, **task.about()}
     save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})
 
@@ -144,7 +144,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         sections=task.sections(best.scores, best.result.size),
     )
     write_html(folder / "report.html", page)
-    write_json(trained.facts | {"evaluation": evaluation.facts()}, folder / "run.json")
+    write_json(trained.facts | {"evaluation": evaluation.facts()}, folder / FACTS)
 
 
 def write_mistakes(evaluation: Evaluation, out: Path) -> list[Path]:
@@ -201,8 +201,8 @@ def facts_of(trained: TrainedModel) -> list[tuple[str, str]]:
             else ("consistency", f"{objective.consistency} on {objective.target}"),
             ("epochs", str(recipe.train.epochs)),
             ("seed", str(recipe.train.seed)),
-            ("pixels processed", f"{facts['pixels'] / 1e9:.2f} G"),
-            ("seconds of training", f"{facts['seconds']:.0f}"),
+            *([("pixels processed", f"{facts['pixels'] / 1e9:.2f} G")] if "pixels" in facts else []),
+            *([("seconds of training", f"{facts['seconds']:.0f}")] if "seconds" in facts else []),
         ]
     )
     return [

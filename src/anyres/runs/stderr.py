@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
+from contextlib import suppress
+
+from anyres.config import printable
 
 
 class StderrHandler(logging.Handler):
-    """Prints each record as one line on stderr, as it is. The stream is looked up anew, as progress bars replace it."""
+    """Prints each record as one line on stderr. The stream is looked up anew, as progress bars replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record; where nobody listens any more (a closed pipe or terminal), the work goes on."""
-        with contextlib.suppress(OSError):
-            print(" ".join(self.format(record).splitlines()), file=sys.stderr)
+        """Print the record; where nobody reads it any more, nothing, for the work goes on."""
+        with suppress(OSError, ValueError):
+            print(printable(" ".join(self.format(record).splitlines())), file=sys.stderr)
 
 
 def show_log() -> None:

@@ -30,6 +30,7 @@ from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
 from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, dump_recipe, load_recipe
+from anyres.runs.bounds import check_recipe
 from anyres.runs.inputs import (
     check_apart,
     describe_images,
@@ -96,14 +97,13 @@ def train(
     fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
     show_log()
-    given = [*overrides, *([f"data.source={data}"] if data else [])]
-    given += [f"weights={weights}"] if weights else []
+    given = {key: text for key, text in (("data.source", data), ("weights", weights)) if text}
     if isinstance(recipe, Recipe):
-        if given:
+        if overrides or given:
             raise UserError("overrides go with a recipe's name or file; a Recipe holds every value already")
         made, name = recipe, str(recipe.model["name"])
     else:
-        made = load_recipe(recipe, given)
+        made = load_recipe(recipe, overrides, given)
         name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     run = Path(out) if out is not None else Path("runs") / name.replace("/", "-").replace(":", "-")
     return TrainingRun(run, train_run(made, run, report=report))
@@ -129,6 +129,7 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)
+    check_recipe(recipe)
     check_sizes(recipe)
     wanted = wanted_by(recipe.task, recipe.objective)
     images = open_images(recipe, recipe.data.train_split, wanted=wanted, training=True)

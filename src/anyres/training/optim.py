@@ -60,6 +60,10 @@ class OptimConfig:
         for name, norm in (("clip_norm", self.clip_norm), ("clip_each", self.clip_each)):
             if norm is not None and not norm > 0:
                 raise ValueError(f"optim.{name}={norm} must be above 0, or null for none")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={list(self.betas)} must each be 0 or more and below 1, as [0.9, 0.999]")
+        if not self.eps >= 0:
+            raise ValueError(f"optim.eps={self.eps} must be 0 or more, as 1e-8")
         self._check_shapes()
 
     def _check_shapes(self) -> None:
