@@ -7,6 +7,7 @@ Nothing is decoded here. Every split of one source has the same classes: in the 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -60,6 +61,19 @@ class Source:
         """What image i is called."""
         target = self.records[i].target
         return (target,) if isinstance(target, str) else tuple(self.classes[c] for c in class_indices(self.records[i]))
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of what decides a run's samples: the classes in their order, and every image's name
+        and target in theirs.
+
+        Where the images lie does not count, nor in which Unicode form a name is written; their pixels are not read.
+        """
+        digest = hashlib.sha256()
+        head = (self.labelling, self.classes)
+        for part in (head, *((record.name, record.target) for record in self.records)):
+            text = unicodedata.normalize("NFC", json.dumps(part, ensure_ascii=False))
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\n")
+        return digest.hexdigest()
 
 
 def class_indices(record: Record) -> tuple[int, ...]:
