@@ -31,7 +31,14 @@ from anyres.models.registry import is_model, model_names
 from anyres.models.state_files import read_state, weights_file
 from anyres.models.weights import load_weights, read_metadata
 from anyres.recipe import Recipe, build_recipe, read_recipe
-from anyres.runs.inputs import evaluated_sizes, open_images, reference_images, scored_batches, with_channels
+from anyres.runs.inputs import (
+    evaluated_sizes,
+    is_same_data,
+    open_test_images,
+    reference_images,
+    scored_batches,
+    with_channels,
+)
 from anyres.runs.stderr import show_log
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
@@ -103,18 +110,19 @@ class TrainedModel:
     def images(self, where: DataSpec = DataSpec()) -> DecodedImages:
         """The images to score: the recipe's own, or others, with targets counted as the model does.
 
-        A run wants exactly its own classes, weights may know more than there are, a run without labels takes any.
-        Raises UserError when they do not fit, or the model has no classifier.
+        Classes are those of the model by their names, and some of them may have no image; a run without labels takes
+        any. Of other images without a val or test split all are scored. Raises UserError when they do not fit, or the
+        model has no classifier.
         """
         if not self.model.num_classes and self.folder is None:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
-        fit = partial(self._fit, exact=self.folder is not None)
-        split = where.split or self.recipe.data.eval_split
+        own = where.data is None or self.task.compares or is_same_data(where.data, self.recipe.data.source)
+        split = where.split or (self.recipe.data.eval_split if own else None)
         wanted = "classes" if self.task.wanted == "optional" else self.task.wanted  # to be scored, images need labels
-        return open_images(self.recipe, split, where.data, wanted, fit)
+        return open_test_images(self.recipe, split, where.data, wanted, self._fit)
 
-    def _fit(self, source: Source, exact: bool) -> Source:
-        return self.task.fit(source, self.names, exact)
+    def _fit(self, source: Source) -> Source:
+        return self.task.fit(source, self.names)
 
     def pooled(self, images: DecodedImages, size: Size) -> Pooled:
         """What the classifier would see of each labelled image, one label each; a progress bar on stderr."""
