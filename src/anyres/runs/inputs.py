@@ -151,7 +151,7 @@ def scored_batches(
         interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
-        options=LoaderOptions(recipe.data.workers),
+        options=LoaderOptions(recipe.data.workers, reuse=True),
     )
     for batch in loaded:
         images.add_warnings(batch.notes)
