@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -43,6 +44,7 @@ LOOKS_EVERY = 5
 """Seconds after which a wait for a batch looks whether the workers live."""
 WAITS_AT_MOST = 1200
 """Seconds without a batch that end a run."""
+_SPARE = 8  # descriptors for images, checkpoints and logs
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -250,22 +252,42 @@ def _started(loader: DataLoader[Sample]) -> Iterator[Any]:
     here = threading.current_thread() is threading.main_thread() and _can_fork()
     before = signal.getsignal(signal.SIGCHLD) if here else None
     try:
+        _try_resources(loader.num_workers)
         with warnings.catch_warnings():
             # Python 3.12, fork
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             return iter(loader)
-    except (OSError, RuntimeError) as error:  # semaphores, pipes, processes or threads are short
-        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
-            raise
-        told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        full = " (/dev/shm is full)" if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
+    except OSError as error:
+        told = f"{error.strerror or error}{' (/dev/shm)' if error.errno == errno.ENOSPC else ''}"
         raise UserError(
-            f"{loader.num_workers} loader processes cannot be started: {told}{full}: lower data.workers (0: none), or "
-            "raise what is short: /dev/shm, `ulimit -n`, `ulimit -u`"
+            f"{loader.num_workers} loader processes cannot be started: {told}: lower data.workers (0: none), or raise "
+            "what is short: /dev/shm, `ulimit -n`, `ulimit -u`"
         ) from error
     finally:
         if before is not None:
             signal.signal(signal.SIGCHLD, before)
+
+
+def _try_resources(workers: int) -> None:
+    """Take the semaphores and descriptors that so many workers need, and give them back. Raises OSError.
+
+    DataLoader would leave half of itself behind where they run out."""
+    if not workers:
+        return
+    taken: list[int] = []
+    held: list[object] = []
+    queues: list[multiprocessing.queues.Queue[Any]] = []
+    try:
+        held.append(multiprocessing.Event())
+        for _ in range(workers + 1):
+            queues.append(multiprocessing.Queue())
+            taken += os.pipe()
+        taken += [os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE)]
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        for queue in queues:
+            queue.close()
 
 
 def _next(collated: Iterator[Any]) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anyres.config import UserError, first_line
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order, one_form, shorten
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, cut, number_order, one_form, shorten
 from anyres.data.table_file import Cells, lacking, read_rows
 
 BETWEEN = "|"
@@ -195,8 +195,7 @@ class _Files:
                 return Item(Path(spelled).as_posix(), row.labels, path), which
         windows = "; it is written as on Windows" if "\\" in row.path or row.path[1:2] == ":" else ""
         raise UserError(
-            f"{where}: no file {shorten(str(self.root / row.path), 300)[1:-1]}{reason}; paths count from the table's "
-            f"folder{windows}"
+            f"{where}: no file {cut(str(self.root / row.path))}{reason}; paths count from the table's folder{windows}"
         )
 
     def _in_another_form(self, spelled: str) -> Path:

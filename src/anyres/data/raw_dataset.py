@@ -44,10 +44,14 @@ def one_form(label: str) -> str:
     return label if label.isascii() else unicodedata.normalize("NFC", readable_text(label))
 
 
-def shorten(text: object, most: int = 80) -> str:
+def cut(text: str, most: int = 300) -> str:
+    """A text cut for a message of one line."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def shorten(text: object) -> str:
     """``repr`` of what stands in a file, cut for a message of one line."""
-    said = repr(text)
-    return said if len(said) <= most else f"{said[:most]}...{said[-1]}"
+    return cut(repr(text), 80)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from anyres.config import UserError, nearest
 from anyres.data.folders import images_in, listed, read_folder, subfolders
 from anyres.data.manifests import read_csv, read_jsonl
 from anyres.data.parquet import read_parquet
-from anyres.data.raw_dataset import ENDINGS, Found, Item, Parts, shorten
+from anyres.data.raw_dataset import ENDINGS, Found, Item, Parts, cut, shorten
 from anyres.data.shards import read_shards
 from anyres.flow import Record
 
@@ -240,17 +240,20 @@ def expand(pattern: str) -> list[Path]:
         found = _matching(Path(word))
         if not found or not all(path.is_file() for path in found):
             wrong = next((path for path in found if path.exists()), None)
-            what = f"{wrong} is no file" if wrong else f"no file {shorten(word)}"
-            raise UserError(what + (f", of the pattern {shorten(pattern)}" if word != pattern else ""))
+            what = f"{wrong} is no file" if wrong else f"no file {cut(word)}"
+            raise UserError(what + (f", of the pattern {cut(pattern)}" if word != pattern else ""))
         paths += found
-    return list({os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
+    each: dict[str, Path] = {}
+    for path in paths:
+        each.setdefault(os.path.realpath(path), path)
+    return list(each.values())
 
 
 def _words(pattern: str) -> list[str]:
     """What a shell makes of braces: ``{a,b}`` and ``{008..012}``, nested too, from left to right. Raises UserError
     for more than ``MOST_FILES``, before anything is expanded."""
     if count_words(pattern) > MOST_FILES:
-        raise UserError(f"the pattern {shorten(pattern)} stands for more than {MOST_FILES:,} files: give fewer")
+        raise UserError(f"the pattern {cut(pattern)} stands for more than {MOST_FILES:,} files: give fewer")
     try:
         return list(braceexpand(pattern, escape=False))
     except (ValueError, RecursionError):  # one without its other: a file may be called so
