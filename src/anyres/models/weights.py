@@ -124,6 +124,15 @@ def head_keys(model: Backbone, state: Mapping[str, Tensor]) -> set[str]:
     return {key for key in state if key in names or key.startswith(tuple(f"{name}." for name in names))}
 
 
+def reorder_head(model: Backbone, order: Sequence[int]) -> None:
+    """Make output i of ``model``'s classifier what output ``order[i]`` was."""
+    state = model.state_dict()
+    for key in head_keys(model, state):
+        tensor = state[key]
+        if tensor.ndim and tensor.shape[0] == len(order):
+            tensor.copy_(tensor[list(order)].clone())
+
+
 def _check_fit(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: set[str], classifier: str | Sequence[str]
 ) -> None:

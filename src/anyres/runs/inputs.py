@@ -79,7 +79,14 @@ def _decoded(recipe: Recipe, opened: Source, training: bool = False) -> DecodedI
         for _, augment in recipe.views.plan(recipe.augment):
             check_channels(augment, channels)
     opened = replace(opened, notes=(*opened.notes, *([note] if note else [])))
-    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side, channels=channels)
+    return DecodedImages(
+        opened,
+        recipe.data.cache_side,
+        budget,
+        dct_side=dct_side,
+        channels=channels,
+        view_side=largest if training else None,
+    )
 
 
 def with_channels(recipe: Recipe, channels: int) -> Recipe:
