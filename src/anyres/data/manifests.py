@@ -186,8 +186,9 @@ class _Files:
                 try:
                     facts = path.stat()
                 except (OSError, ValueError) as error:  # a name too long, or with a zero in it
-                    known = isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR)
-                    reason = reason or (f" ({first_line(error)})" if known or isinstance(error, ValueError) else "")
+                    absent = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
+                    told = error.strerror if isinstance(error, OSError) else error
+                    reason = reason or ("" if absent else f" ({told})")
                     continue
                 if not stat.S_ISREG(facts.st_mode):
                     raise UserError(f"{where}: {path} is no file, but a folder or pipe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,9 @@ from anyres.models import variant
 from anyres.recipe import Recipe
 from anyres.tasks import Task
 from anyres.training.plan import Plan
+
+log = logging.getLogger(__name__)
+_TOLD = 1000  # images that become unreadable while a run lasts, and are named at once
 
 
 def open_images(
@@ -132,7 +136,12 @@ def training_batches(
         Rank(rank, accelerator.num_processes),
         LoaderOptions(recipe.data.workers, recipe.data.max_unreadable, reuse=True),
     )
+    known = set(images.decode_warnings())
     for step, raw in enumerate(loaded, start):
+        for name, what in raw.notes:
+            if what.startswith("unreadable") and name not in known and len(known) < _TOLD:
+                log.info("training image %s is %s", name, what)
+                known.add(name)
         batch = normalize(raw, recipe.data.mean, recipe.data.std, accelerator.device)
         batch = erase(batch, recipe.augment.erasing, seed, step // plan.steps_per_epoch)
         batch = task.mixed(batch, recipe.mix, mix_rng(seed, step, rank))

@@ -344,8 +344,8 @@ def check_sizes(recipe: Recipe) -> None:
 def start_from(model: Backbone, weights: str, classes: Sequence[str] = ()) -> str:
     """Load ``weights`` for training on; a sentence on what became of the classifier. Raises UserError.
 
-    ``classes``: of ``model``, in its order. Where the weights name theirs, outputs are matched by name: the same classes
-    in another order are put in this one's, and for others the classifier is a new one, though they be as many.
+    ``classes``: of ``model``, in its order. Where the weights name theirs, outputs are matched by name: the same
+    classes in another order are put in this one's, and for others the classifier is new, though they be as many.
     """
     theirs, ours = _names_in(weights), [one_form(name) for name in classes]
     others = bool(theirs and ours) and sorted(theirs) != sorted(ours)
