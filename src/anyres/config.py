@@ -33,6 +33,11 @@ class Damaged(UserError):
     """A file that this package wrote is not as it was written: whoever reads it falls back, or lets the line go up."""
 
 
+class LoaderLost(UserError):
+    """The processes that load images are gone or give nothing more: raised between two steps, so what was reached can
+    be saved."""
+
+
 def need(module: str, *, extra: str, purpose: str = "this") -> ModuleType:
     """Import an optional library, such as ``need("pyarrow", extra="data", purpose="reading parquet files")``.
 

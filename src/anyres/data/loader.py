@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, mix_seed
-from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
+from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Parcel, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views import ViewsConfig
-from anyres.data.workers import died, ended, start
+from anyres.data.workers import LOOKS_EVERY, ended, next_item, start
 from anyres.flow import Batch, Record, Size, TargetReader
 from anyres.ops.processors import processors
 
@@ -98,10 +98,7 @@ def train_batches(
             f"repeats is {steps.repeats}: each image comes once or more, as 3 times in repeated augmentation"
         )
     workers = choose_workers(images.cached) if options.workers is None else options.workers
-    buffer = None
-    if options.reuse and workers and _can_fork() and not torch.cuda.is_available():  # there batches are pinned
-        room = sum(images.channels * size.height * size.width for size in views.parsed)
-        buffer = SharedBatchBuffer(workers, PREFETCHED + 2, batch_size // world * room)
+    buffer = _buffer(workers, batch_size // world, images.channels, views.parsed)
     dataset = TrainSamples(
         images,
         Annotated(records, reader),
@@ -112,7 +109,7 @@ def train_batches(
         geometry=options.geometry,
         buffer=buffer,
     )
-    return _batches(_make_loader(dataset, _StepKeys(len(images), steps, rank), workers), buffer)
+    return _batches(_make_loader(dataset, _StepKeys(len(images), steps, rank), workers), buffer, options.reuse)
 
 
 def eval_batches(
@@ -135,12 +132,20 @@ def eval_batches(
     _check_count(images, records)
     mine = [(0, i) for i in range(rank.rank, len(images), rank.world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(
-        images, Annotated(records, reader), size, crop, warp, interpolation, geometry=options.geometry
-    )
     workers = choose_workers(images.cached) if options.workers is None else options.workers
-    batches = _batches(_make_loader(dataset, chunks, workers))
+    buffer = _buffer(min(workers, len(chunks)), min(batch_size, len(mine)), images.channels, (size,))
+    annotated = Annotated(records, reader)
+    dataset = EvalSamples(images, annotated, size, crop, warp, interpolation, geometry=options.geometry, buffer=buffer)
+    batches = _batches(_make_loader(dataset, chunks, min(workers, len(chunks))), buffer, options.reuse)
     return _without_empty(batches, must_read=rank.world == 1)
+
+
+def _buffer(workers: int, images: int, channels: int, sizes: Sequence[Size]) -> SharedBatchBuffer | None:
+    """Memory for the views of so many images in each of the workers' slots; None where it cannot be shared."""
+    if not workers or not _can_fork():
+        return None
+    room = sum(channels * size.height * size.width for size in sizes)
+    return SharedBatchBuffer(workers, PREFETCHED + 2, images * room)
 
 
 def _check_count(images: Images, records: Sequence[Record]) -> None:
@@ -194,6 +199,7 @@ def _make_loader(dataset: Dataset[Sample], sampler: _StepKeys | list[list[Key]],
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if workers and _can_fork() else None,
         prefetch_factor=PREFETCHED if workers else None,
+        timeout=LOOKS_EVERY if workers else 0,
         generator=torch.Generator(),  # so that the global one is left alone
     )
 
@@ -210,29 +216,23 @@ def _can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
-def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None, reuse: bool) -> Iterator[Batch]:
     collated, workers = start(loader)
     try:
-        for item in collated:
+        while (item := next_item(collated, workers)) is not None:
             if isinstance(item, UserError):
                 raise item
-            yield _batch(item, buffer)
-    except Exception as error:
-        if not isinstance(error, UserError) and (how := died(workers)):
-            raise UserError(f"{how}, as where memory is too small: lower data.workers, to 0 if need be") from error
-        raise
+            yield _batch(item, copy=buffer is not None and not reuse)
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
         ended(workers)
 
 
-def _batch(made: Collated, buffer: SharedBatchBuffer | None) -> Batch:
-    """The batch that a worker has made, with its views in the buffer where they lie there."""
-    if isinstance(made.views, Slot):
-        assert buffer is not None
-        views = buffer.get(made.views)
-    else:
-        views = tuple(made.views)
+def _batch(item: Collated | Parcel, copy: bool) -> Batch:
+    """The batch that a worker has made; its views stay in the shared memory unless they are to be copied."""
+    made = item.open() if isinstance(item, Parcel) else item
+    assert not isinstance(made.views, Slot)
+    views = tuple(view.clone() for view in made.views) if copy and isinstance(item, Parcel) else tuple(made.views)
     notes = tuple((name, note) for name, note in made.notes)
     return Batch(views, made.targets, made.positions, notes, made.draw, tuple(map(tuple, made.geometry)))
 
