@@ -19,6 +19,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "same_numbers.json"
 KEPT = REPOSITORY / ".bench_data" / "same_numbers"  # what a commit gave, so that it is not measured twice
 PARTS = ("models", "golden", "runs")
+SCORED = re.compile(r"val/(?!raw/|average/)")  # in metrics.jsonl: not the other version of the weights, which is newer
 
 SMALLEST = (  # of every family, the ones for small images, and the variants whose code differs
     *("rest_lite", "restv2_tiny", "restv2_nano", "resformer_tiny", "resformer_nano", "resmlp_12", "resmlp_nano"),
@@ -205,7 +207,7 @@ def result(run: Path) -> Facts:
 
     last = max(run.glob("step_*"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores = [(line["step"], sorted(v for k, v in line.items() if k.startswith("val/"))) for line in lines]
+    scores = [(line["step"], sorted(v for k, v in line.items() if SCORED.match(k))) for line in lines]
     facts = {
         "weights": digest(load_file(run / "model.safetensors")),
         **{f"checkpoint's {file.stem}": digest(load_file(file)) for file in sorted(last.glob("*.safetensors"))},

@@ -28,7 +28,7 @@ def test_listing() -> None:
     assert list_models("nothing*") == []
     assert set(ALIASES.values()) <= set(names)
     assert not set(ALIASES) & set(names)
-    assert {row.model for row in known_weights()} - {"regnety_160"} <= set(names) - OURS  # DeiT's teacher is timm's
+    assert {row.model for row in known_weights()} - {"timm:regnety_160"} <= set(names) - OURS  # DeiT's teacher
 
 
 def test_listing_loads_no_torch() -> None:

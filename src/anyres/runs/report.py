@@ -282,6 +282,7 @@ def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "model": trained.name,
         "weights": trained.weights,
+        "version": next(iter(trained.facts.get("scores") or {}), None),
         "task": trained.task.name,
         "data": source.name,
         "split": source.split,
