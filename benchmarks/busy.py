@@ -109,12 +109,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, quota_of_one() as (how, limited):
         work = Path(folder)
         make_images(work / "images")
-        for turn in range(asked.rounds):
 
-            def time(name: str, *values: str, before: Sequence[str] = (), **environment: str) -> None:
-                found.setdefault(name, []).append(rate(work, asked.steps, *values, before=before, **environment))
-                print(f"round {turn + 1}  {name:15} {found[name][-1][0]:7.1f} images/s", file=sys.stderr)
+        def time(name: str, *values: str, before: Sequence[str] = (), **environment: str) -> None:
+            found.setdefault(name, []).append(rate(work, asked.steps, *values, before=before, **environment))
+            print(f"{name:15} {found[name][-1][0]:7.1f} images/s", file=sys.stderr)
 
+        for _ in range(asked.rounds):
             time("quiet")
             time("spinning", ALL, **SPIN)
             time("one thread", "train.threads=1")
