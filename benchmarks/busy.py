@@ -9,7 +9,6 @@ start, evaluation and report):
 - ``spinning``: the same, its waiting OpenMP threads spinning as libgomp's do by themselves
 - ``one thread``: with ``--threads 1``
 - ``busy``: beside one process per processor that does nothing but count
-- ``busy, spinning``: the same with all threads, spinning: as it was before
 - ``quota``: in a control group that allows one processor's time (v1 or v2, where one can be made; else bound to one
   processor, and the table says so)
 
@@ -121,7 +120,6 @@ def main() -> None:
             time("quota", before=limited)
             with neighbors():
                 time("busy")
-                time("busy, spinning", ALL, **SPIN)
     median = {name: statistics.median(speed for speed, _ in each) for name, each in found.items()}
     print(f"quota: {how}; {len(os.sched_getaffinity(0))} processors; load before: {os.getloadavg()[0]:.1f}\n")
     print("| run | images/s | threads |\n|---|---|---|")
