@@ -114,14 +114,15 @@ class State:
 
 
 def first_non_finite(state: State) -> str | None:
-    """The first tensor of a model, its average or its copies that holds a number that is not finite, by name.
+    """The first tensor of a model, its average or its copies whose norm is not finite, by name: it holds a number that
+    is not, or one beyond 1e19, with which no step can be made either.
 
     Of a model that is split over processes: of this one's share.
     """
     for file, module in state.modules.items():
         for key, tensor in module.state_dict().items():
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if local.is_floating_point() and not torch.isfinite(local).all():
+            if local.is_floating_point() and not torch.linalg.vector_norm(local, dtype=torch.float32).isfinite():
                 return f"{key} of {file}"
     return None
 

@@ -33,7 +33,7 @@ class NonFiniteLoss(Exception):
 
 
 class NonFiniteWeights(Exception):
-    """A weight or its moving average, such as ``name``, is not finite after ``step`` steps."""
+    """A weight or its moving average, such as ``name``, is not finite, or too large, after ``step`` steps."""
 
     def __init__(self, step: int, name: str) -> None:
         super().__init__(f"the weights are not finite after step {step} ({name})")
@@ -70,7 +70,12 @@ def make_step(
     if plan.optim.clip_each:
         clip_each(student.parameters(), plan.optim.clip_each)
     objective.hold(plan, step)
-    state.optimizer.step()
+    try:
+        state.optimizer.step()
+    except RuntimeError as error:  # the learning rate itself is beyond float32
+        if "without overflow" in str(error):
+            raise NonFiniteWeights(step + 1, f"learning rate {rate:.3g}") from None
+        raise
     objective.follow(plan, step, accelerator)
     if state.ema is not None:
         update_ema(state.ema, state.model, step)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threading import Lock, RLock
 
 BUILDING = RLock()
-"""Held by the one thread that traces, compiles or bakes: PyTorch's exporter and compiler keep state of the process
+"""Held by the one thread that traces, compiles or bakes: PyTorch's exporter and compiler change the whole process
 (patches of nn.Module, and what ``torch.compiler.is_compiling`` says)."""
 _FOR_CPU = False
 _INSIDE: list[bool] = []
