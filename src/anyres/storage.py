@@ -6,13 +6,14 @@ come from anyone: a run folder is passed on, a cache lies where others write.
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -113,6 +114,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content``, whole or not at all."""
     with atomic_write(path) as draft:
         draft.write_bytes(content)
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV (UTF-8), whole or not at all, in which names are data.
+
+    A name that a spreadsheet would take for a formula (``=``, ``+``, ``-``, ``@`` in front, and no number) gets an
+    apostrophe before it, as spreadsheets write text; what no file can hold as UTF-8 is spelled out.
+    """
+    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    if text.lstrip()[:1] not in tuple("=+-@"):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def open_regular(path: Path) -> BinaryIO:
