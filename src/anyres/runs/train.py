@@ -42,7 +42,7 @@ from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check
 from anyres.runs.report import Evaluation, finish, report_on
 from anyres.runs.stderr import show_log
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
-from anyres.storage import write_text
+from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Parts, Reference, Task, task_for, wanted_by
 from anyres.training import checkpoint
 from anyres.training.log import check_trackers
@@ -114,6 +114,8 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     check_trackers(recipe.train.trackers)
     check_objective(recipe.objective.chosen)
     check_kernels(recipe, accelerator.device)
+    if accelerator.is_main_process and run.is_dir():
+        remove_drafts(run)
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)
