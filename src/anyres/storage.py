@@ -6,13 +6,17 @@ come from anyone: a run folder is passed on, a cache lies where others write.
 
 from __future__ import annotations
 
+import csv
 import errno
+import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 64 * 2**20
 """Of a text file of ours: many times the largest."""
+DAY = 24 * 3600.0
 DRAFT = ".partial"
 """How the name of an unfinished file or folder ends."""
 
@@ -67,8 +72,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     removed and ``path`` is as it was; of whatever says that the system refused (a full disk, no permission), OSError
     with the name of ``path``. A killed process leaves a file called ``.NAME.*.partial``, which ``remove_drafts`` finds.
     """
+    if not path.name or path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{DRAFT}")
+    draft = path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}{DRAFT}")
     try:
         descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # as the user's umask has it
@@ -113,6 +120,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content``, whole or not at all."""
     with atomic_write(path) as draft:
         draft.write_bytes(content)
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV (UTF-8), whole or not at all, in which names are data.
+
+    A name that a spreadsheet would take for a formula (``=``, ``+``, ``-``, ``@`` in front, and no number) gets an
+    apostrophe before it, as spreadsheets write text; what no file can hold as UTF-8 is spelled out.
+    """
+    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    if text.lstrip()[:1] not in tuple("=+-@"):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -202,10 +232,38 @@ def _checked(value: Any, kind: Any, *, strict: bool = False) -> Any:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a killed process left unfinished in ``folder``."""
+    """Remove what killed processes left unfinished in ``folder``: at the start of a command, before it writes.
+
+    The drafts of a process that lives, here or on another machine, stay; after a day nobody's do.
+    """
     for draft in folder.glob(f".*{DRAFT}"):
-        if draft.is_file():
-            draft.unlink(missing_ok=True)
+        try:
+            if draft.is_file() and (_is_left(draft.name) or time.time() - draft.stat().st_mtime > DAY):
+                draft.unlink(missing_ok=True)
+        except OSError:
+            continue  # gone, or in a folder that may only be read
+
+
+def _is_left(draft: str) -> bool:
+    """Whether the process that made a draft, by its name, has ended; this one, at its start, made none."""
+    maker = re.search(r"\.(\w+)-(\d+)-\w+\.partial$", draft)
+    if maker is None or maker[1] != _host():
+        return False
+    number = int(maker[2])
+    if number == os.getpid():
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _host() -> str:
+    """A few signs for this machine's name."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 def locked(path: Path, timeout: float = -1) -> BaseFileLock:

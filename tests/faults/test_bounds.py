@@ -90,6 +90,14 @@ def test_sizes_are_refused_wherever_they_are_given(tmp_path: Path) -> None:
     assert "beyond" in refused("predict", tmp_path, tmp_path / "x.jpg", "--size", "100000")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["pick x --max-ms nan", "cascade x --max-loss inf", "bench data x --seconds inf", f"probe x --seed {2**70}"],
+)
+def test_options_are_numbers_too(words: str) -> None:
+    assert "is no number to work with" in refused(*words.split())
+
+
 NAMES = ("2024", "2024-05-01", "2024-13-45", "on", "null", "1_000", "[v2]", "a: b", "*x", "#x", "caf\udce9", "~nouser")
 
 

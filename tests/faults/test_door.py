@@ -23,7 +23,7 @@ from anyres.cli.app import app, main
 from anyres.cli.console import say
 from anyres.cli.ending import ending
 from anyres.config import Stopped, UserError
-from anyres.storage import atomic_write, remove_drafts, write_text
+from anyres.storage import _host, atomic_write, remove_drafts, write_text
 from tests.command import anyres
 
 
@@ -170,6 +170,13 @@ def test_nothing_is_written_through_a_link_that_lies_in_the_folder(tmp_path: Pat
     assert not (run / "run.json").is_symlink()
 
 
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    for path in (tmp_path, Path(), Path("/")):
+        with pytest.raises(IsADirectoryError):
+            write_text(path, "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_have_the_permissions_of_any_new_file_and_drafts_go(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -179,6 +186,14 @@ def test_files_have_the_permissions_of_any_new_file_and_drafts_go(tmp_path: Path
     finally:
         os.umask(before)
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
-    (tmp_path / ".run.json.0123.partial").touch()
+    host = _host()
+    (tmp_path / f".run.json.{host}-{2**22 + 1}-0123.partial").touch()  # of a process that is no more
+    (tmp_path / f".run.json.{host}-{os.getppid()}-0123.partial").touch()
+    (tmp_path / f".run.json.{'f' * 6}-{2**22 + 1}-0123.partial").touch()
+    remove_drafts(tmp_path)
+    kept = [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    assert len(kept) == 2, "a process that lives, and one on another machine, may still be writing"
+    for path in kept:
+        os.utime(path, (0, 0))
     remove_drafts(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "n" * 250]

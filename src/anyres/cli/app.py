@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from anyres.config import Stopped, printable
+from anyres.config import Stopped, UserError, printable
 from anyres.ops.processors import prepare_threads
 from anyres.training.stop import ended_by_signal
 
@@ -74,7 +78,7 @@ def _run(words: list[str]) -> tuple[int, str]:
     """The exit code, and the line for stderr."""
     streams = sys.stdout, sys.stderr
     try:
-        code = app(words, prog_name="anyres", standalone_mode=False)
+        code = _command()(words, prog_name="anyres", standalone_mode=False)
     except typer.TyperException as error:  # of the command line itself
         return 2, f"error: {error.format_message().rstrip('.')}{_hint(words)}"
     except (typer.Abort, KeyboardInterrupt):
@@ -87,6 +91,32 @@ def _run(words: list[str]) -> tuple[int, str]:
     except (Exception, Stopped) as error:
         return _ended(error)
     return (code, "stopped" if code == 130 else "") if isinstance(code, int) else (0, "")
+
+
+def _command() -> Any:
+    """The command of all verbs, each of which takes only numbers that are some."""
+    command = get_command(app)
+    groups: list[Any] = [command]
+    while groups:
+        for verb in groups.pop().commands.values():
+            if isinstance(verb, TyperGroup):
+                groups.append(verb)
+            elif verb.callback:
+                verb.callback = _with_numbers(verb.callback)
+    return command
+
+
+def _with_numbers(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb that is refused for an option that is not finite, or beyond any use."""
+
+    @functools.wraps(verb)
+    def checked(**options: Any) -> Any:
+        for name, value in options.items():
+            if isinstance(value, int | float) and not abs(value) <= 2**53:
+                raise UserError(f"--{name.replace('_', '-')} {value} is no number to work with: give another")
+        return verb(**options)
+
+    return checked
 
 
 def _ended(error: Exception | Stopped) -> tuple[int, str]:

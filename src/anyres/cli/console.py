@@ -8,12 +8,15 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import rich
-from rich.console import Console
+from rich.console import Console, JustifyMethod, OverflowMethod
+from rich.style import Style
+from rich.text import Text
 
 from anyres.config import printable
 from anyres.runs.stderr import StderrHandler
@@ -57,7 +60,35 @@ def say(line: str) -> None:
 
 
 class _Results(Console):
-    """A console that raises where nobody reads it any more, as ``print`` does; rich's own ends the process."""
+    """A console on which names are data: no markup, no emoji, no control character, in tables as in sentences.
+
+    It raises where nobody reads it any more, as ``print`` does; rich's own ends the process.
+    """
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: Callable[[str | Text], Text] | None = None,
+    ) -> Text:
+        """A sentence, a cell or a title as rich shows it; a cell may have several lines."""
+        plain = "\n".join(printable(line, MOST_LINE) for line in text.split("\n"))
+        return super().render_str(
+            plain,
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=emoji,
+            markup=markup,
+            highlight=highlight,
+            highlighter=highlighter,
+        )
 
     def on_broken_pipe(self) -> None:
         """Called where BrokenPipeError is handled."""
@@ -66,14 +97,14 @@ class _Results(Console):
 
 def stdout(width: int = PIPE_WIDTH) -> Console:
     """Where results go: as wide as the terminal, and at least ``width`` where a file or a program takes them."""
-    return _Results(highlight=False, width=None if sys.stdout.isatty() else width)
+    return _Results(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else width)
 
 
 def report_(*sentences: str) -> None:
     """Print result sentences on stdout, one line each however long, names as they are."""
     console = stdout()
     for sentence in sentences:
-        console.print(printable(sentence), markup=False, soft_wrap=True)
+        console.print(" ".join(sentence.splitlines()), soft_wrap=True)
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from anyres.cli.console import report_, stdout
 from anyres.config import UserError, nearest
@@ -83,7 +84,7 @@ def _show_model(console: Console, name: str) -> None:
     stats, rows = known_stats(name), known_weights(name)
     parameters, macs, size = _cost(stats)
     tidy = [alias for alias, official in aliases().items() if official == name]
-    console.print(f"[bold]{name}[/bold]" + (f", also called {', '.join(tidy)}" if tidy else ""))
+    console.print(Text.assemble((name, "bold"), f", also called {', '.join(tidy)}" if tidy else ""))
     if stats:
         what = f"{parameters} parameters, {macs} multiply-accumulates for one image of {size} px"
         console.print(f"{what}; takes any size")
@@ -96,11 +97,13 @@ def _show_model(console: Console, name: str) -> None:
         found += [f"{row.knn} by k-NN"] if row.knn else []
         found += [f"{row.linear} by a linear probe"] if row.linear else []
         numbers = f": top-1 % {', '.join(found)} ({row.source})" if found else ""
-        console.print(f"\n[bold]{row.name}[/bold], {row.trained}{numbers}", soft_wrap=True)
+        console.print()
+        console.print(Text.assemble((row.name, "bold"), f", {row.trained}{numbers}"), soft_wrap=True)
         console.print(f"  {row.url or row.published}; {row.licence or 'licence not stated'}", soft_wrap=True)
     fetchable = next((row.name for row in rows if row.url), None)
     if fetchable:
-        console.print(f"\nanyres.create_model({name!r}, pretrained={fetchable!r})", soft_wrap=True)
+        console.print()
+        console.print(f"anyres.create_model({name!r}, pretrained={fetchable!r})", soft_wrap=True)
 
 
 def _cost(stats: ModelStats | None) -> tuple[str, str, str]:

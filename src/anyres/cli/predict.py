@@ -34,7 +34,6 @@ def predict(
 
     Example: `anyres predict runs/first photo.jpg --size 96`
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from anyres.cli.console import stdout
@@ -58,7 +57,7 @@ def predict(
     for column in ("image", *columns):
         table.add_column(column, overflow="fold")
     for path, answer in answers:
-        table.add_row(escape(str(path)), *(escape(answer.cells.get(column, "")) for column in columns))
+        table.add_row(str(path), *(answer.cells.get(column, "") for column in columns))
     if answers:
         stdout().print(table)
     if unreadable:

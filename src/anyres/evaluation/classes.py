@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anyres.config import UserError, nearest
+from anyres.config import UserError, nearest, printable
 from anyres.data.raw_dataset import one_form, shorten
 from anyres.data.sources import Source
+from anyres.storage import read_bytes
 
 Names = tuple[tuple[str, ...], ...]
 """``names[i]``: what class i may be called, the last one for people; () where nobody said."""
@@ -25,12 +26,13 @@ def read_names(path: Path) -> Names:
     or an object from index to name (or list), or from name to index.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         listed = _from_json(json.loads(text)) if path.suffix.lower() == ".json" else _from_lines(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is no list of class names: {' '.join(str(error).split())}") from None
+    except (ValueError, csv.Error, RecursionError) as error:
+        reason = printable(" ".join(str(error).split()), 200)
+        raise UserError(f"{path} is no list of class names: {reason}") from None
     if not listed:
         raise UserError(f"{path} is no list of class names: it is empty")
     return listed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Int64
 
 from anyres.evaluation.metrics import Scores, wilson
 from anyres.flow import Size
-from anyres.storage import atomic_write
+from anyres.storage import write_rows
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,5 @@ def write_tables(by_size: Mapping[Size, Confusion], folder: Path) -> list[Path]:
         "confusion.csv": (["size", "class", "taken_for", "count"], counted),
     }
     for name, (head, rows_of) in tables.items():
-        with atomic_write(folder / name) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(head)
-            rows.writerows([str(size), *row] for size, one in by_size.items() for row in rows_of(one))
+        write_rows(folder / name, [head, *([str(size), *row] for size, one in by_size.items() for row in rows_of(one))])
     return [folder / name for name in tables]

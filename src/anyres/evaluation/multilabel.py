@@ -6,13 +6,12 @@ one threshold); mAP is its mean over the classes that any image has, and so is F
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.evaluation.evaluator import EvalSettings, collect
 from anyres.flow import Batch, Estimate, Size
-from anyres.storage import atomic_write
+from anyres.storage import write_rows
 
 RESAMPLES, AT_ONCE = 200, 20  # of the bootstrap
 
@@ -175,8 +174,6 @@ def _mean(values: Float64[np.ndarray, " k"]) -> float:
 def write_label_table(by_size: Mapping[Size, LabelScores], classes: Sequence[str], folder: Path) -> Path:
     """Write ``per_class.csv`` (size, then the columns of ClassRow, ``name`` as ``class``), replaced at once."""
     path = folder / "per_class.csv"
-    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["size", "class", *ClassRow._fields[1:]])
-        rows.writerows([str(size), *row] for size, scores in by_size.items() for row in scores.rows(classes))
+    head: list[Any] = ["size", "class", *ClassRow._fields[1:]]
+    write_rows(path, [head, *([str(size), *row] for size, scores in by_size.items() for row in scores.rows(classes))])
     return path

@@ -121,6 +121,11 @@ def kept(path: Path, about: Mapping[str, str]) -> Pooled | None:
             pooled = Pooled(file.get_tensor("vectors"), file.get_tensor("target"))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} holds no kept features ({error}): choose another --keep, or remove it") from None
+    alike = pooled.target.shape == pooled.vectors.shape[:1] and pooled.target.dtype == torch.int64
+    if pooled.vectors.ndim != 2 or not alike:
+        raise UserError(f"{path} holds no kept features (its shapes): choose another --keep, or remove it")
+    if not pooled.vectors.isfinite().all():
+        raise UserError(f"{path} holds kept features that are not finite: choose another --keep, or remove it")
     for key, value in about.items():
         if found.get(key) != value:
             raise UserError(f"{path} holds features of another {key}: choose another --keep, or remove it")

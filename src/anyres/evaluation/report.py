@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from rich.table import Table
 
+from anyres.config import printable
 from anyres.evaluation.page import Pairing, ReportPage, Section
 from anyres.evaluation.plots.curve import png
 from anyres.evaluation.plots.theme import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
@@ -30,7 +32,9 @@ def write_html(path: Path, page: ReportPage) -> None:
 
     Raises UserError where there are no points.
     """
-    room = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    room = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     room.filters.update(percent=_percent, signed=_signed, count=_count, number=_number, value=_value)
     room.filters.update(p_value=_p_value, size=_size)
     template = room.from_string(resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
@@ -49,6 +53,11 @@ def write_html(path: Path, page: ReportPage) -> None:
     write_text(path, html)
 
 
+def _shown(value: Any) -> Any:
+    """What the page writes for a value: of a name that is no UTF-8, or holds control characters, a spelling of it."""
+    return printable(value) if type(value) is str else value
+
+
 def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] = ()) -> Table:
     """The same numbers for a terminal: a row per model and size, and the difference where a pairing starts there."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -63,7 +72,7 @@ def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] =
     for point in points:
         pairing = pairings.get((point.model, point.size))
         table.add_row(
-            _plain(point.model),
+            point.model,
             str(point.size),
             _value(point.best.value, head),
             _interval(point.best, head),
@@ -114,12 +123,7 @@ def _difference(pairing: Pairing | None) -> str:
     if pairing is None:
         return ""
     verdict = "inside the noise" if pairing.comparison.inside_noise else "clear"
-    return f"{_signed(pairing.comparison.difference)} to {_plain(pairing.second)} ({verdict})"
-
-
-def _plain(text: str) -> str:
-    """``text`` with rich's markup made harmless."""
-    return text.replace("[", "\\[")
+    return f"{_signed(pairing.comparison.difference)} to {pairing.second} ({verdict})"
 
 
 def _pictures(page: ReportPage) -> list[tuple[str, str, int, int]]:

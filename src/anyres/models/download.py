@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyres.config import UserError, first_line
-from anyres.storage import write_text
+from anyres.config import Damaged, UserError, first_line
+from anyres.storage import read_json, write_text
 
 if TYPE_CHECKING:
     import httpx2
 
 MOST_BYTES = 20 * 10**9  # of a file; the largest known here has a third of that
 SPARE_BYTES = 64 * 10**6  # left free on the disk
+LOOK_BYTES = 16 * 10**6  # after so many, the free room is looked at again
+LEAST_RATE = 1000  # bytes a second
+WINDOW = 60.0  # seconds over which that is asked for
 TRIES = 5  # in a row without one byte more
 PAUSE = 0.5  # seconds before another try; twice that after the first that brought nothing, and so on
 BUSY = (408, 429, 500, 502, 503, 504)  # answers worth another try
@@ -63,9 +66,15 @@ class Download:
         try:
             with (
                 _progress(self) as show,
-                httpx2.Client(follow_redirects=True, max_redirects=10, timeout=limits, headers=headers) as client,
+                httpx2.Client(
+                    follow_redirects=True,
+                    max_redirects=10,
+                    timeout=limits,
+                    headers=headers,
+                    event_hooks={"response": [refuse_downgrade]},
+                ) as client,
             ):
-                _persist(self, client, show)
+                _persist(self, client, show, _Pace(self))
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # what trying again cannot mend
             raise UserError(f"cannot fetch {self.shown}: {first_line(error)}; check the address") from error
 
@@ -78,18 +87,52 @@ class _Dropped(Exception):
         self.wait = wait
 
 
-def _persist(what: Download, client: httpx2.Client, show: Show) -> None:
+class _Pace:
+    """Ends a download that brings next to nothing, in one connection or in many."""
+
+    def __init__(self, what: Download) -> None:
+        self._what, self._since, self._had = what, time.monotonic(), what.came
+
+    def check(self, came: int) -> None:
+        """Raises UserError where the last WINDOW seconds brought less than LEAST_RATE."""
+        spent = time.monotonic() - self._since
+        if spent < WINDOW:
+            return
+        if came - self._had < LEAST_RATE * spent:
+            raise UserError(
+                f"cannot fetch {self._what.shown}: it brings less than {LEAST_RATE} bytes a second; try again later, "
+                "it goes on where it stopped, or fetch it by hand and give the file"
+            )
+        self._since, self._had = time.monotonic(), came
+
+
+def refuse_downgrade(answer: httpx2.Response) -> None:
+    """For a client's answers: raises UserError where a secure address leads to one that is not."""
+    if not answer.has_redirect_location:
+        return
+    before = answer.request.url
+    after = before.join(answer.headers["location"])
+    if before.scheme == "https" and after.scheme == "http":
+        raise UserError(
+            f"https://{before.host} leads to http://{after.host}, where anyone on the way could "
+            "change the file: look for another address"
+        )
+
+
+def _persist(what: Download, client: httpx2.Client, show: Show, pace: _Pace) -> None:
     import httpx2
 
     start = furthest = what.came
     failures = 0
     while True:
         try:
-            if _attempt(what, client, show):
+            if _attempt(what, client, show, pace):
                 return
+            pace.check(what.came)
         except httpx2.UnsupportedProtocol:  # redirected to what is not HTTP
             raise
         except (httpx2.TransportError, _Dropped) as error:
+            pace.check(what.came)
             failures = 0 if what.came > furthest else failures + 1
             furthest = max(furthest, what.came)
             nobody = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
@@ -98,7 +141,7 @@ def _persist(what: Download, client: httpx2.Client, show: Show) -> None:
             time.sleep(max(PAUSE * 2**failures, error.wait if isinstance(error, _Dropped) else 0.0))
 
 
-def _attempt(what: Download, client: httpx2.Client, show: Show) -> bool:
+def _attempt(what: Download, client: httpx2.Client, show: Show, pace: _Pace) -> bool:
     """One request. True: the file is whole; False: what had come was of no use and is gone, so ask for everything."""
     came, version = what.came, _version_of_part(what)
     resume = {"Range": f"bytes={came}-", "If-Range": version} if came and version else {}
@@ -118,6 +161,7 @@ def _attempt(what: Download, client: httpx2.Client, show: Show) -> bool:
             length = answer.headers.get("content-length", "")
             came, whole = 0, int(length) if length.isdecimal() else None
         _check_room(what, came, whole)
+        looked = came
         with what.part.open("ab" if came else "wb") as file:
             if not came:
                 write_json(what.note, {"url": what.shown, "version": told})
@@ -126,6 +170,10 @@ def _attempt(what: Download, client: httpx2.Client, show: Show) -> bool:
                 file.write(chunk)
                 came += len(chunk)
                 _check_size(what, came)
+                pace.check(came)
+                if came - looked >= LOOK_BYTES:
+                    looked = came
+                    _check_room(what, came, whole)
                 show(came, whole)
             file.flush()
             os.fsync(file.fileno())
@@ -161,6 +209,20 @@ def direct(url: str) -> str:
     return "give the direct link to the file, or fetch it by hand and give the file"
 
 
+def no_weights(head: bytes) -> str:
+    """What a file is that begins so and cannot be weights, as the end of a sentence; empty if it can."""
+    if head[4:9] == b"\0\0\0\0{":  # safetensors, whose length may look like any sign
+        return ""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        return "is empty"
+    if text.startswith(b"<"):
+        return "is a web page, not weights"
+    if text.startswith((b"{", b"[")):
+        return "is JSON, as servers answer where something is wrong, not weights"
+    return "is a Git LFS pointer, not weights" if text.startswith(b"version https://git-lfs") else ""
+
+
 def _version(headers: Mapping[str, str]) -> str | None:
     """What If-Range may name: a strong ETag, else the date of the last change."""
     tag = headers.get("etag", "")
@@ -170,10 +232,10 @@ def _version(headers: Mapping[str, str]) -> str | None:
 def _version_of_part(what: Download) -> str | None:
     """The version that came so far is of; None if that is not known."""
     try:
-        version = json.loads(what.note.read_text())["version"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        note: dict[str, str | None] = read_json(what.note, dict[str, str | None])
+    except (FileNotFoundError, Damaged):
         return None
-    return version if isinstance(version, str) else None
+    return note.get("version")
 
 
 def _check_size(what: Download, size: int) -> None:
@@ -184,13 +246,13 @@ def _check_size(what: Download, size: int) -> None:
 
 
 def _check_room(what: Download, came: int, whole: int | None) -> None:
-    if whole is None:
-        return
-    _check_size(what, whole)
-    free = shutil.disk_usage(what.part.parent).free
-    if whole - came + SPARE_BYTES > free:
+    if whole is not None:
+        _check_size(what, whole)
+    free, left = shutil.disk_usage(what.part.parent).free, max(0, (whole or came) - came)
+    if left + SPARE_BYTES > free:
+        needed = _told(left) if left else "more"
         raise UserError(
-            f"{what.shown} needs {_told(whole - came)} and {what.part.parent} has {_told(free)} free: make room, or"
+            f"{what.shown} needs {needed} and {what.part.parent} has {_told(free)} free: make room, or"
             " set ANYRES_CACHE to a folder on another disk"
         )
 

@@ -12,15 +12,20 @@ import hashlib
 import json
 import re
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from anyres.config import UserError
-from anyres.models.download import Download, direct, write_json
-from anyres.storage import cache_root, exists, offline
+from anyres.config import Damaged, UserError
+from anyres.models.download import Download, direct, no_weights, refuse_downgrade, write_json
+from anyres.storage import cache_root, exists, offline, open_regular, read_json
+
+if TYPE_CHECKING:
+    import httpx2
 
 HUB_ID = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?(?::(?P<file>[^:\s]+))?", re.ASCII)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -41,11 +46,18 @@ def fetch(source: str, *, sha256: str | None = None) -> Path:
         raise UserError(f"{sha256!r} is no SHA-256: give its 64 hexadecimal digits or at least the first 8")
     if re.match(r"https?://", source, re.IGNORECASE):
         return _from_url(_place(source), digest)
-    if HUB_ID.fullmatch(source):
+    if HUB_ID.fullmatch(source) and not _climbs(source):
         return _from_hub(source, digest)
     raise UserError(
         f"{source!r} is neither an address (http://..., https://...) nor a hub id (hf:owner/name[@revision][:file])"
     )
+
+
+def _climbs(hub_id: str) -> bool:
+    """Whether a revision or file of a hub id leads out of its folder: ``..``, an absolute path, a backslash."""
+    match = HUB_ID.fullmatch(hub_id)
+    named = [match["revision"], match["file"]] if match else []
+    return any(part in ("", ".", "..") for name in named if name for part in re.split(r"[/\\]", name))
 
 
 def is_remote(source: str | Path) -> bool:
@@ -60,6 +72,8 @@ def is_remote(source: str | Path) -> bool:
         return True
     hub = HUB_ID.fullmatch(text)
     if hub is None or text.startswith(".") or exists(Path(text)):
+        return False
+    if _climbs(text):
         return False
     return bool(hub["file"]) or Path(text).suffix not in (".pth", ".pt", ".bin", ".safetensors")
 
@@ -133,10 +147,10 @@ def _checked(place: _Place, digest: str | None) -> Path:
     actual = _sha256(place.file)
     record = place.beside(".json")
     try:
-        recorded = str(json.loads(record.read_text())["sha256"])
+        recorded = str(read_json(record, dict[str, str])["sha256"])
     except FileNotFoundError:
         recorded = None
-    except (ValueError, KeyError, TypeError) as error:
+    except (Damaged, KeyError) as error:
         raise UserError(f"{record} is damaged: delete it and {place.file.name} to fetch {place.shown} anew") from error
     if recorded not in (None, actual):
         raise UserError(
@@ -156,16 +170,16 @@ def _checked(place: _Place, digest: str | None) -> Path:
 
 def _kept(place: _Place, download: Download, digest: str | None) -> Path:
     """Checks what came and gives it its name; what is wrong is thrown away."""
-    with download.part.open("rb") as file:
-        head = file.read(64).lstrip()
+    with open_regular(download.part) as file:
+        head = file.read(64)
     actual = _sha256(download.part)
-    fault = ""
-    if not head:
-        fault = "is empty: look for another address"
-    elif head.startswith(b"<"):
-        fault = f"is a web page, not weights: {direct(place.url)}"
-    elif head.startswith(b"version https://git-lfs"):
-        fault = f"is a Git LFS pointer, not weights: {direct(place.url)}"
+    fault = no_weights(head)
+    if fault == "is empty":
+        fault += ": look for another address"
+    elif fault:
+        fault += f": {direct(place.url)}"
+    elif cut_short(download.part, head):
+        fault = "came cut short, and was not kept: try again"
     elif digest is not None and not actual.startswith(digest):
         fault = (
             f"has another SHA-256 than expected, it begins {actual[:8]}, not {digest[:8]}, and was not kept:"
@@ -178,6 +192,26 @@ def _kept(place: _Place, download: Download, digest: str | None) -> Path:
     download.part.replace(place.file)
     download.discard()
     return place.file
+
+
+def cut_short(path: Path, head: bytes) -> bool:
+    """Whether a file that begins as an archive or as safetensors lacks its end."""
+    if head.startswith(b"PK\x03\x04"):
+        return not zipfile.is_zipfile(path)
+    if head[8:9] != b"{":
+        return False
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return length > path.stat().st_size - 8 or _data_bytes(file.read(length)) > path.stat().st_size - 8 - length
+
+
+def _data_bytes(header: bytes) -> int:
+    """How much of tensors follows the header of a safetensors file; 0 where it is none."""
+    try:
+        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        return max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0
 
 
 def _record(place: _Place, digest: str) -> None:
@@ -209,6 +243,8 @@ def _from_hub(source: str, digest: str | None) -> Path:
     from huggingface_hub import errors
 
     local = offline()
+    if not local:
+        _guard_hub()
     repo, revision, name = _hub_id(source)
     nothing = source if source.startswith("hf:") else f"there is no file or folder {source} here, and as a hub id it"
     try:
@@ -230,7 +266,7 @@ def _from_hub(source: str, digest: str | None) -> Path:
         raise UserError(f"{nothing} is not in the hub's cache, and the hub is {state}") from error
     except errors.EntryNotFoundError as error:
         raise UserError(f"{source}: {repo} has no file {name!r}; see its list of files on the hub") from error
-    except errors.HFValidationError as error:
+    except (errors.HFValidationError, ValueError) as error:
         raise UserError(f"{source} is no hub id: write hf:owner/name, with @revision and :file where wanted") from error
     except (errors.HfHubHTTPError, httpx2.HTTPError) as error:
         told = (str(error).splitlines() or [type(error).__name__])[0]
@@ -238,6 +274,34 @@ def _from_hub(source: str, digest: str | None) -> Path:
     except OSError as error:
         raise UserError(f"cannot keep {source}: {error.strerror or error}; set HF_HOME to a folder of yours") from error
     return _checked_blob(source, path, digest)
+
+
+def _guard_hub() -> None:
+    """What the hub answers is checked from here on: huggingface_hub makes paths of its headers as they are.
+
+    Raises UserError where HF_ENDPOINT names another machine without https.
+    """
+    from huggingface_hub import constants, get_session
+
+    endpoint = urlsplit(constants.ENDPOINT)
+    if endpoint.scheme != "https" and endpoint.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise UserError(
+            f"HF_ENDPOINT={constants.ENDPOINT} is not secure: anyone could change the file; give https://..."
+        )
+    session = get_session()
+    hooks = session.event_hooks
+    if _check_hub not in hooks["response"]:
+        hooks["response"].append(_check_hub)
+        session.event_hooks = hooks
+
+
+def _check_hub(answer: httpx2.Response) -> None:
+    """Raises UserError for a header of the hub's that would lead out of the cache, and for a way without https."""
+    refuse_downgrade(answer)
+    for name in ("etag", "x-linked-etag", "x-repo-commit"):
+        value = answer.headers.get(name, "").removeprefix("W/").strip('"')
+        if answer.request.method == "HEAD" and re.search(r"[/\\\0]|^\.+$", value):
+            raise UserError(f"{answer.request.url.host} is no hub: its header {name} is {value[:80]!r}")
 
 
 def _hub_file(source: str, local: bool) -> Path:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anyres.config import UserError, first_line, printable
+from anyres.models.download import no_weights
 from anyres.models.fetch import fetch, is_remote
 from anyres.models.index import known_weights
 from anyres.models.wrappings import from_transformers, innermost, plain_names
@@ -70,17 +71,14 @@ def weights_file(source: str | Path) -> Path:
         path = path / RUN_FILE
     try:
         with open_regular(path) as file:
-            head = file.read(64).lstrip()
+            head = file.read(64)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if not head:
-        raise UserError(f"{path} is empty")
-    if head.startswith(b"<"):
-        raise UserError(f"{path} is a web page, not weights: its download went wrong")
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not weights: fetch it with `git lfs pull`")
+    if fault := no_weights(head):
+        mend = "fetch it with `git lfs pull`" if "LFS" in fault else "its download went wrong"
+        raise UserError(f"{path} {fault}: {mend}")
     return path
 
 

@@ -114,7 +114,6 @@ def save_weights(source: nn.Module | Mapping[str, Tensor], path: str | Path, met
     try:
         with atomic_write(path) as draft:
             save_file(tensors, draft, metadata=dict(metadata))
-            draft.chmod(0o644)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

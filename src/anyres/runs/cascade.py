@@ -27,6 +27,7 @@ from anyres.evaluation.speed import macs
 from anyres.flow import Batch, Cost, Estimate, Size, SizeResult
 from anyres.runs.inputs import crop_ratio, interpolation_of, scored_batches
 from anyres.runs.opened import DataSpec, TrainedModel, open_run
+from anyres.storage import remove_drafts
 from anyres.tasks.classify import TOP1
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def choose_cascade(
     predictors = predictors_for(trained, list(dict.fromkeys(sizes)), options)
     stages, target = run_stages(trained, images, predictors)
     cascade = choose_by_half(stages, target, max_loss)
+    remove_drafts(folder)
     cascade.write(folder / FILE)
     result = measure(trained, images, predictors, cascade)
     points = [_point(trained, size, stage, target[1::2], stage.logits[1::2]) for size, stage in stages.items()]

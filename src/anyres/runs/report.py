@@ -22,7 +22,7 @@ from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
-from anyres.storage import write_text
+from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Task
 from anyres.training.state import State
 
@@ -162,6 +162,8 @@ def folder_for(trained: TrainedModel, out: Path | None) -> Path:
     own = trained.folder is not None and folder.resolve() == trained.folder.resolve()
     if not own and (folder / RECIPE).exists():
         raise UserError(f"{folder} is the run folder of something else: choose another --out")
+    if folder.is_dir():
+        remove_drafts(folder)
     return folder
 
 

@@ -126,6 +126,8 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     check_trackers(recipe.train.trackers)
     check_objective(recipe.objective.chosen)
     check_kernels(recipe, accelerator.device)
+    if accelerator.is_main_process and run.is_dir():
+        remove_drafts(run)
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)

@@ -134,7 +134,7 @@ class Bar:
         self._title, self._steps, self._per_epoch = title, steps, steps_per_epoch
         self._is_terminal = console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=max(4, min(24, console.width - 90))),  # the numbers come first
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from anyres.evaluation.plots.theme import DPI, LIGHT
+from anyres.evaluation.plots.theme import DPI, LIGHT, drawn
 from anyres.storage import atomic_write
 
 OWN = "anyres"
@@ -27,15 +27,15 @@ def bars(rows: Sequence[tuple[str, str, float]], path: Path, title: str) -> None
     most = max(value for _, _, value in rows)
     for place, (group, label, value) in enumerate(lines):
         if label is None:
-            axes.text(0, place, group, va="center", fontweight="bold", color=LIGHT.text, fontsize=9)
+            axes.text(0, place, drawn(group), va="center", fontweight="bold", color=LIGHT.text, fontsize=9)
             continue
         own = label.startswith(OWN)
         axes.barh(place, value, height=0.72, color=LIGHT.models[0] if own else LIGHT.grid)
         axes.text(value + 0.01 * most, place, f"{value:.1f}", va="center", color=LIGHT.text, fontsize=8)
-        axes.text(-0.01 * most, place, label, va="center", ha="right", color=LIGHT.text, fontsize=8)
+        axes.text(-0.01 * most, place, drawn(label), va="center", ha="right", color=LIGHT.text, fontsize=8)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(0, 1.08 * most)
-    axes.set_title(title, loc="left", color=LIGHT.text, fontsize=11)
+    axes.set_title(drawn(title), loc="left", color=LIGHT.text, fontsize=11)
     axes.axis("off")
     with atomic_write(path) as draft:
         figure.savefig(draft, format=path.suffix.lstrip(".") or "png")

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from anyres.config import UserError
 from anyres.evaluation.plots.label_placement import Labeller, spread
-from anyres.evaluation.plots.theme import DARK, DPI, HEADLINE, LIGHT, WIDE, Palette, Sheet
+from anyres.evaluation.plots.theme import DARK, DPI, HEADLINE, LIGHT, WIDE, Palette, Sheet, drawn
 from anyres.flow import Estimate, Metric, Size, SizeResult
 from anyres.storage import write_bytes
 
@@ -60,7 +60,7 @@ def png(
     series = _series(points, ink, train_sizes or {})
     _words(figure, sheet, title, series, ink)
     renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
-    names = [figure.text(0, 0, s.title, fontsize=10.5, fontweight="bold", color=s.color) for s in series]
+    names = [figure.text(0, 0, drawn(s.title, 60), fontsize=10.5, fontweight="bold", color=s.color) for s in series]
     widest = max(name.get_window_extent(renderer).width for name in names) / figure.bbox.width
     left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink, points[0].headline)
     _limits(left, right, points)
@@ -140,7 +140,7 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     """Title above, key to the marks below."""
     left, right = sheet.left / sheet.width, 1 - sheet.right / sheet.width
     top = 1 - 0.33 / sheet.height
-    figure.text(left, top, title, fontsize=15, fontweight="bold", color=ink.text, va="center")
+    figure.text(left, top, drawn(title), fontsize=15, fontweight="bold", color=ink.text, va="center")
     points = [p for s in series for p in s.points]
     marks = []
     if any(s.trained.get(s.model) for s in series):
@@ -176,7 +176,9 @@ def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Palette, metric: M
     second.tick_params(labelleft=not sheet.columns)
     for axes, words in ((first, "image size (pixels)"), (second, "time for one image (ms)")):
         unit = f" ({metric.unit})" if metric.unit else ""
-        axes.set_title(f"{metric.name}{unit} against {words}", loc="left", fontsize=10.5, color=ink.quiet, pad=12)
+        axes.set_title(
+            drawn(f"{metric.name}{unit} against {words}"), loc="left", fontsize=10.5, color=ink.quiet, pad=12
+        )
         axes.set_facecolor(ink.paper)
         axes.grid(color=ink.grid, linewidth=0.8)
         axes.set_axisbelow(True)

@@ -8,8 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from anyres.config import printable
 from anyres.evaluation.confusion import Confusion
-from anyres.evaluation.plots.theme import DARK, LIGHT
+from anyres.evaluation.plots.theme import DARK, LIGHT, drawn
 
 MOST_CLASSES = 50  # that a picture can show
 WITH_NUMBERS = 16  # so many classes leave room for a number in each cell
@@ -28,9 +29,10 @@ def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int 
         return None
     ink, few = DARK if dark else LIGHT, len(names) <= WITH_NUMBERS
     cell, points = (CELL, 9.5) if few else (SMALL_CELL, 7.5)
-    rows = [_cut(name) for name in names]
+    rows = [_cut(printable(name)) for name in names]
     columns = rows + ["other"] * (counts.shape[1] - len(rows))
     letters = max(map(len, columns)) * points * 0.62 / 72  # inches of the longest name
+    rows, columns = [drawn(name) for name in rows], [drawn(name) for name in columns]
     left, top = letters + 0.5, letters * 0.75 + (0.75 if title else 0.4)
     width, height = left + cell * len(columns) + 0.3 + letters * 0.5, top + cell * len(rows) + 0.35
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor=ink.paper)
@@ -65,7 +67,7 @@ def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int 
                     )
     figure.text(0.12 / width, 0.13 / height, "rows: the class, columns: taken for", fontsize=8.5, color=ink.quiet)
     if title:
-        figure.text(0.12 / width, 1 - 0.32 / height, title, fontsize=12, fontweight="bold", color=ink.text)
+        figure.text(0.12 / width, 1 - 0.32 / height, drawn(title), fontsize=12, fontweight="bold", color=ink.text)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=ink.paper)
     return buffer.getvalue()

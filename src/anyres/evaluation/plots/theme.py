@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyres.config import printable
+
 HEADLINE = 0.5  # inches of a sheet that go when there is no title
 DPI = 200  # 100 CSS pixels an inch, at twice the density
 
@@ -39,6 +41,12 @@ class Sheet:
     def share(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
         """A box in inches from the lower left -> in shares of this sheet, as matplotlib wants it."""
         return x / self.width, y / self.height, width / self.width, height / self.height
+
+
+def drawn(text: str, most: int = 120) -> str:
+    """A name as matplotlib takes it: a dollar is a dollar, no formula; what cannot be drawn is spelled out, and more
+    than ``most`` letters are cut."""
+    return printable(text, most).replace("$", r"\$")
 
 
 WIDE = Sheet(12.0, 5.2, columns=True)  # 1200 x 520 CSS pixels
