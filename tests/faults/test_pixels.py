@@ -136,13 +136,13 @@ def test_a_large_picture_is_shrunk_while_it_is_read(
     path = tmp_path / f"a.{ending}"
     picture = Image.linear_gradient("L").resize((400, 240))
     (picture.convert("RGB").quantize() if mode == "P" else picture.convert(mode)).save(path)
-    whole, small = read(path), read(path, view_side=30)
+    whole, small = read(path), read(path, view_side=15)
     assert (whole.image.shape, small.image.shape) == ((3, 240, 400), (3, 60, 100))
     assert small.geometry is not None
     assert small.geometry.source == (240, 400)
     down = torch.nn.functional.interpolate(whole.image[None].float(), size=(60, 100), mode="area")[0]
     assert (small.image.float() - down).abs().max() <= 3
-    assert read(path, view_side=200).image.shape == whole.image.shape
+    assert read(path, view_side=100).image.shape == whole.image.shape
 
 
 def test_training_shrinks_large_pictures_and_evaluation_does_not(
@@ -151,7 +151,7 @@ def test_training_shrinks_large_pictures_and_evaluation_does_not(
     monkeypatch.setattr(decoding, "LARGE", 100 * 100)
     Image.new("RGB", (400, 240)).save(tmp_path / "a.png")
     source = Source("a", ("a",), (Record(tmp_path / "a.png", 0, "a.png"),), (), "train")
-    assert DecodedImages(source, view_side=30, progress=False)[0].image.shape == (3, 60, 100)
+    assert DecodedImages(source, view_side=15, progress=False)[0].image.shape == (3, 60, 100)
     assert DecodedImages(source, progress=False)[0].image.shape == (3, 240, 400)
 
 

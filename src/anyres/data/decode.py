@@ -31,6 +31,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = range(2, 9)  # its values that are not upright
 LARGE = 2**25
 """Pixels beyond which an image is read at a fraction, where it is known for what view."""
+_ROOM = 4  # times a view, so that a crop of a tenth of the area has its pixels
 _MOST_PAGES = 100  # are counted: a TIFF file tells of each only in the one before
 _DARK = 16  # of 255
 
@@ -82,7 +83,7 @@ def decode(
 
     ``channels``: 3 (RGB, alpha laid on white), 1 (gray), 2 (gray and alpha), 4 (RGB and alpha, or 4 bands), or the
     number of an array's or TIFF's bands. ``view_side``: the longest side of the views that are made of it; an image of
-    more than ``LARGE`` pixels is then read at a whole fraction whose short side is at least twice that. Raises
+    more than ``LARGE`` pixels is then read at a whole fraction whose short side is at least four times that. Raises
     Unreadable for anything that cannot be read to its end, has another number of bands, and for decompression bombs;
     UserError where this process has too many open files.
     """
@@ -132,14 +133,14 @@ class _Wanted:
         """Have a JPEG decoded at a fraction where that is asked for, or needed as it is large."""
         sides = [] if self.dct_side is None else [self.dct_side]
         if self.view_side is not None and image.width * image.height > LARGE:
-            sides.append(2 * self.view_side)
+            sides.append(_ROOM * self.view_side)
         return _reduce(image, max(min(sides), self.short_side or 0)) if sides else None
 
     def shrink(self, image: Image.Image, notes: list[str]) -> Image.Image:
         """A picture that is still too large, at a whole fraction."""
         if self.view_side is None or image.width * image.height <= LARGE:
             return image
-        factor = min(image.size) // max(2 * self.view_side, self.short_side or 0)
+        factor = min(image.size) // max(_ROOM * self.view_side, self.short_side or 0)
         if factor < 2:
             return image
         notes.append(f"{image.width} x {image.height} pixels: read at 1/{factor}")

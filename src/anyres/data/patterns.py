@@ -1,4 +1,4 @@
-"""The files that a pattern stands for: braces, ``*``, ``?`` and ``[..]``, as in a shell; counted before any is made."""
+"""The files that a pattern stands for: braces, ``*``, ``?``, ``[..]``, as in a shell; counted before they are made."""
 
 from __future__ import annotations
 
