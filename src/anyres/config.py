@@ -23,6 +23,11 @@ class Stopped(Exception):
     """Work was asked to stop and did, with everything saved: shown as one line, and the process exits with 130."""
 
 
+class LoaderLost(UserError):
+    """The processes that load images are gone or give nothing more: raised between two steps, so what was reached can
+    be saved."""
+
+
 def need(module: str, *, extra: str, purpose: str = "this") -> ModuleType:
     """Import an optional library, such as ``need("pyarrow", extra="data", purpose="reading parquet files")``.
 

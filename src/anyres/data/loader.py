@@ -13,8 +13,12 @@ too.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import multiprocessing.queues
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +29,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from anyres.config import UserError
+from anyres.config import LoaderLost, UserError, first_line
 from anyres.data.augment import AugmentConfig, mix_seed
-from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Sample, SeenKey, TrainSamples
+from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Parcel, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views import ViewsConfig
 from anyres.flow import Batch, Record, Size, TargetReader
 
 PREFETCHED = 2
 """So many batches a worker makes ahead; its buffer has two more slots: for the batch that is used, and one to spare."""
+
+
+LOOKS_EVERY = 5
+"""Seconds after which a wait for a batch looks whether the workers live."""
+WAITS_AT_MOST = 1200
+"""Seconds without a batch that end a run."""
+_SPARE = 8  # descriptors for images, checkpoints and logs
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -98,10 +109,7 @@ def train_batches(
             f"repeats is {steps.repeats}: each image comes once or more, as 3 times in repeated augmentation"
         )
     workers = choose_workers(images.cached) if options.workers is None else options.workers
-    buffer = None
-    if options.reuse and workers and _can_fork() and not torch.cuda.is_available():  # there batches are pinned
-        room = sum(images.channels * size.height * size.width for size in views.parsed)
-        buffer = SharedBatchBuffer(workers, PREFETCHED + 2, batch_size // world * room)
+    buffer = _buffer(workers, batch_size // world, images.channels, views.parsed)
     dataset = TrainSamples(
         images,
         Annotated(records, reader),
@@ -112,7 +120,7 @@ def train_batches(
         geometry=options.geometry,
         buffer=buffer,
     )
-    return _batches(_make_loader(dataset, _StepKeys(len(images), steps, rank), workers), buffer)
+    return _batches(_make_loader(dataset, _StepKeys(len(images), steps, rank), workers), buffer, options.reuse)
 
 
 def eval_batches(
@@ -135,12 +143,20 @@ def eval_batches(
     _check_count(images, records)
     mine = [(0, i) for i in range(rank.rank, len(images), rank.world)]
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    dataset = EvalSamples(
-        images, Annotated(records, reader), size, crop, warp, interpolation, geometry=options.geometry
-    )
     workers = choose_workers(images.cached) if options.workers is None else options.workers
-    batches = _batches(_make_loader(dataset, chunks, workers))
+    buffer = _buffer(min(workers, len(chunks)), min(batch_size, len(mine)), images.channels, (size,))
+    annotated = Annotated(records, reader)
+    dataset = EvalSamples(images, annotated, size, crop, warp, interpolation, geometry=options.geometry, buffer=buffer)
+    batches = _batches(_make_loader(dataset, chunks, min(workers, len(chunks))), buffer, options.reuse)
     return _without_empty(batches, must_read=rank.world == 1)
+
+
+def _buffer(workers: int, images: int, channels: int, sizes: Sequence[Size]) -> SharedBatchBuffer | None:
+    """Memory for the views of so many images in each of the workers' slots; None where it cannot be shared."""
+    if not workers or not _can_fork():
+        return None
+    room = sum(channels * size.height * size.width for size in sizes)
+    return SharedBatchBuffer(workers, PREFETCHED + 2, images * room)
 
 
 def _check_count(images: Images, records: Sequence[Record]) -> None:
@@ -194,6 +210,7 @@ def _make_loader(dataset: Dataset[Sample], sampler: _StepKeys | list[list[Key]],
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if workers and _can_fork() else None,
         prefetch_factor=PREFETCHED if workers else None,
+        timeout=LOOKS_EVERY if workers else 0,
         generator=torch.Generator(),  # so that the global one is left alone
     )
 
@@ -215,26 +232,93 @@ def _can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
-def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None = None) -> Iterator[Batch]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12, fork
-        collated = iter(loader)
+def _batches(loader: DataLoader[Sample], buffer: SharedBatchBuffer | None, reuse: bool) -> Iterator[Batch]:
+    collated = _started(loader)
     try:
-        for item in collated:
+        while (item := _next(collated)) is not None:
             if isinstance(item, UserError):
                 raise item
-            yield _batch(item, buffer)
+            yield _batch(item, copy=buffer is not None and not reuse)
     finally:
         del collated  # ends the workers now, though a traceback may hold this frame
 
 
-def _batch(made: Collated, buffer: SharedBatchBuffer | None) -> Batch:
-    """The batch that a worker has made, with its views in the buffer where they lie there."""
-    if isinstance(made.views, Slot):
-        assert buffer is not None
-        views = buffer.get(made.views)
-    else:
-        views = tuple(made.views)
+def _started(loader: DataLoader[Sample]) -> Iterator[Any]:
+    """The loader with its workers running. Raises UserError where the machine cannot hold them.
+
+    PyTorch's handler of SIGCHLD is taken away again: it raises wherever the program is, as in the midst of an update,
+    when a worker dies; ``_next`` notices that as well.
+    """
+    here = threading.current_thread() is threading.main_thread() and _can_fork()
+    before = signal.getsignal(signal.SIGCHLD) if here else None
+    try:
+        _try_resources(loader.num_workers)
+        with warnings.catch_warnings():
+            # Python 3.12, fork
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            return iter(loader)
+    except OSError as error:
+        told = f"{error.strerror or error}{' (/dev/shm)' if error.errno == errno.ENOSPC else ''}"
+        raise UserError(
+            f"{loader.num_workers} loader processes cannot be started: {told}: lower data.workers (0: none), or raise "
+            "what is short: /dev/shm, `ulimit -n`, `ulimit -u`"
+        ) from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _try_resources(workers: int) -> None:
+    """Take the semaphores and descriptors that so many workers need, and give them back. Raises OSError.
+
+    DataLoader would leave half of itself behind where they run out."""
+    if not workers:
+        return
+    taken: list[int] = []
+    held: list[object] = []
+    queues: list[multiprocessing.queues.Queue[Any]] = []
+    try:
+        held.append(multiprocessing.Event())
+        for _ in range(workers + 1):
+            queues.append(multiprocessing.Queue())
+            taken += os.pipe()
+        taken += [os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE)]
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        for queue in queues:
+            queue.close()
+
+
+def _next(collated: Iterator[Any]) -> Any:
+    """The next batch, or None at the end. Raises LoaderLost where none will come."""
+    waited = 0
+    while True:
+        try:
+            return next(collated, None)
+        except RuntimeError as error:
+            said = first_line(error)
+            if said.startswith("DataLoader timed out"):
+                waited += LOOKS_EVERY
+                if waited < WAITS_AT_MOST:
+                    continue
+                raise LoaderLost(
+                    f"no batch has come for {waited} s: do the images lie where reading hangs? lower data.workers, or "
+                    "data.workers=0"
+                ) from None
+            if said.startswith("DataLoader worker"):
+                raise LoaderLost(
+                    f"a loader process was ended from outside ({said}), as the system does where memory is short: "
+                    "lower data.workers or data.cache_gib"
+                ) from None
+            raise
+
+
+def _batch(item: Collated | Parcel, copy: bool) -> Batch:
+    """The batch that a worker has made; its views stay in the shared memory unless they are to be copied."""
+    made = item.open() if isinstance(item, Parcel) else item
+    assert not isinstance(made.views, Slot)
+    views = tuple(view.clone() for view in made.views) if copy and isinstance(item, Parcel) else tuple(made.views)
     notes = tuple((name, note) for name, note in made.notes)
     return Batch(views, made.targets, made.positions, notes, made.draw, tuple(map(tuple, made.geometry)))
 

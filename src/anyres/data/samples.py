@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from anyres.config import UserError
 from anyres.data.augment import AugmentConfig, preserve_rng_state
 from anyres.data.decode import Decoded, Unreadable
 from anyres.data.geometry import View
-from anyres.data.shared_batch import SharedBatchBuffer, Slot
+from anyres.data.shared_batch import SharedBatchBuffer, Slot, pack, unpack, views_in
 from anyres.data.views import ViewsConfig, draw_views, eval_geometry, eval_plan, eval_view
 from anyres.flow import Geometry, Record, Size, TargetReader, Targets
 
@@ -78,12 +78,68 @@ class Collated(NamedTuple):
     geometry: Sequence[Sequence[Geometry]] = ()
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """A ``Collated`` as a worker sends it: bytes, and perhaps a slot of the shared memory within them."""
+
+    content: bytes
+
+    def open(self) -> Collated:
+        """Its views where they lie: see SharedBatchBuffer."""
+        made: Collated = unpack(self.content)
+        return made._replace(views=views_in(made.views)) if isinstance(made.views, Slot) else made
+
+    def pin_memory(self) -> Collated:
+        """In memory from which a GPU copies by itself; DataLoader's thread calls this."""
+        made = self.open()
+        assert not isinstance(made.views, Slot)
+        pinned = made._replace(
+            views=[view.pin_memory() for view in made.views],
+            positions=made.positions.pin_memory(),
+            draw=made.draw.pin_memory(),
+        )
+        return pinned._replace(targets=made.targets.pin_memory()) if isinstance(made.targets, Pinnable) else pinned
+
+
+@runtime_checkable
+class Pinnable(Protocol):
+    """Targets that have tensors."""
+
+    def pin_memory(self) -> Any: ...
+
+
+class WorkerStack:
+    """Stacks views in a buffer of shared memory, for a worker that has one, in turn."""
+
+    def __init__(self, buffer: SharedBatchBuffer | None) -> None:
+        self.buffer, self.turn = buffer, 0
+
+    def __call__(self, views: list[list[Tensor]]) -> tuple[Tensor, ...] | Slot:
+        worker = get_worker_info()
+        if self.buffer is None or worker is None or not views:
+            return stacked(views)
+        self.turn += 1
+        return self.buffer.put(worker.id, self.turn, views)
+
+
+def sent(make: Callable[[], Collated]) -> Collated | Parcel | UserError:
+    """A batch, from a worker as a parcel. A UserError is returned, not raised: from a worker it would arrive as a page;
+    so is a shortage that the user can end."""
+    try:
+        made = make()
+        return made if get_worker_info() is None else Parcel(pack(made))
+    except UserError as error:
+        return error
+    except MemoryError:
+        return UserError("a loader process has no memory left: lower data.workers, the batch size or the views' size")
+
+
 Key = tuple[int, int]  # (epoch, index + n for each time that the image came before); evaluation uses epoch 0
 SeenKey = tuple[int, int, range]  # a Key, and the places of the views that are seen
 
 
 class TrainSamples(Dataset[Sample]):
-    """Training batches by their keys. A UserError is returned, not raised: from a worker it would arrive as a page."""
+    """Training batches by their keys."""
 
     def __init__(
         self,
@@ -100,23 +156,15 @@ class TrainSamples(Dataset[Sample]):
         self.images, self.annotated, self.augment, self.views, self.seed = images, annotated, augment, views, seed
         self.allowed = tolerated(len(images), max_unreadable)
         self.unreadable: set[int] = set()
-        self.geometry, self.buffer, self.turn = geometry, buffer, 0
+        self.geometry, self.stack = geometry, WorkerStack(buffer)
 
-    def __getitems__(self, keys: list[Key] | list[SeenKey]) -> Collated | UserError:
+    def __getitems__(self, keys: list[Key] | list[SeenKey]) -> Collated | Parcel | UserError:
         with one_thread(), preserve_rng_state():
-            try:
-                samples = [self._sample(*key) for key in keys]
-                return collate(samples, self.annotated.reader, self._stack, self.geometry)
-            except UserError as error:
-                return error
+            return sent(lambda: self._batch(keys))
 
-    def _stack(self, views: list[list[Tensor]]) -> tuple[Tensor, ...] | Slot:
-        """In the buffer, for a worker that has one."""
-        worker = get_worker_info()
-        if self.buffer is None or worker is None:
-            return stacked(views)
-        self.turn += 1
-        return self.buffer.put(worker.id, self.turn, views)
+    def _batch(self, keys: list[Key] | list[SeenKey]) -> Collated:
+        samples = [self._sample(*key) for key in keys]
+        return collate(samples, self.annotated.reader, self.stack, self.geometry)
 
     def _sample(self, epoch: int, index: int, seen: range | None = None) -> Sample:
         draw, position = divmod(index, len(self.images))
@@ -175,16 +223,18 @@ class EvalSamples(Dataset[Sample]):
         interpolation: str = "bicubic",
         *,
         geometry: bool = False,
+        buffer: SharedBatchBuffer | None = None,
     ) -> None:
         self.images, self.annotated, self.size, self.crop, self.warp = images, annotated, size, crop, warp
-        self.interpolation, self.geometry = interpolation, geometry
+        self.interpolation, self.geometry, self.stack = interpolation, geometry, WorkerStack(buffer)
 
-    def __getitems__(self, keys: list[Key]) -> Collated | UserError:
+    def __getitems__(self, keys: list[Key]) -> Collated | Parcel | UserError:
         with one_thread():
-            try:
-                return collate([self._sample(i) for _, i in keys], self.annotated.reader, geometry=self.geometry)
-            except UserError as error:
-                return error
+            return sent(lambda: self._batch(keys))
+
+    def _batch(self, keys: list[Key]) -> Collated:
+        samples = [self._sample(i) for _, i in keys]
+        return collate(samples, self.annotated.reader, self.stack, self.geometry)
 
     def _sample(self, i: int) -> Sample:
         try:
@@ -217,8 +267,8 @@ def one_thread() -> Iterator[None]:
 
 
 def stacked(views: list[list[Tensor]]) -> tuple[Tensor, ...]:
-    """(b, c, H_i, W_i) each; in a worker process default_collate writes into memory that the main process reads."""
-    return tuple(map(default_collate, views))
+    """(b, c, H_i, W_i) each."""
+    return tuple(torch.stack(view) for view in views)
 
 
 def collate(
