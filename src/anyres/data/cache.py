@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import rich
@@ -25,7 +25,8 @@ class DecodedImages:
     All are decoded now, by threads, and kept when their estimated total is at most ``budget_gib`` GiB (``cached``);
     else each is decoded when asked for. ``images[i]`` -> Decoded, or raises Unreadable; the same either way.
     ``images.full(i)``: with all the pixels of the file, decoded anew. ``dct_side``: JPEGs may be decoded at a fraction
-    that keeps this short side. ``channels``: of every image, as ``channels.channels_of`` says (see decode).
+    that keeps this short side. ``channels``: of every image, as ``channels.channels_of`` says. ``view_side``: of the
+    training views, for which very large images may be decoded at a fraction. See ``decode``.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class DecodedImages:
         *,
         dct_side: int | None = None,
         channels: int = 3,
+        view_side: int | None = None,
         progress: bool = True,
     ) -> None:
         self.source, self.short_side, self.dct_side, self.channels = source, short_side, dct_side, channels
+        self.view_side = view_side
         self._kept: list[Decoded | Unreadable] | None = None
         self._unreadable: dict[int, Unreadable] = {}
         self._converted: dict[int, tuple[str, str]] = {}
@@ -65,7 +68,7 @@ class DecodedImages:
                 raise Unreadable(kept.name, kept.reason)
             return kept
         try:
-            done: Decoded | Unreadable = decode(self.source.records[i], self.short_side, self.dct_side, self.channels)
+            done: Decoded | Unreadable = self._decode(self.source.records[i], decode)
         except Unreadable as error:
             done = error
         self._remember(i, done)
@@ -104,10 +107,13 @@ class DecodedImages:
         elif done.note:
             self._converted[i] = (done.name, done.note)
 
+    def _decode(self, record: Record, decode: Callable[..., Decoded]) -> Decoded:
+        return decode(record, self.short_side, self.dct_side, self.channels, self.view_side)
+
     def _decode_all(self, records: Sequence[Record], *, progress: bool = False) -> list[Decoded | Unreadable]:
         def one(record: Record) -> Decoded | Unreadable:
             try:
-                return decode_in_thread(record, self.short_side, self.dct_side, self.channels)
+                return self._decode(record, decode_in_thread)
             except Unreadable as error:
                 return error
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from anyres.config import UserError
-from anyres.data.decode import formats, is_array, openable, read_array
+from anyres.data.array_file import array_like, is_array
+from anyres.data.image_formats import formats, openable
 from anyres.data.pixels import channels_in, in_rows
 from anyres.flow import Record
 
@@ -43,7 +44,7 @@ def count_channels(record: Record) -> int | None:
     try:
         opened = openable(record.source)
         if is_array(opened):
-            return int(in_rows(read_array(opened)).shape[2])
+            return int(in_rows(array_like(opened)).shape[2])
         with Image.open(opened, formats=formats()) as image:
             return channels_in(image)
     except Exception:  # Pillow raises almost anything on hostile bytes; whoever decodes it says what is wrong

@@ -6,26 +6,34 @@ TIFF files of more bands than Pillow knows are read too.
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
+from anyres.config import UserError
+from anyres.data.array_file import is_array, is_white_zero, read_array
+from anyres.data.beside_pixels import pixels_alone
 from anyres.data.geometry import View, whole
+from anyres.data.image_formats import formats, openable
 from anyres.data.pixels import Bytes, array_to_channels, to_channels
-from anyres.flow import Geometry, Record, Size, Stored
+from anyres.flow import Geometry, Record, Size
 
 _ORIENTATION = 0x0112  # EXIF tag
-_NPY = b"\x93NUMPY"  # how an array's file begins
 _TURNED = range(2, 9)  # its values that are not upright
+LARGE = 2**25
+"""Pixels beyond which an image is read at a fraction, where it is known for what view."""
+_ROOM = 4  # times a view, so that a crop of a tenth of the area has its pixels
+_MOST_PAGES = 100  # are counted: a TIFF file tells of each only in the one before
+_DARK = 16  # of 255
 
 
 class Unreadable(Exception):
@@ -58,7 +66,13 @@ class Decoded:
         return whole(self.image) if self.geometry is None else View(self.image, self.geometry)
 
 
-def decode(record: Record, short_side: int | None = None, dct_side: int | None = None, channels: int = 3) -> Decoded:
+def decode(
+    record: Record,
+    short_side: int | None = None,
+    dct_side: int | None = None,
+    channels: int = 3,
+    view_side: int | None = None,
+) -> Decoded:
     """Read one image; with ``short_side`` (pixels) a larger one is shrunk to it, by antialiased bicubic filtering.
 
     With ``dct_side`` a JPEG whose short side is at least twice so long is decoded at 1/2, 1/4 or 1/8, whichever is the
@@ -68,16 +82,22 @@ def decode(record: Record, short_side: int | None = None, dct_side: int | None =
     differences, and a test bounds them. Other formats are read in full.
 
     ``channels``: 3 (RGB, alpha laid on white), 1 (gray), 2 (gray and alpha), 4 (RGB and alpha, or 4 bands), or the
-    number of an array's or TIFF's bands. Raises Unreadable for anything that cannot be read to its end, has another
-    number of bands, and for decompression bombs.
+    number of an array's or TIFF's bands. ``view_side``: the longest side of the views that are made of it; an image of
+    more than ``LARGE`` pixels is then read at a whole fraction whose short side is at least four times that. Raises
+    Unreadable for anything that cannot be read to its end, has another number of bands, and for decompression bombs;
+    UserError where this process has too many open files.
     """
     with warnings.catch_warnings():  # not for threads: see decode_in_thread
         warnings.simplefilter("ignore")
-        return decode_in_thread(record, short_side, dct_side, channels)
+        return decode_in_thread(record, short_side, dct_side, channels, view_side)
 
 
 def decode_in_thread(
-    record: Record, short_side: int | None = None, dct_side: int | None = None, channels: int = 3
+    record: Record,
+    short_side: int | None = None,
+    dct_side: int | None = None,
+    channels: int = 3,
+    view_side: int | None = None,
 ) -> Decoded:
     """``decode`` without a guard of its own against Pillow's warnings: the caller ignores them around all threads."""
     try:
@@ -86,7 +106,7 @@ def decode_in_thread(
             notes: list[str] = []
             pixels, geometry = _in_memory(array_to_channels(read_array(opened), channels, notes), short_side)
         else:
-            pixels, geometry, notes = _picture(opened, short_side, dct_side, channels)
+            pixels, geometry, notes = _picture_in(opened, _Wanted(short_side, dct_side, channels, view_side))
         if pixels.shape[1:] == (1, 1):
             notes.append("a single pixel: enlarged to every view")
     except UnidentifiedImageError:
@@ -94,31 +114,82 @@ def decode_in_thread(
     except Image.DecompressionBombError as error:
         raise Unreadable(record.name, f"too large to be safe: {_line(error)}") from error
     except Exception as error:  # Pillow raises almost anything on hostile bytes
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(f"{record.name}: {error.strerror}: raise `ulimit -n`, or lower data.workers") from error
         raise Unreadable(record.name, _line(error)) from error
     return Decoded(pixels, "; ".join(notes) or None, record.name, geometry)
 
 
-def _picture(
-    opened: Path | io.BytesIO, short_side: int | None, dct_side: int | None, channels: int
-) -> tuple[UInt8[Tensor, "c h w"], Geometry | None, list[str]]:
+@dataclass(frozen=True)
+class _Wanted:
+    """How a picture is read: see ``decode``."""
+
+    short_side: int | None
+    dct_side: int | None
+    channels: int
+    view_side: int | None
+
+    def fraction_of(self, image: Image.Image) -> _Reduced | None:
+        """Have a JPEG decoded at a fraction where that is asked for, or needed as it is large."""
+        sides = [] if self.dct_side is None else [self.dct_side]
+        if self.view_side is not None and image.width * image.height > LARGE:
+            sides.append(_ROOM * self.view_side)
+        return _reduce(image, max(min(sides), self.short_side or 0)) if sides else None
+
+    def shrink(self, image: Image.Image, notes: list[str]) -> Image.Image:
+        """A picture that is still too large, at a whole fraction."""
+        if self.view_side is None or image.width * image.height <= LARGE:
+            return image
+        factor = min(image.size) // max(_ROOM * self.view_side, self.short_side or 0)
+        if factor < 2:
+            return image
+        notes.append(f"{image.width} x {image.height} pixels: read at 1/{factor}")
+        return image.reduce(factor)
+
+
+def _picture_in(opened: Path | io.BytesIO, how: _Wanted) -> tuple[UInt8[Tensor, "c h w"], Geometry | None, list[str]]:
+    """What Pillow reads, if need be without what lies beside the pixels."""
+    try:
+        return _picture(opened, how)
+    except (Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises almost anything on hostile bytes
+        alone = pixels_alone(opened)
+        if alone is None:
+            raise
+        try:
+            pixels, geometry, notes = _picture(io.BytesIO(alone), how)
+        except Exception:
+            raise error from None
+        return pixels, geometry, [*notes, f"what lies beside its pixels is left out ({_line(error)})"]
+
+
+def _picture(opened: Path | io.BytesIO, how: _Wanted) -> tuple[UInt8[Tensor, "c h w"], Geometry | None, list[str]]:
     """What Pillow reads: pixels, where they come from, and what had to be done."""
+    short_side, channels = how.short_side, how.channels
     with Image.open(opened, formats=formats()) as image:
         notes = _frames(image)
-        if image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
-            notes.append("16-bit colour cut to 8 bit")
-        reduced = None if dct_side is None else _reduce(image, max(dct_side, short_side or 0))
+        deep = image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile)
+        reduced = how.fraction_of(image)
         shrinks = short_side is not None and min(image.size) > short_side
         plain = None if reduced or shrinks or channels != 3 else _plain_jpeg(image)
         if plain is not None:
             return plain, None, notes
         image.load()
+        if deep:
+            notes.append("16-bit colour cut to 8 bit" + _darkness(image))
         orientation = _orientation(image, notes)
+        inverts = is_white_zero(image)
         upright = _upright(image, orientation, notes, reduced, channels)
+    if inverts:
+        upright = ImageOps.invert(upright)
+        notes.append("0 is white: inverted")
     seen = _seen(Size(upright.height, upright.width), orientation, reduced)
+    upright = how.shrink(upright, notes)
     if channels == 3:
         pixels = _laid_out(np.array(_shrunk(upright, short_side)))
     else:
-        pixels, _ = _in_memory(np.array(upright).reshape(*seen.size, channels), short_side)
+        pixels, _ = _in_memory(np.array(upright).reshape(upright.height, upright.width, channels), short_side)
     size = Size(*pixels.shape[1:])
     return pixels, None if size == seen.source else replace(seen, size=size), notes
 
@@ -136,70 +207,36 @@ def _laid_out(values: Bytes) -> UInt8[Tensor, "c h w"]:
     return torch.from_numpy(values).permute(2, 0, 1)
 
 
-def is_array(opened: Path | io.BytesIO) -> bool:
-    """Whether NumPy wrote it, or it is a TIFF file of bands that Pillow does not know."""
-    head = _head(opened)
-    if head.startswith(_NPY):
-        return True
-    if not head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return False
-    try:
-        with Image.open(opened, formats=formats()):
-            return False
-    except UnidentifiedImageError:
-        return True
-    finally:
-        if not isinstance(opened, Path):
-            opened.seek(0)
-
-
-def read_array(opened: Path | io.BytesIO) -> Shaped[np.ndarray, ...]:
-    """The numbers of an array's file, or of a TIFF file's bands. Raises anything."""
-    if _head(opened).startswith(_NPY):
-        values: np.ndarray = np.load(opened, allow_pickle=False)
-        return values
-    try:
-        import tifffile
-    except ImportError:
-        raise ValueError("a TIFF file of many bands needs tifffile: pip install tifffile") from None
-    values = tifffile.imread(opened)
-    return values
-
-
-def _head(opened: Path | io.BytesIO) -> bytes:
-    if isinstance(opened, Path):
-        with opened.open("rb") as file:
-            return file.read(len(_NPY))
-    return bytes(opened.getbuffer()[: len(_NPY)])
-
-
-def openable(source: Path | bytes | Stored) -> Path | io.BytesIO:
-    """What Pillow opens: the file, or its bytes."""
-    if isinstance(source, Path):
-        return source
-    return io.BytesIO(source if isinstance(source, bytes) else source.read())
-
-
-@lru_cache(maxsize=1)
-def formats() -> tuple[str, ...]:
-    """Raster formats only: Pillow would hand an EPS named .jpg to Ghostscript, a program that runs what it reads."""
-    Image.init()
-    wanted = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO"]
-    return tuple(name for name in wanted if name in Image.OPEN)
-
-
 def _line(error: Exception) -> str:
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(told.split()) or type(error).__name__
 
 
 def _frames(image: Image.Image) -> list[str]:
-    count = int(getattr(image, "n_frames", 1))  # only formats with frames have it
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    count = _pages(image) if is_tiff else int(getattr(image, "n_frames", 1))  # only formats with frames have it
     if count < 2:
         return []
     kind = "animated" if image.format in ("GIF", "PNG", "WEBP", "AVIF") else "multi-page"
     image.seek(0)
-    return [f"{kind} {image.format}: first of {count} frames"]
+    more = " or more" if is_tiff and count == _MOST_PAGES else ""
+    return [f"{kind} {image.format}: first of {count}{more} frames"]
+
+
+def _pages(image: Image.Image) -> int:
+    """How many pages a TIFF file has, as far as they are counted."""
+    for page in range(1, _MOST_PAGES):
+        try:
+            image.seek(page)
+        except Exception:  # the end, or almost anything on hostile bytes
+            return page
+    return _MOST_PAGES
+
+
+def _darkness(image: Image.Image) -> str:
+    """That a deep picture is nearly black, as one that uses 8 of 16 bits."""
+    brightest = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
+    return f", the brightest is {brightest} of 255: nearly black" if brightest < _DARK else ""
 
 
 @dataclass(frozen=True)

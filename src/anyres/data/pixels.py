@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 
 Bytes = UInt8[ndarray, "h w c"]
 MOST_CHANNELS = 64  # of an array: the smaller of its first and last axis holds them
+_DARK = 16 * 257  # of 65535
 _ALPHA = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -89,7 +90,8 @@ def _scaled(
     if not np.isfinite([low, high]).all():
         raise ValueError(f"{what} values that are not finite")
     if sixteen and low >= 0 and high <= 65535:
-        values, told = values / 257, f"16-bit {what} scaled to 8 bit"
+        dark = f", the brightest is {high:g} of 65535: nearly black" if high < _DARK else ""
+        values, told = values / 257, f"16-bit {what} scaled to 8 bit{dark}"
     elif floats and low >= 0 and high <= 1:
         values, told = values * 255, f"float {what} scaled from 0..1 to 8 bit"
     elif low >= 0 and high <= 255:

@@ -160,7 +160,8 @@ class Predictor:
     def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b c h w"]:
         """Images as model input: decoded, resized, cropped, normalized. Raises UserError."""
         how = self.preprocessing
-        decoded = (pixels_of(picture, len(how.mean)) for picture in pictures)
+        side = math.ceil(max(self.size) / how.crop)
+        decoded = (pixels_of(picture, len(how.mean), side) for picture in pictures)
         views = [eval_view(image, self.size, how.crop, how.warp, how.interpolation) for image in decoded]
         count = torch.arange(len(views))
         made = normalize(Batch((torch.stack(views),), Labels(count), count), how.mean, how.std, self.device)
@@ -289,8 +290,9 @@ def machine(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def pixels_of(picture: Picture, channels: int = 3) -> UInt8[Tensor, "c h w"]:
-    """An image decoded as everywhere here: upright, with so many channels. Raises UserError."""
+def pixels_of(picture: Picture, channels: int = 3, view_side: int | None = None) -> UInt8[Tensor, "c h w"]:
+    """An image decoded as everywhere here: upright, with so many channels; a file of a very large one at a fraction
+    (``view_side``: see ``decode``). Raises UserError."""
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != channels:
             raise UserError(f"an image is uint8 ({channels}, h, w), not {picture.dtype} {tuple(picture.shape)}")
@@ -300,6 +302,6 @@ def pixels_of(picture: Picture, channels: int = 3) -> UInt8[Tensor, "c h w"]:
         ImageOps.exif_transpose(picture).save(whole, "PNG", compress_level=0)
         return decode(Record(whole.getvalue(), -1, "the picture"), channels=channels).image
     try:
-        return decode(Record(Path(picture), -1, str(picture)), channels=channels).image
+        return decode(Record(Path(picture), -1, str(picture)), channels=channels, view_side=view_side).image
     except Unreadable as error:
         raise UserError(f"{error.name} is unreadable: {error.reason}") from None

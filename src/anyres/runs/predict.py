@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,8 @@ from anyres.runs.stderr import show_log
 from anyres.tasks import Answer, AnswerOptions
 
 T = TypeVar("T")
-AT_A_TIME = 64  # images that are decoded before they are answered
+AT_A_TIME = 64  # images that are decoded before they are answered, at most
+BYTES_AT_A_TIME = 2**27  # of their pixels: beyond, no more are decoded
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ def predict(
     trained = open_model(model)
     options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
-    channels = len(trained.recipe.data.mean)
-    return [found for some in chunks(images) for found in answer([pixels_of(image, channels) for image in some])]
+    channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
+    decoded = (pixels_of(image, channels, side) for image in images)
+    return [found for some in chunks(decoded) for found in answer(some)]
 
 
 def predict_files(
@@ -74,18 +77,29 @@ def predict_files(
 ) -> Iterator[tuple[Path, Answer | Unreadable]]:
     """Each file with its answer, or with why it cannot be read; so many at a time that memory stays bounded."""
     answer = answerer(trained, options, how)
-    channels = len(trained.recipe.data.mean)
-    for some in chunks(paths):
-        decoded: dict[Path, Tensor | Unreadable] = {}
-        for path in some:
-            try:
-                decoded[path] = decode(Record(path, -1, str(path)), channels=channels).image
-            except Unreadable as error:
-                decoded[path] = error
-        pictures = [image for image in decoded.values() if isinstance(image, Tensor)]
+    channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
+    named: deque[Path] = deque()
+
+    def read(path: Path) -> Tensor | Unreadable:
+        named.append(path)
+        try:
+            return decode(Record(path, -1, str(path)), channels=channels, view_side=side).image
+        except Unreadable as error:
+            return error
+
+    for some in chunks(map(read, paths)):
+        pictures = [image for image in some if isinstance(image, Tensor)]
         answers = iter(answer(pictures) if pictures else [])
-        for path, image in decoded.items():
-            yield path, image if isinstance(image, Unreadable) else next(answers)
+        for image in some:
+            yield named.popleft(), image if isinstance(image, Unreadable) else next(answers)
+
+
+def seen_side(trained: TrainedModel, options: PredictOptions) -> int | None:
+    """The longer side, in pixels, to which an image is resized; None: a cascade resizes it to several."""
+    if options.cascade:
+        return None
+    size = options.size or trained.recipe.views.parsed[0]
+    return math.ceil(max(size) / crop_ratio(trained.recipe))
 
 
 def answerer(
@@ -147,8 +161,15 @@ def activate(output: Float32[Tensor, "b k"], trained: TrainedModel) -> Float32[T
     return output.sigmoid() if trained.task.activation == "sigmoid" else output
 
 
-def chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """AT_A_TIME items at a time."""
-    rest = iter(items)
-    while some := list(islice(rest, AT_A_TIME)):
+def chunks(pictures: Iterable[T]) -> Iterator[list[T]]:
+    """Some pictures at a time: so many, or so few, that memory stays bounded."""
+    some: list[T] = []
+    size = 0
+    for picture in pictures:
+        some.append(picture)
+        size += picture.nbytes if isinstance(picture, Tensor) else 0
+        if len(some) == AT_A_TIME or size >= BYTES_AT_A_TIME:
+            yield some
+            some, size = [], 0
+    if some:
         yield some
