@@ -19,7 +19,7 @@ from anyres.data.sources import open_source
 from anyres.data.views import eval_view
 from anyres.flow import Record, Size
 from anyres.recipe import load_recipe
-from anyres.runs.opened import open_images
+from anyres.runs.inputs import open_images
 
 
 def jpeg(width: int, height: int, seed: int = 0, detail: int = 24, **options: object) -> bytes:

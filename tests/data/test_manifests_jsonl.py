@@ -63,7 +63,7 @@ def test_numbers_are_classes_in_their_order(folder: Path) -> None:
         ([{"path": "cat/0.png", "label": True}], r":1: the label True is neither"),
         ([{"path": "cat/0.png", "label": " "}], r":1: the label is empty"),
         ([{"path": 3, "label": "a"}], r":1: the path 3 is no text"),
-        ([{"path": "cat/0.png", "label": "a", "split": "dev"}], r":1: unknown split 'dev'"),
+        ([{"path": "cat/0.png", "label": "a", "split": "tent"}], r":1: unknown split 'tent'"),
         ([{"path": "cat/77.png", "label": "a"}], r":1: no file .*77\.png; paths count from the table's folder"),
         (
             [{"path": "cat/0.png", "label": "a"}, {"path": "cat/0.png", "label": "b"}],

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +51,9 @@ def table(folder: Path, name: str, rows: Sequence[Sequence[str]]) -> str:
     return str(folder / name)
 
 
-NAMES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=6).map(str.strip)
+NAMES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=6).map(
+    lambda name: unicodedata.normalize("NFC", name).strip()  # the form that classes have
+)
 LABELS = st.lists(NAMES.filter(lambda name: name and "|" not in name), max_size=4, unique=True)
 
 

@@ -120,7 +120,7 @@ def test_empty_and_broken_cells_are_unreadable_by_name(tmp_path: Path) -> None:
         ({"image": [b""], "label": [1.5]}, r"a\.parquet row 0: the label 1\.5 is neither a name nor a whole number"),
         ({"image": [b""], "label": [None]}, r"a\.parquet row 0: the label None is neither"),
         ({"image": [b""], "label": [[[1, 2]]]}, r"row 0: the label \[1, 2\] is neither a name nor a whole number"),
-        ({"image": [b""], "label": [1], "split": ["dev"]}, r"row 0: unknown split 'dev' \(known: train, val, test\)"),
+        ({"image": [b""], "label": [1], "split": ["tent"]}, r"row 0: unknown split 'tent' \(known: train, val, test\)"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, r"a\.parquet has no rows"),
     ],
 )

@@ -19,7 +19,8 @@ from anyres.config import UserError
 from anyres.data.augment import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
-from anyres.data.sources import _words, expand, open_source
+from anyres.data.patterns import expand, words_of
+from anyres.data.sources import open_source
 from anyres.data.views import ViewsConfig
 from anyres.flow import Record
 
@@ -193,7 +194,7 @@ def test_what_is_no_plain_tar_and_what_is_not_there(shards: Path, tmp_path: Path
     ],
 )
 def test_brace_expansion(pattern: str, words: list[str]) -> None:
-    assert _words(pattern) == words
+    assert words_of(pattern) == words
 
 
 def test_expanded_files_stand_once_and_in_order(shards: Path) -> None:

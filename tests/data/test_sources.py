@@ -107,7 +107,7 @@ def test_mistakes_in_folders(folder: Path, paint, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class 'dogs' of val has no images in train; did you mean 'dog'"):
         open_source(str(tmp_path / "s"), "train")
     paint("v/val/cat/1.png")
-    with pytest.raises(UserError, match="has val but no train folder"):
+    with pytest.raises(UserError, match="has val but no train split"):
         open_source(str(tmp_path / "v"), "train")
     for label in ("a", "b"):
         paint(f"single/{label}/1.png")
@@ -147,7 +147,7 @@ def test_a_table(folder: Path) -> None:
         ("path,label\ncat/0.png,\n", r"table\.csv:2: the column 'label' is empty"),
         ("path,label\n,a\n", r"table\.csv:2: the column 'path' is empty"),
         ("path,label,split\ncat/0.png,a,\n", r"table\.csv:2: the column 'split' is empty"),
-        ("path,label,split\ncat/0.png,a,dev\n", r"table\.csv:2: unknown split 'dev'"),
+        ("path,label,split\ncat/0.png,a,tent\n", r"table\.csv:2: unknown split 'tent'"),
         ("path,label\ncat/0.png,a\n\ncat/0.png,b\n", r"table\.csv:4: cat/0\.png stands on line 2 as a \(train\)"),
     ],
 )

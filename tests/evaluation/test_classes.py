@@ -89,7 +89,7 @@ def test_without_names_the_sorted_classes_are_the_order_if_they_are_as_many() ->
 
 
 def test_classes_that_do_not_fit_are_one_line() -> None:
-    with pytest.raises(UserError, match="'tenche' is not among the classes of the weights; did you mean 'tench'"):
+    with pytest.raises(UserError, match="'tenche' is not among the classes of the model; did you mean 'tench'"):
         relabel(source("goldfish", "tenche"), FISH)
     with pytest.raises(UserError, match="'crane' stands for several classes"):
         relabel(source("bird", "crane"), (("crane",), ("bird",), ("crane",)))

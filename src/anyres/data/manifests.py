@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import json
+import os
+import stat
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from anyres.config import UserError
-from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, number_order
+from anyres.config import UserError, first_line
+from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, cut, number_order, one_form, shorten
+from anyres.data.table_file import Cells, lacking, read_rows
 
 BETWEEN = "|"
 """Stands between the names in a cell of a table's column ``labels``."""
-Cells = Mapping[str, str | None]  # of a row, by the columns' names
 
 
 class Row(NamedTuple):
@@ -40,46 +43,25 @@ def read_csv(table: Path) -> Found:
     if "label" in names:
         found = _csv_found(table, _one)
         joined = next((label for label in number_order(found.items) if BETWEEN in label), None)
-        hint = f"{table.name} has classes such as {joined!r}: several labels go in a column 'labels'"
+        hint = f"{table.name} has classes such as {shorten(joined)}: several labels go in a column 'labels'"
         return replace(found, notes=[*found.notes, hint]) if joined else found
     if "labels" in names:
         return replace(_csv_found(table, _several), several=True)
     if classes and all(_cell(first, name) in ("0", "1") for name in classes):
         return replace(_csv_found(table, partial(_ticked, classes)), order=classes, several=True)
-    return replace(_csv_found(table, lambda *_: ()), unlabelled=_first_line(table, "label"))
+    return replace(_csv_found(table, lambda *_: ()), unlabelled=lacking(f"{table}:1", "label", names))
 
 
 def _csv_start(table: Path) -> tuple[list[str], Cells]:
     """The names of the columns, and the first row's cells."""
-    rows = _csv_rows(table)
+    rows = read_rows(table)
     names = next(rows)[1]
     return list(names), next(rows, (0, {}))[1]
 
 
-def _csv_rows(table: Path) -> Iterator[tuple[int, Cells]]:
-    """The line numbers and cells of a table: of its first line, whose cells are the names of the columns, then the rows
-    by these."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [str(name).strip() for name in reader.fieldnames or []]
-            if "path" not in names:
-                raise UserError(_first_line(table, "path"))
-            reader.fieldnames = names
-            yield 1, dict.fromkeys(names)
-            for row in reader:
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no UTF-8 table with commas: {error}") from error
-
-
-def _first_line(table: Path, missing: str) -> str:
-    return f"{table}:1: no column {missing!r}: the first line must be path,label[,split]"
-
-
 def _csv_found(table: Path, read: Callable[[str, Cells], tuple[str, ...]]) -> Found:
     """The images of a table's rows, whose labels ``read`` takes from the cells."""
-    rows = islice(_csv_rows(table), 1, None)
+    rows = islice(read_rows(table), 1, None)
     return _collect(table, (_row(where := f"{table}:{line}", line, row, read(where, row)) for line, row in rows))
 
 
@@ -93,7 +75,9 @@ def _one(where: str, row: Cells) -> tuple[str, ...]:
     return (label,)
 
 
-def _several(_where: str, row: Cells) -> tuple[str, ...]:
+def _several(where: str, row: Cells) -> tuple[str, ...]:
+    if row["labels"] is None:
+        raise UserError(f"{where}: the row ends before the column 'labels': where there is none, leave it empty")
     names = (name.strip() for name in _cell(row, "labels").split(BETWEEN))
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -101,7 +85,7 @@ def _several(_where: str, row: Cells) -> tuple[str, ...]:
 def _ticked(classes: Sequence[str], where: str, row: Cells) -> tuple[str, ...]:
     ticks = {name: _cell(row, name) for name in classes}
     if wrong := next((name for name, tick in ticks.items() if tick not in ("0", "1")), None):
-        raise UserError(f"{where}: the column {wrong!r} holds {ticks[wrong]!r}: of a class it must be 0 or 1")
+        raise UserError(f"{where}: the column {wrong!r} holds {shorten(ticks[wrong])}: of a class it must be 0 or 1")
     return tuple(name for name, tick in ticks.items() if tick == "1")
 
 
@@ -120,13 +104,24 @@ def _jsonl_rows(table: Path, reader: LabelParser) -> Iterator[Row]:
         with table.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _jsonl_row(f"{table}:{number}", number, json.loads(line), reader)
+                    yield _jsonl_row(f"{table}:{number}", number, json.loads(line, object_pairs_hook=_once), reader)
     except UnicodeDecodeError as error:
         raise UserError(f"{table} is no UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{table}:{number}: no JSON object: {error}") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and a key that stands twice
+        raise UserError(f"{table}:{number}: no JSON object: {first_line(error)}") from None
+    except OSError as error:
+        raise UserError(f"{table} cannot be read: {error.strerror}") from error
     if number == 0:
         raise UserError(f'{table} is empty: give one object a line, as {{"path": "cat/1.jpg", "label": "cat"}}')
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object's values. Raises ValueError for two of one name."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shorten(next(name for name in names if names.count(name) > 1))} stands twice")
+    return made
 
 
 def _jsonl_row(where: str, line: int, row: object, reader: LabelParser) -> Row:
@@ -139,7 +134,7 @@ def _jsonl_row(where: str, line: int, row: object, reader: LabelParser) -> Row:
     labels = reader.read(given[0], where) if given else reader.miss(f"{where}: no 'label': {needed}")
     for key in ("path", "split"):
         if key in row and not isinstance(row[key], str):
-            raise UserError(f"{where}: the {key} {row[key]!r} is no text")
+            raise UserError(f"{where}: the {key} {shorten(row[key])} is no text")
     return _row(where, line, row, labels)
 
 
@@ -153,15 +148,19 @@ def _row(where: str, line: int, values: Mapping[str, str | None], labels: tuple[
 
 
 def _collect(table: Path, rows: Iterable[Row]) -> Found:
+    """The images of the rows, each file once, however its path is spelled."""
     parts: Parts = defaultdict(list)
-    seen: dict[Path, tuple[int, tuple[str, ...], str]] = {}
-    repeated = 0
+    seen: dict[object, tuple[int, tuple[str, ...], str]] = {}
+    repeated, files = 0, _Files(table.parent)
     for row in rows:
-        item, part = _item(table, row)
-        assert isinstance(item.source, Path)
-        before, labels, part_before = seen.setdefault(item.source, (row.line, item.labels, part))
-        if (labels, part_before) != (item.labels, part):
-            told = ", ".join(labels) or "nothing"
+        part = SPLIT_OF.get(row.split.lower())
+        if part is None:
+            raise UserError(f"{table}:{row.line}: unknown split {shorten(row.split)} (known: train, val, test)")
+        item, which = files.find(row, f"{table}:{row.line}")
+        labels = tuple(map(one_form, row.labels))
+        before, labels_before, part_before = seen.setdefault(which, (row.line, labels, part))
+        if (labels_before, part_before) != (labels, part):
+            told = shorten(", ".join(labels_before) or "nothing").strip("'\"")
             raise UserError(f"{table}:{row.line}: {item.key} stands on line {before} as {told} ({part_before})")
         if before == row.line:
             parts[part].append(item)
@@ -171,11 +170,48 @@ def _collect(table: Path, rows: Iterable[Row]) -> Found:
     return Found(dict(parts), None, notes)
 
 
-def _item(table: Path, row: Row) -> tuple[Item, str]:
-    part = SPLIT_OF.get(row.split.lower())
-    if part is None:
-        raise UserError(f"{table}:{row.line}: unknown split {row.split!r} (known: train, val, test)")
-    path = table.parent / row.path
-    if not path.is_file():
-        raise UserError(f"{table}:{row.line}: no file {path}; paths count from the table's folder")
-    return Item(Path(row.path).as_posix(), row.labels, path), part
+class _Files:
+    """The files that paths of a table stand for, counted from ``root``: as they are spelled, else with slashes for
+    backslashes, else in another Unicode form."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._names: dict[Path, dict[str, str]] = {}  # of a folder: what lies in it, by its name in one form
+
+    def find(self, row: Row, where: str) -> tuple[Item, object]:
+        """The row's image, and what tells its file from every other. Raises UserError where there is none."""
+        reason = ""
+        for spelled in dict.fromkeys((row.path, row.path.replace("\\", "/"))):
+            for path in (self.root / spelled, self._in_another_form(spelled)):
+                try:
+                    facts = path.stat()
+                except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+                    absent = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
+                    told = error.strerror if isinstance(error, OSError) else error
+                    reason = reason or ("" if absent else f" ({told})")
+                    continue
+                if not stat.S_ISREG(facts.st_mode):
+                    raise UserError(f"{where}: {path} is no file, but a folder or pipe")
+                which = (facts.st_dev, facts.st_ino) if facts.st_nlink == 1 else os.path.normpath(path)
+                return Item(Path(spelled).as_posix(), row.labels, path), which
+        windows = "; it is written as on Windows" if "\\" in row.path or row.path[1:2] == ":" else ""
+        raise UserError(
+            f"{where}: no file {cut(str(self.root / row.path))}{reason}; paths count from the table's folder{windows}"
+        )
+
+    def _in_another_form(self, spelled: str) -> Path:
+        """The path, each folder and file as the disk has it where that is the same name in another form."""
+        path = self.root
+        if not spelled.isascii():
+            for part in Path(spelled).parts:
+                path = path / self._listed(path).get(unicodedata.normalize("NFC", part), part)
+        return path if path != self.root else self.root / spelled
+
+    def _listed(self, folder: Path) -> dict[str, str]:
+        if folder not in self._names:
+            try:
+                names = [path.name for path in folder.iterdir()]
+            except OSError:
+                names = []
+            self._names[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+        return self._names[folder]

@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, nearest, need
 from anyres.data.raw_dataset import SPLIT_OF, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
 from anyres.flow import Stored
-from anyres.storage import atomic_write, cache_root, locked
+from anyres.storage import DRAFT, atomic_write, cache_root, locked
 
 _IN_MEMORY = 2**30  # bytes of parquet files
 _BATCH = 256  # rows copied at once
@@ -90,10 +91,20 @@ def _open(path: Path, copied: bool) -> Any:
         columns = [name for name in ("image", "label", "labels", "split") if name in file.schema_arrow.names]
         if not copied:
             return file.read(columns=columns)
-        copy = _copy(path, file, columns)
-        return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is no parquet file that can be read: {' '.join(str(error).split())}") from None
+    copy = _copy(path, file, columns)
+    try:
+        return _mapped(copy)
+    except (pa.ArrowException, OSError, ValueError):  # the copy is damaged, not the file
+        copy.unlink(missing_ok=True)
+        return _mapped(_copy(path, file, columns))
+
+
+def _mapped(copy: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
 
 def _check(path: Path, schema: Any) -> None:
@@ -121,6 +132,8 @@ def _copy(path: Path, file: Any, columns: list[str]) -> Path:
     try:
         with locked(target.with_suffix(".lock")):
             if not target.is_file():
+                for draft in target.parent.glob(f".{escape(target.name)}.*{DRAFT}"):  # of a killed process
+                    draft.unlink()
                 schema = pa.schema([file.schema_arrow.field(name) for name in columns], file.schema_arrow.metadata)
                 with (
                     atomic_write(target) as draft,
@@ -129,6 +142,8 @@ def _copy(path: Path, file: Any, columns: list[str]) -> Path:
                 ):
                     for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
                         writer.write_batch(batch.select(columns))
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is no parquet file that can be read: {' '.join(str(error).split())}") from None
     except OSError as error:
         told = error.strerror or error
         raise UserError(f"cannot write {target}: {told}; set ANYRES_CACHE to a folder with more space") from error

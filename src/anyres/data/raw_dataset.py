@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anyres.config import UserError
@@ -13,8 +14,44 @@ from anyres.flow import Stored
 
 _FORMATS = "jpg jpeg jpe jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif jp2 tga ico npy"
 ENDINGS = frozenset("." + ending for ending in _FORMATS.split())
-FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SPLIT_OF = {folder: split for split, folders in FOLDERS.items() for folder in folders}
+_WORDS = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "devel", "development", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
+"""What files, folders and columns call the splits, in lower case."""
+_SET = re.compile(r"[-_ ]?(set|split|data|images|imgs)")
+
+
+def folder_split(name: str) -> str | None:
+    """The split that a folder of this name holds: ``val``, ``Dev``, ``training_set``; None: it may be a class."""
+    name = name.lower()
+    return SPLIT_OF.get(name) or next((SPLIT_OF[word] for word in SPLIT_OF if _is_set(name, word)), None)
+
+
+def _is_set(name: str, word: str) -> bool:
+    return name.startswith(word) and _SET.fullmatch(name, len(word)) is not None
+
+
+def readable_text(name: str) -> str:
+    """A name as text that any file can hold: bytes that are no UTF-8 are written as ``\\xe9``."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_form(label: str) -> str:
+    """A label as text in one Unicode form (NFC), so that 'café' of a Mac is that of every other machine."""
+    return label if label.isascii() else unicodedata.normalize("NFC", readable_text(label))
+
+
+def cut(text: str, most: int = 300) -> str:
+    """A text cut for a message of one line."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def shorten(text: object) -> str:
+    """``repr`` of what stands in a file, cut for a message of one line."""
+    return cut(repr(text), 80)
 
 
 @dataclass(frozen=True)
@@ -43,6 +80,18 @@ class Found:
     several: bool = False
     unlabelled: str = ""
 
+    def tidied(self) -> Found:
+        """The same with every name as text that any file can hold, and each label in one form."""
+
+        def tidy(item: Item) -> Item:
+            labels = tuple(dict.fromkeys(map(one_form, item.labels)))
+            key = readable_text(item.key)
+            return item if (key, labels) == (item.key, item.labels) else Item(key, labels, item.source)
+
+        order = None if self.order is None else list(dict.fromkeys(map(one_form, self.order)))
+        parts = {split: [tidy(item) for item in items] for split, items in self.parts.items()}
+        return replace(self, parts=parts, order=order, notes=[readable_text(note) for note in self.notes])
+
     @property
     def items(self) -> Iterator[Item]:
         """The images of all splits."""
@@ -66,15 +115,25 @@ def keys_of(paths: Sequence[Path]) -> list[str]:
 def number_order(items: Iterable[Item]) -> list[str]:
     """Their labels sorted: by value when all are whole numbers (9 before 10), else as text."""
     different = {label for item in items for label in item.labels}
-    if all(re.fullmatch(r"-?\d+", label) for label in different):
-        return sorted(different, key=lambda label: (int(label), label))
+    if all(re.fullmatch(r"-?[0-9]+", label) for label in different):
+        return sorted(different, key=_by_value)
     return sorted(different)
+
+
+def _by_value(number: str) -> tuple[int, int, str, str]:
+    """Orders whole numbers of any length, of which ``int`` reads only some thousand digits."""
+    digits = number.lstrip("-").lstrip("0")
+    if not digits:
+        return 0, 0, "", number
+    if number.startswith("-"):
+        return -1, -len(digits), "".join(chr(ord("9") - ord(d) + ord("0")) for d in digits), number
+    return 1, len(digits), digits, number
 
 
 def label_text(value: object, where: str) -> str:
     """A label as text: a name, or a whole number. Raises UserError that begins with ``where``."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(f"{where}: the label {value!r} is neither a name nor a whole number")
+        raise UserError(f"{where}: the label {shorten(value)} is neither a name nor a whole number")
     text = str(value).strip()
     if not text:
         raise UserError(f"{where}: the label is empty")
@@ -103,8 +162,8 @@ class LabelParser:
             self.several, self._first = several, where
         if several != self.several:
             raise UserError(
-                f"{where}: the label {value!r} is {'a' if several else 'no'} list, unlike the one at {self._first}: "
-                "give a list to every image, or to none"
+                f"{where}: the label {shorten(value)} is {'a' if several else 'no'} list, unlike the one at "
+                f"{self._first}: give a list to every image, or to none"
             )
         each = value if isinstance(value, list | tuple) else (value,)
         return tuple(dict.fromkeys(self._text(one, where) for one in each))

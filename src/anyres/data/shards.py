@@ -7,14 +7,26 @@ shuffling is over all shards, and resuming is exact. Nothing is unpacked, and no
 from __future__ import annotations
 
 import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anyres.config import UserError
-from anyres.data.raw_dataset import ENDINGS, Found, Item, LabelParser, Parts, keys_of, number_order, split_of
+from anyres.config import UserError, first_line
+from anyres.data.raw_dataset import (
+    ENDINGS,
+    Found,
+    Item,
+    LabelParser,
+    Parts,
+    keys_of,
+    number_order,
+    readable_text,
+    split_of,
+)
+from anyres.data.tar_index import members
+
+_MOST_BYTES = 2**24  # of a member with labels, which is read at once
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class _Sample:
     name: str = ""
     labels: tuple[str, ...] | None = None
     labelled_by: str = ""
+    more: int = 0  # images beside the first
 
 
 def read_shards(paths: Sequence[Path]) -> Found:
@@ -52,11 +65,12 @@ def read_shards(paths: Sequence[Path]) -> Found:
     """
     parts: Parts = {}
     reader = LabelParser()
-    bare, unlabelled = 0, 0
+    bare, unlabelled, more = 0, 0, 0
     first, loose = "", defaultdict(list)
     for key, path in zip(keys_of(paths), paths, strict=True):
         samples = _scan(path, reader)
         items = parts.setdefault(split_of(key), [])
+        more += sum(sample.more for sample in samples.values())
         for sample in samples.values():
             if sample.image is None or sample.labels is None:
                 bare, unlabelled = bare + (sample.image is None), unlabelled + (sample.image is not None)
@@ -73,6 +87,8 @@ def read_shards(paths: Sequence[Path]) -> Found:
         for count, what in ((bare, "image"), (unlabelled, "label"))
         if count
     ]
+    if more:
+        notes.append(f"{more} images stand beside another of the same sample: the first of each is read")
     found = Found(parts, None, notes, bool(reader.several))
     return replace(found, order=number_order(found.items))
 
@@ -80,39 +96,38 @@ def read_shards(paths: Sequence[Path]) -> Found:
 def _scan(path: Path, reader: LabelParser) -> dict[str, _Sample]:
     """The samples of one shard by their name without ending, in the order of the shard."""
     samples: dict[str, _Sample] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isreg() or member.issparse():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                if not stem:  # .DS_Store, ._0001.jpg
-                    continue
-                sample = samples.setdefault(f"{folder}/{stem}", _Sample(name=member.name))
-                ending = ending.lower()
-                if f".{ending}" in ENDINGS and sample.image is None:
-                    sample.image, sample.name = Slice(path, member.offset_data, member.size), member.name
-                elif ending == "cls" or (ending == "json" and sample.labelled_by != "cls"):
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    labels = _labels(f"{path.name}/{member.name}", file.read(), ending, reader)
-                    if labels is not None:
-                        sample.labels, sample.labelled_by = labels, ending
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is no plain tar ({error}): a compressed one must be unpacked to .tar first") from None
+    for member in members(path):
+        folder, _, base = member.name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        if not stem:  # .DS_Store, ._0001.jpg
+            continue
+        sample = samples.setdefault(f"{folder}/{stem}", _Sample(name=member.name))
+        ending, where = ending.lower(), Slice(path, member.offset, member.size)
+        if f".{ending}" in ENDINGS:
+            if sample.image is None:
+                sample.image, sample.name = where, member.name
+            else:
+                sample.more += 1
+        elif ending == "cls" or (ending == "json" and sample.labelled_by != "cls"):
+            labels = _labels(f"{path.name}/{readable_text(member.name)}", where, ending, reader)
+            if labels is not None:
+                sample.labels, sample.labelled_by = labels, ending
     return samples
 
 
-def _labels(where: str, data: bytes, ending: str, reader: LabelParser) -> tuple[str, ...] | None:
+def _labels(where: str, member: Slice, ending: str, reader: LabelParser) -> tuple[str, ...] | None:
     """What stands in a ``.cls`` or ``.json`` member; None when the JSON says nothing of it."""
+    if member.size > _MOST_BYTES:
+        raise UserError(f"{where} has {member.size} bytes: a label has a few, and {ending} at most {_MOST_BYTES}")
     try:
-        text = data.decode("utf-8-sig")
+        text = member.read().decode("utf-8-sig")
         if ending == "cls":
             return reader.read(text, where)
         value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is no UTF-8 {ending}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{member.path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no UTF-8 {ending}: {first_line(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} is no JSON object with a label")
     given = [value[key] for key in ("label", "cls") if key in value]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +16,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-from braceexpand import braceexpand
-
 from anyres.config import UserError, nearest
+from anyres.data.folders import images_in, listed, read_folder, subfolders
 from anyres.data.manifests import read_csv, read_jsonl
 from anyres.data.parquet import read_parquet
-from anyres.data.raw_dataset import ENDINGS, FOLDERS, SPLIT_OF, Found, Item, Parts
+from anyres.data.patterns import expand
+from anyres.data.raw_dataset import ENDINGS, Found, Item, Parts, shorten
 from anyres.data.shards import read_shards
 from anyres.flow import Record
 
@@ -91,16 +89,51 @@ def open_source(data: str, split: str, *, val_share: float = 0.2, wanted: Wanted
     test split, ``test`` is val. ``wanted``: with ``optional``, images without labels will do, and what has fewer than
     two classes is taken for such; nothing is held out of them. Raises UserError.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)} (known: {', '.join(SPLITS)})")
+    _check_split(split)
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}: it must lie between 0 and 1, as 0.2 does")
-    found = _find(data, wanted == "optional")
-    if found.unlabelled and wanted != "optional":
-        raise UserError(found.unlabelled)
+    found = _find_labelled(data, wanted)
     if wanted == "text":
         return _with_texts(data, found, split, val_share)
     return _assemble(data, found, split, val_share, wanted == "optional")
+
+
+def open_test_set(
+    data: str, split: str | None, *, usual: str = "val", val_share: float = 0.2, wanted: Wanted = "classes"
+) -> Source:
+    """Images that are only scored: they may lack classes of the model, or have one alone, and need no train split.
+
+    ``split`` as in ``open_source``. None: the ``usual`` one, val or test, where there is such a split; else the other
+    of them; else all images, as none of them was held out of a training. ``classes`` are those that any split has: a
+    task counts them as its model does. Raises UserError.
+    """
+    found = _find_labelled(data, wanted)
+    parts = {part: items for part, items in found.parts.items() if items}
+    if split is None:
+        names = (usual, "test" if usual == "val" else "val")
+        split = next((name for name in names if name in parts), "all")
+        everything = f"all {len(parts.get('train', ()))} images are scored, also those it may have been trained on"
+        said = f"no {usual} split: {everything if split == 'all' else f'the {split} split is scored'}"
+        found.notes.extend([said] if split != usual else [])
+    else:
+        _check_split(split)
+        if "train" not in parts and split not in parts:
+            raise UserError(f"{data} has no {split} split: name one that it has ({', '.join(parts) or 'it is empty'})")
+    if wanted == "text":
+        return _with_texts(data, found, split, val_share)
+    return _assemble(data, found, split, val_share, wanted == "optional", scored=True)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)} (known: {', '.join(SPLITS)})")
+
+
+def _find_labelled(data: str, wanted: Wanted) -> Found:
+    found = _find(data, wanted == "optional").tidied()
+    if found.unlabelled and wanted != "optional":
+        raise UserError(found.unlabelled)
+    return found
 
 
 def _find(data: str, unlabelled: bool = False) -> Found:
@@ -113,7 +146,7 @@ def _find(data: str, unlabelled: bool = False) -> Found:
 
         return read_hub(name) if library == "hf" else read_torchvision(name)
     if path.is_dir():
-        return _read_files(files) if (files := _files_of(path)) else _read_folder(path, unlabelled)
+        return _read_files(files) if (files := _files_of(path)) else read_folder(path, unlabelled)
     if path.is_file():
         return _read_files([path])
     if any(sign in data for sign in "{*?["):
@@ -189,36 +222,10 @@ def _read_files(paths: Sequence[Path]) -> Found:
 
 def _files_of(folder: Path) -> list[Path]:
     """The shards or parquet files of a folder that holds nothing else than files; none where there are pictures."""
-    if _subfolders(folder) or _images_in(folder):
+    if subfolders(folder) or images_in(folder):
         return []
-    return sorted(path for path in folder.iterdir() if _reader(path.suffix.lower()) and path.is_file())
-
-
-def expand(pattern: str) -> list[Path]:
-    """``a-{00..12}.tar``, ``{train,val}/*.tar`` -> the files, in order. Raises UserError for one that is not there."""
-    paths: list[Path] = []
-    for word in _words(pattern):
-        found = _matching(Path(word))
-        if not found or not found[0].is_file():
-            raise UserError(f"no file {word}" + (f", of the pattern {pattern}" if word != pattern else ""))
-        paths += found
-    return list(dict.fromkeys(paths))
-
-
-def _words(pattern: str) -> list[str]:
-    """What a shell makes of braces: ``{a,b}`` and ``{008..012}``, nested too, from left to right."""
-    try:
-        return list(braceexpand(pattern, escape=False))
-    except ValueError:  # one without its other: a file may be called so
-        return [pattern]
-
-
-def _matching(pattern: Path) -> list[Path]:
-    """The paths that ``*``, ``?`` and ``[..]`` of a pattern stand for, sorted; a path without them is itself."""
-    wild = next((i for i, part in enumerate(pattern.parts) if re.search(r"[*?[]", part)), None)
-    if wild is None:
-        return [pattern]
-    return sorted(Path(*pattern.parts[:wild]).glob(str(Path(*pattern.parts[wild:]))))
+    paths = (Path(entry.path) for entry in listed(folder))
+    return [path for path in paths if _reader(path.suffix.lower()) and path.is_file()]
 
 
 def _missing(path: Path, data: str) -> str:
@@ -232,111 +239,31 @@ def _missing(path: Path, data: str) -> str:
     )
 
 
-def _read_folder(root: Path, unlabelled: bool) -> Found:
-    """``root/class/*`` or ``root/train/class/*`` (+ val, + test) -> images of each split; where ``unlabelled`` will do
-    and there are no two classes, ``root/**`` or ``root/train/**`` (+ val, + test)."""
-    found = _read_class_folders(root)
-    classes = {label for label in _labels_of(found.parts.get("train", [])) if label.lower() not in SPLIT_OF}
-    return _read_loose(root) if unlabelled and len(classes) < 2 else found
-
-
-def _read_loose(root: Path) -> Found:
-    """All images at any depth; those below a folder called val or test, if there is one called train, by themselves."""
-    folders = {SPLIT_OF.get(p.name.lower()): p for p in _subfolders(root)}
-    named = {split: folder for split, folder in folders.items() if split}
-    walked = {split: _walk(folder) for split, folder in (named if "train" in named else {"train": root}).items()}
-    notes = [
-        f"{len(strange)} files without an image ending (first: {min(strange)}): left out"
-        for _, strange in walked.values()
-        if strange
-    ]
-    keys = {split: [(p.relative_to(root).as_posix(), p) for p in found] for split, (found, _) in walked.items()}
-    return Found({split: [Item(key, (), p) for key, p in pairs] for split, pairs in keys.items()}, None, notes)
-
-
-def _read_class_folders(root: Path) -> Found:
-    notes: list[str] = []
-    folders = {p.name.lower(): p for p in _subfolders(root)}
-    train = next((folders[name] for name in FOLDERS["train"] if name in folders), None)
-    others = [name for name in folders if name not in SPLIT_OF]
-    has_more = any(SPLIT_OF.get(name) in ("val", "test") for name in folders)
-    is_split = train is not None and _subfolders(train) and not _images_in(train) and (has_more or not others)
-    if not is_split:
-        if has_more and train is None and not others:
-            raise UserError(f"{root} has {', '.join(sorted(folders))} but no train folder: add train/CLASS/IMAGE")
-        return Found({"train": _read_classes(root, root, notes)}, None, notes)
-    parts: Parts = {}
-    for name, folder in sorted(folders.items()):
-        if name not in SPLIT_OF:
-            notes.append(f"folder {folder.name!r} lies beside the splits: left out")
-        elif SPLIT_OF[name] in parts:
-            raise UserError(f"{root} has two folders for the {SPLIT_OF[name]} split: keep one of them")
-        elif not _subfolders(folder):
-            notes.append(f"folder {folder.name!r} has no class folders: left out")
-        else:
-            parts[SPLIT_OF[name]] = _read_classes(folder, root, notes)
-    return Found(parts, None, notes)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file()]
-
-
-def _read_classes(folder: Path, root: Path, notes: list[str]) -> list[Item]:
-    items: list[Item] = []
-    where = "" if folder == root else f" of {folder.name}"
-    if loose := _images_in(folder):
-        notes.append(f"{len(loose)} images{where} lie in no class folder (first: {min(loose).name}): left out")
-    for class_folder in _subfolders(folder):
-        found, strange = _walk(class_folder)
-        if not found:
-            notes.append(f"class {class_folder.name!r}{where} has no images: left out")
-        if strange:
-            notes.append(f"{len(strange)} files without an image ending (first: {min(strange)}): left out")
-        items += [Item(p.relative_to(root).as_posix(), (class_folder.name,), p) for p in found]
-    return items
-
-
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images at any depth below ``folder``, sorted, and the other files."""
-    found: list[Path] = []
-    strange: list[Path] = []
-    seen: set[str] = set()
-    for here, below, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link that leads back
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        paths = [Path(here, name) for name in files if not name.startswith(".")]
-        found += [p for p in paths if p.suffix.lower() in ENDINGS]
-        strange += [p for p in paths if p.suffix.lower() not in ENDINGS]
-    return sorted(found), strange
-
-
-def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled: bool) -> Source:
-    """Number the classes of train, hold out val where there is none, and pick the split."""
+def _assemble(
+    name: str, found: Found, split: str, val_share: float, unlabelled: bool, *, scored: bool = False
+) -> Source:
+    """Number the classes of train (of all splits where images are only scored), hold out val where there is none, and
+    pick the split."""
     parts, notes = found.parts, [*found.notes]
-    labels = _labels_of(parts.get("train", []))
+    labels = _labels_of(found.items if scored else parts.get("train", []))
     classes = tuple(sorted(labels) if found.order is None else (name for name in found.order if name in labels))
-    if len(classes) < (1 if found.several else 2):
+    if len(classes) < (1 if found.several or scored else 2):
         if unlabelled:
             return _without_labels(name, found, split)
-        those = f"only the class {classes[0]!r}" if classes else "no class with images"
-        raise UserError(f"{name} has {those} to train on: two or more are needed, one folder (or label) for each")
+        if not scored and not parts.get("train") and any(found.items):
+            raise UserError(f"{name} has {', '.join(parts)} but no train split: there is nothing to train on")
+        those = f"only the class {shorten(classes[0])}" if classes else "no class with images"
+        what = "to score" if scored else "to train on: two or more are needed, one folder (or label) for each"
+        raise UserError(f"{name} has {those} {what}")
     for part in {"val", split} & parts.keys():
         if strange := sorted(_labels_of(parts[part]) - set(classes)):
             hint = nearest(strange[0], classes, 1)
-            raise UserError(f"{name}: class {strange[0]!r} of {part} has no images in train{hint}")
+            raise UserError(f"{name}: class {shorten(strange[0])} of {part} has no images in train{hint}")
     chosen, more = _choose(name, parts, split, val_share)
     notes += more
     if absent := sorted(set(classes) - _labels_of(chosen)):
-        notes.append(f"no image of class {', '.join(map(repr, absent))} in {split}")
+        told = ", ".join(map(shorten, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        notes.append(f"no image of class {told} in {split}")
     number = {label: i for i, label in enumerate(classes)}
     targets = (tuple(sorted(number[label] for label in item.labels)) for item in chosen)
     records = tuple(
@@ -348,8 +275,10 @@ def _assemble(name: str, found: Found, split: str, val_share: float, unlabelled:
 
 def _choose(name: str, parts: Parts, split: str, val_share: float) -> tuple[list[Item], list[str]]:
     """The images of a split, val being held out of train where there is none; and what there is to say about that."""
-    notes = []
-    if not parts.get("val"):
+    notes: list[str] = []
+    if split == "all":
+        return parts["train"], notes
+    if not parts.get("val") and parts.get("train"):
         parts = {**parts, **_hold_out(parts["train"], val_share)}
         if split != "trainval":
             held, whole = len(parts["val"]), len(parts["val"]) + len(parts["train"])
@@ -357,7 +286,7 @@ def _choose(name: str, parts: Parts, split: str, val_share: float) -> tuple[list
     if split == "test" and not parts.get("test"):
         parts = {**parts, "test": parts["val"]}
         notes.append("no test split: test is the validation split")
-    chosen = parts["train"] + parts["val"] if split == "trainval" else parts[split]
+    chosen = parts.get("train", []) + parts["val"] if split == "trainval" else parts[split]
     if not chosen:
         raise UserError(f"{name} has no image for {split}: give a class two images or more, or add a {split} split")
     return chosen, notes
@@ -368,7 +297,7 @@ def _with_texts(name: str, found: Found, split: str, val_share: float) -> Source
     several = next((item for item in found.items if len(item.labels) != 1), None)
     if several is not None:
         raise UserError(f"{name}: {several.key} has {len(several.labels)} labels: one is wanted for each image")
-    if not found.parts.get("train"):
+    if not found.parts.get(split) and not found.parts.get("train"):
         raise UserError(f"{name} has no image for train")
     texts = {item.key: item.labels[0] for item in found.items}
     alike = {part: [replace(item, labels=()) for item in items] for part, items in found.parts.items()}
@@ -384,7 +313,7 @@ def _labels_of(items: Iterable[Item]) -> set[str]:
 def _without_labels(name: str, found: Found, split: str) -> Source:
     """One split of images alone."""
     parts = found.parts
-    wanted = ("train", "val") if split == "trainval" else (split,)
+    wanted = {"trainval": ("train", "val"), "all": ("train",)}.get(split, (split,))
     records = tuple(Record(item.source, -1, item.key) for part in wanted for item in parts.get(part, ()))
     if not records:
         raise UserError(f"{name} has no image for {split}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, nearest
+from anyres.data.raw_dataset import one_form, shorten
 from anyres.data.sources import Source
 
 Names = tuple[tuple[str, ...], ...]
@@ -71,8 +72,8 @@ def _in_order(by_index: Mapping[str | int, Sequence[str]], count: int) -> Names:
 def relabel(source: Source, names: Names) -> Source:
     """``source`` with its labels counted as a model counts its ``len(names)`` classes. Raises UserError.
 
-    By name where the names are known; else the order of the classes of ``source`` is the model's, as that of sorted
-    WordNet ids is ImageNet's, if there are equally many.
+    By name where the names are known, whichever of them have images; else the order of the classes of ``source`` is
+    the model's, as that of sorted WordNet ids is ImageNet's, if there are equally many.
     """
     if not all(names):
         if len(source.classes) == len(names):
@@ -84,14 +85,15 @@ def relabel(source: Source, names: Names) -> Source:
     indices: dict[str, set[int]] = {}
     for i, called in enumerate(names):
         for name in called:
-            indices.setdefault(name, set()).add(i)
+            indices.setdefault(one_form(name), set()).add(i)
     for name in source.classes:
-        if len(indices.get(name, ())) != 1:
-            wrong = "stands for several" if name in indices else "is not among the"
-            raise UserError(f"{source.name}: {name!r} {wrong} classes of the weights{nearest(name, indices, 1)}")
-    number = [next(iter(indices[name])) for name in source.classes]
+        if len(indices.get(one_form(name), ())) != 1:
+            wrong = "stands for several" if one_form(name) in indices else "is not among the"
+            hint = nearest(name, indices, 1)
+            raise UserError(f"{source.name}: {shorten(name)} {wrong} classes of the model{hint}")
+    number = [next(iter(indices[one_form(name)])) for name in source.classes]
     if len(set(number)) < len(number):
-        raise UserError(f"{source.name} has two classes that are one of the weights'")
+        raise UserError(f"{source.name} has two classes that are one of the model's")
     notes = source.notes
     if len(number) < len(names):
         notes = (*notes, f"images of {len(number)} of the {len(names)} classes; all {len(names)} can be predicted")
@@ -103,15 +105,3 @@ def relabel(source: Source, names: Names) -> Source:
 
     records = tuple(replace(r, target=renumbered(r.target)) for r in source.records)
     return replace(source, classes=tuple(called[-1] for called in names), records=records, notes=notes)
-
-
-def check_classes(source: Source, names: Names) -> Source:
-    """``source``, if it has exactly the classes that a model was trained on. Raises UserError if not."""
-    classes = [called[-1] for called in names]
-    if list(source.classes) == classes:
-        return source
-    strange = sorted(set(source.classes) ^ set(classes))
-    raise UserError(
-        f"{source.name} has {len(source.classes)} classes and the checkpoint {len(classes)}; {strange[0]!r} is in only "
-        "one of them: give --data a set with the classes that the model was trained on"
-    )

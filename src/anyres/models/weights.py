@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
@@ -122,6 +124,20 @@ def head_keys(model: Backbone, state: Mapping[str, Tensor]) -> set[str]:
     names = model.pretrained_cfg["classifier"]
     names = (names,) if isinstance(names, str) else names
     return {key for key in state if key in names or key.startswith(tuple(f"{name}." for name in names))}
+
+
+def reorder_head(model: Backbone, order: Sequence[int]) -> None:
+    """Make output i of ``model``'s classifier what output ``order[i]`` was."""
+    state, places = model.state_dict(), torch.tensor(list(order))
+    layers = re.compile(r"(.+\.)(\d+)(\.[^.]+)")  # of a list of layers, one per class
+    before = {key: state[key].clone() for key in head_keys(model, state)}
+    for key, tensor in before.items():
+        found = layers.fullmatch(key)
+        if found and f"{found[1]}{len(order) - 1}{found[3]}" in before:
+            state[key].copy_(before[f"{found[1]}{order[int(found[2])]}{found[3]}"])
+        else:  # a row, or a token (1, k, c), for each class
+            axis = 0 if tensor.shape[0] == len(order) else 1
+            state[key].copy_(tensor.index_select(axis, places))
 
 
 def _check_fit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,12 +17,15 @@ from anyres.data.cache import DecodedImages
 from anyres.data.channels import channels_of, normalization
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
-from anyres.data.sources import Source, Wanted, open_source
+from anyres.data.sources import Source, Wanted, open_source, open_test_set
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
 from anyres.models import variant
 from anyres.recipe import Recipe
 from anyres.tasks import Task
 from anyres.training.plan import Plan
+
+log = logging.getLogger(__name__)
+_TOLD = 1000  # images that become unreadable while a run lasts, and are named at once
 
 
 def open_images(
@@ -38,10 +43,38 @@ def open_images(
     decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. They are
     read with ``data.channels``, or what their files agree on. Raises UserError.
     """
+    return _decoded(
+        recipe, fit(open_source(named(recipe, data), split, val_share=recipe.data.val_share, wanted=wanted)), training
+    )
+
+
+def open_test_images(
+    recipe: Recipe,
+    split: str | None,
+    data: str | None = None,
+    wanted: Wanted = "classes",
+    fit: Callable[[Source], Source] = lambda source: source,
+) -> DecodedImages:
+    """The same of images that are only scored: see ``open_test_set``."""
+    usual, share = recipe.data.eval_split, recipe.data.val_share
+    opened = open_test_set(named(recipe, data), split, usual=usual, val_share=share, wanted=wanted)
+    return _decoded(recipe, fit(opened))
+
+
+def named(recipe: Recipe, data: str | None) -> str:
+    """What says where the images are: ``data``, or else the recipe. Raises UserError where nothing does."""
     source = data or recipe.data.source
     if source is None:
         raise UserError("no images: give --data a folder, a CSV manifest or a built-in set such as groceries")
-    opened = fit(open_source(source, split, val_share=recipe.data.val_share, wanted=wanted))
+    return source
+
+
+def is_same_data(one: str, other: str | None) -> bool:
+    """Whether two words for images name the same ones, as ``photos``, ``photos/`` and a link to it do."""
+    return other is not None and (one == other or os.path.realpath(one) == os.path.realpath(other))
+
+
+def _decoded(recipe: Recipe, opened: Source, training: bool = False) -> DecodedImages:
     budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
     largest = max(max(size) for size in recipe.views.parsed)
     dct_side = largest if training and recipe.data.dct else None
@@ -50,7 +83,14 @@ def open_images(
         for _, augment in recipe.views.plan(recipe.augment):
             check_channels(augment, channels)
     opened = replace(opened, notes=(*opened.notes, *([note] if note else [])))
-    return DecodedImages(opened, recipe.data.cache_side, budget, dct_side=dct_side, channels=channels)
+    return DecodedImages(
+        opened,
+        recipe.data.cache_side,
+        budget,
+        dct_side=dct_side,
+        channels=channels,
+        view_side=largest if training else None,
+    )
 
 
 def with_channels(recipe: Recipe, channels: int) -> Recipe:
@@ -96,7 +136,12 @@ def training_batches(
         Rank(rank, accelerator.num_processes),
         LoaderOptions(recipe.data.workers, recipe.data.max_unreadable, reuse=True),
     )
+    known = set(images.decode_warnings())
     for step, raw in enumerate(loaded, start):
+        for name, what in raw.notes:
+            if what.startswith("unreadable") and name not in known and len(known) < _TOLD:
+                log.info("training image %s is %s", name, what)
+                known.add(name)
         batch = normalize(raw, recipe.data.mean, recipe.data.std, accelerator.device)
         batch = erase(batch, recipe.augment.erasing, seed, step // plan.steps_per_epoch)
         batch = task.mixed(batch, recipe.mix, mix_rng(seed, step, rank))
@@ -122,7 +167,7 @@ def scored_batches(
         interpolation=interpolation_of(recipe),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
-        options=LoaderOptions(recipe.data.workers),
+        options=LoaderOptions(recipe.data.workers, reuse=True),
     )
     for batch in loaded:
         images.add_warnings(batch.notes)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anyres.config import UserError, nearest
 from anyres.data.cache import DecodedImages
+from anyres.data.raw_dataset import one_form
 from anyres.data.sources import Source
 from anyres.evaluation.classes import Names, read_names
 from anyres.evaluation.curve import EvalResult, Quality, measure_quality
@@ -29,9 +30,16 @@ from anyres.models.contract import Backbone, count_classes
 from anyres.models.index import Weights, known_weights
 from anyres.models.registry import is_model, model_names
 from anyres.models.state_files import read_state, weights_file
-from anyres.models.weights import load_weights, read_metadata
+from anyres.models.weights import PRETRAINED, load_weights, read_metadata, reorder_head
 from anyres.recipe import Recipe, build_recipe, read_recipe
-from anyres.runs.inputs import evaluated_sizes, open_images, reference_images, scored_batches, with_channels
+from anyres.runs.inputs import (
+    evaluated_sizes,
+    is_same_data,
+    open_test_images,
+    reference_images,
+    scored_batches,
+    with_channels,
+)
 from anyres.runs.stderr import show_log
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
@@ -68,6 +76,7 @@ class TrainedModel:
 
     ``folder`` is its run's; None for a model's ``name`` with ``weights``, and then ``recipe`` holds what is known of
     them: how they see images, and their published accuracy as the claim. ``names``: of the classes, as far as known.
+    ``learnt_from``: the images it was trained on, where a run says so.
     """
 
     name: str
@@ -78,6 +87,7 @@ class TrainedModel:
     model: Backbone
     device: torch.device
     task: Task
+    learnt_from: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -103,18 +113,19 @@ class TrainedModel:
     def images(self, where: DataSpec = DataSpec()) -> DecodedImages:
         """The images to score: the recipe's own, or others, with targets counted as the model does.
 
-        A run wants exactly its own classes, weights may know more than there are, a run without labels takes any.
-        Raises UserError when they do not fit, or the model has no classifier.
+        Classes are those of the model by their names, and some of them may have no image; a run without labels takes
+        any. Of other images without a val or test split all are scored. Raises UserError when they do not fit, or the
+        model has no classifier.
         """
         if not self.model.num_classes and self.folder is None:
             raise UserError(f"{self.name} has no classifier: `anyres probe` measures what its features are worth")
-        fit = partial(self._fit, exact=self.folder is not None)
-        split = where.split or self.recipe.data.eval_split
+        own = where.data is None or self.task.compares or is_same_data(where.data, self.learnt_from)
+        split = where.split or (self.recipe.data.eval_split if own else None)
         wanted = "classes" if self.task.wanted == "optional" else self.task.wanted  # to be scored, images need labels
-        return open_images(self.recipe, split, where.data, wanted, fit)
+        return open_test_images(self.recipe, split, where.data, wanted, self._fit)
 
-    def _fit(self, source: Source, exact: bool) -> Source:
-        return self.task.fit(source, self.names, exact)
+    def _fit(self, source: Source) -> Source:
+        return self.task.fit(source, self.names)
 
     def pooled(self, images: DecodedImages, size: Size) -> Pooled:
         """What the classifier would see of each labelled image, one label each; a progress bar on stderr."""
@@ -211,7 +222,8 @@ def open_run(folder: Path) -> TrainedModel:
     device = pick_device()
     names = tuple((name,) for name in task.classes)
     name = str(recipe.model["name"])
-    return TrainedModel(name, folder, str(folder / WEIGHTS), recipe, names, model.to(device).eval(), device, task)
+    where, learnt_from = str(folder / WEIGHTS), recipe.data.source
+    return TrainedModel(name, folder, where, recipe, names, model.to(device).eval(), device, task, learnt_from)
 
 
 def open_weights(what: str, weights: str | None, names: Names | None = None) -> TrainedModel:
@@ -239,7 +251,9 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
         load_weights(built, path)
     device = pick_device()
     name = row.name if row else model
-    return TrainedModel(name, None, source, recipe, names or (), built.to(device).eval(), device, task)
+    run = path.parent / RECIPE if path else None  # a file may still lie in its run
+    learnt_from = read_recipe(run).data.source if run and run.is_file() else None
+    return TrainedModel(name, None, source, recipe, names or (), built.to(device).eval(), device, task, learnt_from)
 
 
 def _values(model: str, row: Weights | None, side: int, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,10 +341,29 @@ def check_sizes(recipe: Recipe) -> None:
         model.check_sizes(evaluated_sizes(recipe))
 
 
-def start_from(model: Backbone, weights: str) -> str:
-    """Load ``weights`` for training on; a sentence on what became of the classifier. Raises UserError."""
-    fresh = load_weights(model, weights, replace_head="if_needed")
+def start_from(model: Backbone, weights: str, classes: Sequence[str] = ()) -> str:
+    """Load ``weights`` for training on; a sentence on what became of the classifier. Raises UserError.
+
+    ``classes``: of ``model``, in its order. Where the weights name theirs, outputs are matched by name: the same
+    classes in another order are put in this one's, and for others the classifier is new, though they be as many.
+    """
+    theirs, ours = _names_in(weights), [one_form(name) for name in classes]
+    others = bool(theirs and ours) and sorted(theirs) != sorted(ours)
+    fresh = load_weights(model, weights, replace_head=True if others else "if_needed")
     if not model.num_classes:
         return f"starting from {weights}, without a classifier"
-    classes = f"a new classifier of {model.num_classes} classes" if fresh else "its classifier too"
-    return f"starting from {weights}, with {classes}"
+    if fresh:
+        return f"starting from {weights}, with a new classifier of {model.num_classes} classes"
+    if theirs and ours and theirs != ours:
+        reorder_head(model, [theirs.index(name) for name in ours])
+        return f"starting from {weights}, with its classifier too, of the same classes in another order"
+    return f"starting from {weights}, with its classifier too"
+
+
+def _names_in(weights: str) -> list[str]:
+    """What a file of weights calls its classes; [] where it does not say."""
+    if weights == PRETRAINED and not Path(weights).exists():
+        return []
+    path = weights_file(weights)
+    about = json.loads(read_metadata(path).get("anyres", "{}")) if path.suffix == ".safetensors" else {}
+    return [one_form(str(name)) for name in about.get("classes", ())]

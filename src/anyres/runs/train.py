@@ -134,7 +134,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     check_folder(recipe, run)
     model = build_model(recipe, task)
     if recipe.weights and not checkpoint.found(run):
-        log.info(start_from(model, recipe.weights))
+        log.info(start_from(model, recipe.weights, task.classes))
     freeze(model, recipe.train.trainable)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:

@@ -75,7 +75,7 @@ class ImageTask(ABC):
         values = np.asarray([views[0] for views in targets])
         return Labels(torch.as_tensor(values.astype(np.float32) if values.dtype.kind == "f" else values))
 
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:
+    def fit(self, source: Source, names: Names) -> Source:
         """The source as it is: it has no classes to be counted anew."""
         return source
 

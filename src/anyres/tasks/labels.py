@@ -12,7 +12,7 @@ from torch import Tensor
 from anyres.config import UserError
 from anyres.data.mix import MixConfig, mix
 from anyres.data.sources import Labelling, Source
-from anyres.evaluation.classes import Names, check_classes, relabel
+from anyres.evaluation.classes import Names, relabel
 from anyres.flow import Batch, Labels
 from anyres.tasks.image import ImageTask
 from anyres.tasks.task import Configs
@@ -29,15 +29,15 @@ class LabelTask(ImageTask):
 
     label: LabelLoss = "ce"
 
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:
-        """Classes by name where the names are known, and then just those if ``exact``."""
+    def fit(self, source: Source, names: Names) -> Source:
+        """Classes by name where the names are known, whichever of them have images."""
         if source.labelling != self.labelling:
             here = "one label" if source.labelling == "one" else "several labels"
             raise UserError(
                 f"images of {source.name} have {here} each, and the model was trained to give them {self.labelling}: "
                 "give --data images labelled as those were"
             )
-        return check_classes(source, names) if exact else relabel(source, names)
+        return relabel(source, names)
 
     def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:
         """Mixup, CutMix and label smoothing: targets are then shares of each class; as it is where ``how`` is off."""

@@ -98,9 +98,9 @@ class Task(Protocol):
     def collate(self, targets: Sequence[Sequence[Any]]) -> Targets: ...
 
     # data
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:
-        """``source`` with its targets counted as a model does that knows its classes by ``names``; ``exact``: the
-        source must have just those. Raises UserError where they do not go together."""
+    def fit(self, source: Source, names: Names) -> Source:
+        """``source`` with its targets counted as a model does that knows its classes by ``names``. Raises UserError
+        where they do not go together."""
         ...
 
     def mixed(self, batch: Batch, how: MixConfig, rng: np.random.Generator) -> Batch:

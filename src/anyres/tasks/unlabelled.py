@@ -54,7 +54,7 @@ class Unlabelled(Classify):
         """The index of the image's class, to score by; -1 where there is none, or several."""
         return record.target if isinstance(record.target, int) else -1
 
-    def fit(self, source: Source, names: Names, exact: bool) -> Source:
+    def fit(self, source: Source, names: Names) -> Source:
         """Any set with one label for each image: neighbors are asked, not a classifier."""
         if source.labelling == "several":
             raise UserError(f"images of {source.name} have several labels: nearest neighbours and probes want one each")
