@@ -19,12 +19,13 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from anyres.config import UserError, first_line
+from anyres.storage import check_types
 from anyres.training.shard import (
     gather_full_state,
     gather_optimizer_state,
@@ -40,6 +41,8 @@ MOST_BYTES = 256 << 20
 """No ``state.json`` is larger."""
 LARGEST = 1e300
 """No number of a run's progress comes near it; nan is not below it."""
+COUNTS = {field.name: min(field.default, 0) for field in dataclasses.fields(Progress) if isinstance(field.default, int)}
+"""The least that each count of a run's progress can be."""
 
 
 def save(run: Path, state: State, write: bool = True) -> Path:
@@ -183,16 +186,12 @@ def _progress(values: object) -> Progress:
     """The progress in a file. Raises Damaged for values of another type or out of their range."""
     if not isinstance(values, dict) or not values.keys() <= {field.name for field in dataclasses.fields(Progress)}:
         raise Damaged(f"{STATE} has other keys")
-    for name, default in dataclasses.asdict(Progress()).items():
-        value = values.get(name, default)
-        if isinstance(default, float):
-            right = type(value) in (int, float) and abs(value) < LARGEST
-        elif isinstance(default, dict):
-            right = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-        else:
-            least = min(default, 0)
-            right = type(value) is type(default) and value >= least
-        if not right:
+    try:
+        check_types(values, get_type_hints(Progress))
+    except ValueError as error:
+        raise Damaged(f"{STATE}: {error}") from None
+    for name, value in values.items():
+        if isinstance(value, int | float) and not COUNTS.get(name, -LARGEST) <= value < LARGEST:
             raise Damaged(f"{STATE}: {name} is {str(value)[:40]!r}")
     return Progress(**values)
 
