@@ -80,7 +80,9 @@ class Cascade:
         except OSError:
             raise UserError(f"{path.parent} has no cascade: `anyres cascade {path.parent}` chooses one") from None
         except Damaged as error:
-            raise UserError(f"{error}: `anyres cascade {path.parent}` writes it anew") from None
+            raise UserError(
+                f"{path} holds no cascade: `anyres cascade {path.parent}` writes it anew ({error})"
+            ) from None
 
 
 def temperature(logits: Float[Tensor, "n k"], target: Int64[Tensor, " n"]) -> float:

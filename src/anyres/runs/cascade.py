@@ -25,6 +25,7 @@ from anyres.evaluation.metrics import wilson
 from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.speed import macs
 from anyres.flow import Batch, Cost, Estimate, Size, SizeResult
+from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import crop_ratio, interpolation_of, scored_batches
 from anyres.runs.opened import DataSpec, TrainedModel, open_run
 from anyres.storage import remove_drafts
@@ -84,6 +85,7 @@ def choose_cascade(
     trained = open_run(folder)
     if trained.task.activation != "softmax":
         raise UserError(f"{folder} gives several labels: a cascade wants one class an image")
+    check_sizes_fit(sizes, trained.recipe, options.batch)
     images = trained.images(DataSpec(data))
     if len(images) < FEWEST_IMAGES:
         raise UserError(f"{len(images)} held-out images are too few to choose with and to measure on: give --data more")
