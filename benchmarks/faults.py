@@ -299,6 +299,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     options = parser.parse_args()
+    import torch
+
+    about = {"what": __doc__, "torch": torch.__version__, "python": platform.python_version(), "seed": options.seed}
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "faults.so"
         source = Path(__file__).with_suffix(".c")
@@ -325,10 +328,7 @@ def main() -> None:
                     tally.add(name, *outcomes)
             rows.append({"kind": kind, "tries": tally.tries, **tally.counts, "first of each": tally.examples})
             print(json.dumps(rows[-1]), flush=True)
-    import torch
-
-    about = {"what": __doc__, "torch": torch.__version__, "python": platform.python_version(), "seed": options.seed}
-    options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     bad = ("traceback", "hang", "debris", "other result", "other ending")
     sys.exit(any(str(outcome).startswith(bad) for row in rows for outcome in row))
 
