@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ from tests.command import refused
 from tests.faults.small import SMALL, at_step, small
 from tests.pictures import make_folder
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from anyres.storage import atomic_write
+with atomic_write(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 HOLD = """
 import os, sys
 from pathlib import Path
@@ -76,7 +84,13 @@ def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path, monkeypatc
     data, run = make_folder(tmp_path / "shapes", per_class=3), tmp_path / "run"
     (run / ".step_000001.partial").mkdir(parents=True)
     (run / ".step_000001.partial" / "model.safetensors").write_bytes(b"cut")
-    (run / ".run.json.12345678.partial").write_text("{")
+    left = subprocess.run(
+        [sys.executable, "-c", KILLED, run / "run.json"],
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert left.returncode == -signal.SIGKILL
+    assert len(list(run.glob(".run.json.*.partial"))) == 1
     seen: list[list[str]] = []
     at_step(monkeypatch, 1, lambda: seen.append(sorted(path.name for path in run.glob(".*"))))
     train_run(small(data, "train.epochs=1", "train.eval_every=0"), run, report=False)

@@ -118,8 +118,8 @@ def open_test_set(
         found.notes.extend([said] if split != usual else [])
     else:
         _check_split(split)
-        if "train" not in parts and split not in parts:
-            raise UserError(f"{data} has no {split} split: name one that it has ({', '.join(parts) or 'it is empty'})")
+        if parts and "train" not in parts and split not in parts:
+            raise UserError(f"{data} has no {split} split: name one that it has ({', '.join(parts)})")
     if wanted == "text":
         return _with_texts(data, found, split, val_share)
     return _assemble(data, found, split, val_share, wanted == "optional", scored=True)
@@ -254,8 +254,8 @@ def _assemble(
         if not scored and not parts.get("train") and any(found.items):
             raise UserError(f"{name} has {', '.join(parts)} but no train split: there is nothing to train on")
         those = f"only the class {shorten(classes[0])}" if classes else "no class with images"
-        what = "to score" if scored else "to train on: two or more are needed, one folder (or label) for each"
-        raise UserError(f"{name} has {those} {what}")
+        what = "score: images are needed" if scored else "train on: two or more are needed"
+        raise UserError(f"{name} has {those} to {what}, one folder (or label) for each")
     for part in {"val", split} & parts.keys():
         if strange := sorted(_labels_of(parts[part]) - set(classes)):
             hint = nearest(strange[0], classes, 1)
