@@ -84,9 +84,8 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"top1": {}}
     for text in ("eager:fp32", "openvino:bf16", "openvino:int8"):
         try:
-            predictor = Predictor(
-                trained.model, text, SIDE, batch=BATCH, preprocessing=preprocessing(trained), calibration=pictures
-            )
+            how = preprocessing(trained, Size(SIDE, SIDE))
+            predictor = Predictor(trained.model, text, SIDE, batch=BATCH, preprocessing=how, calibration=pictures)
         except UserError as error:
             found["failed"] = str(error)
             continue
