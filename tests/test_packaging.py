@@ -74,7 +74,7 @@ def test_the_wheel_makes_the_demos_first_steps(wheel: Path, tmp_path: Path) -> N
         assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.2)
     demo.send_signal(signal.SIGTERM)
-    assert demo.wait(120) == 130, said.read_text()
+    assert demo.wait(120) == 143, said.read_text()
     assert list((tmp_path / "demo").glob("*/step_*"))
 
 
