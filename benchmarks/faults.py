@@ -92,7 +92,7 @@ def child(words: list[str], said: Path, kill_at: int, full_from: int, out: str) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     library = ctypes.CDLL(os.environ[LIBRARY])
-    library.faults_arm(out.encode(), ctypes.c_long(kill_at), ctypes.c_long(full_from))
+    library.faults_arm(f"{out}/".encode(), ctypes.c_long(kill_at), ctypes.c_long(full_from))
     from anyres.cli import main
     from anyres.runs import opened
 
