@@ -107,6 +107,11 @@ def report_(*sentences: str) -> None:
         console.print(" ".join(sentence.splitlines()), soft_wrap=True)
 
 
+def suggest(*commands: str) -> None:
+    """Say which commands come next, on stderr; of `anyres --quiet` nothing."""
+    logging.getLogger("anyres").info("next: %s", "  or  ".join(f"`{command}`" for command in commands))
+
+
 def print_json(values: dict[str, Any]) -> None:
     """Print plain values as JSON on stdout."""
     print(json.dumps(values, indent=1))
