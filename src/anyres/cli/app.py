@@ -21,7 +21,6 @@ from anyres.training.stop import ended_by_signal
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
     "that does the job.",
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,6 +41,9 @@ def options(
     offline: Annotated[
         bool, typer.Option("--offline", help="Fetch nothing: only weights and images already in the cache.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print results, warnings and errors alone: no progress, no remarks.")
+    ] = False,
     version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
     ] = False,
@@ -49,6 +51,10 @@ def options(
     """Options before the verb hold for every verb."""
     if offline:
         os.environ["ANYRES_OFFLINE"] = "1"
+    if quiet:
+        from anyres.cli.console import silence
+
+        silence()
 
 
 @ended_by_signal()

@@ -35,6 +35,12 @@ def start_logging() -> None:
     rich.reconfigure(stderr=True, highlight=False, soft_wrap=False)
 
 
+def silence() -> None:
+    """Show of what anyres logs only warnings, and no progress bar."""
+    logging.getLogger("anyres").setLevel(logging.WARNING)
+    rich.reconfigure(stderr=True, highlight=False, force_terminal=False)
+
+
 def open_streams() -> None:
     """Let every name be printed whatever the terminal's encoding, and nothing land in a file where a stream is closed.
 
