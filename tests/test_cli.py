@@ -389,15 +389,28 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert answer.err.splitlines()[-1].startswith("error: the device's memory is too small for 32 images at 48, 32 px")
 
 
-def test_warnings_are_notes_without_file_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_is_a_note_and_another_library_s_goes_to_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import logging
     import warnings
 
-    def warned(_: str) -> None:
-        print(warnings.formatwarning(UserWarning("this is new"), UserWarning, "file.py", 1), end="")
+    import torch
 
-    monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
+    def warned(_: str) -> None:
+        warnings.showwarning("this is new", UserWarning, "file.py", 1)
+        warnings.showwarning("this is\nold", UserWarning, torch.__file__, 1)
+        logging.getLogger("torch.strange").warning("odd: %s", 3)
+
+    monkeypatch.setenv("ANYRES_CACHE", str(tmp_path))
     monkeypatch.setattr("anyres.cli.listing.show_models", warned)
-    assert anyres("models").out == "note: this is new\n"
+    assert anyres("models") == (0, "", "note: this is new\n")
+    first, second = (tmp_path / "warnings.log").read_text().splitlines()
+    assert "py.warnings: this is old (UserWarning, " in first
+    assert second.endswith("torch.strange: odd: 3")
+    (tmp_path / "warnings.log").write_bytes(b"0" * 2**21)
+    anyres("models")
+    assert (tmp_path / "warnings.log").stat().st_size < 2000
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

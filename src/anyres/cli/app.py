@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from anyres.config import Stopped, UserError, printable
+from anyres.config import Stopped, UserError
 from anyres.ops.processors import prepare_threads
 from anyres.training.stop import ended_by_signal
 
@@ -60,14 +59,17 @@ def options(
 @ended_by_signal()
 def main() -> None:
     """The ``anyres`` command. Whatever ends it is one line on stderr and an exit code: see ``anyres.cli.ending``."""
+    from anyres.cli.alive import alive
     from anyres.cli.console import open_streams, say, start_logging
+    from anyres.cli.others import quiet_others
 
     prepare_threads()
     words = sys.argv[1:] or ["--help"]
     open_streams()
-    warnings.formatwarning = lambda message, *_, **__: f"note: {printable(str(message))}\n"  # without file and line
     start_logging()
-    code, line = _run(words)
+    quiet_others()
+    with alive(words):
+        code, line = _run(words)
     try:
         sys.stdout.flush()
     except OSError as error:
