@@ -19,7 +19,10 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/NAME if not given.")] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="Start from known weights (deit_base.224), a file, a URL, a hub id or a run."),
+        typer.Option(
+            "--weights",
+            help="Start from known weights (deit_base.224; auto: the best), a file, a URL, a hub id, a run.",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", help="CPU threads; if not given as many as are fastest here.")
