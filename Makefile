@@ -12,12 +12,13 @@ LOOSER := --allow-untyped-defs --allow-untyped-calls --allow-any-generics --no-w
 .PHONY: setup demo test packaging check bench docs clean lock
 
 setup: $(READY)                          ## install anyres and its pinned dependencies into .venv
+	@echo "ready. Next: . $(BIN)/activate && anyres train restv2_nano --data groceries --out runs/first"
 
 # uv installs for its speed, pip where uv cannot be had or fails.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyres needs Python 3.11 or newer; set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): a minute or two"
+	@echo "installing into $(VENV): a minute or two, 6.5 GB on disk (docs/start.md has smaller ways)"
 	@$(PIP) uv || echo "uv cannot be had: pip installs"
 	@$(UV) --require-hashes -r requirements.lock && $(UV) --no-deps -e . || \
 	  { $(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps -e . ; }
@@ -25,6 +26,8 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY)                           ## train on real photographs and compare sizes (10 minutes on 2 cores)
 	$(BIN)/anyres demo --out runs/demo
+	@echo "open runs/demo/report.html. Next, with your images in root/CLASS/:"
+	@echo "  . $(BIN)/activate && anyres train restv2_nano --data root --out runs/mine"
 
 test: $(READY)                           ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

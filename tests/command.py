@@ -53,8 +53,9 @@ def parse(line: str) -> str:
     """
     words = shlex.split(line, comments=True)
     place = next(i for i, word in enumerate(words) if word.split("/")[-1] == "anyres")
-    verb, *rest = words[place + 1 :] or ["--help"]
-    if verb in ("-h", "--help"):
+    options = [word for word in words[place + 1 :] if word not in ("--offline", "--quiet")]
+    verb, *rest = options or ["--help"]
+    if verb in ("-h", "--help", "--install-completion"):
         return verb
     assert verb in VERBS, f"{line!r}: there is no verb {verb!r}"
     if {"-h", "--help"} & set(rest):

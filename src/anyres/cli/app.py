@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -14,14 +13,13 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from anyres.config import Stopped, UserError, printable
+from anyres.config import Stopped, UserError
 from anyres.ops.processors import prepare_threads
 from anyres.training.stop import ended_by_signal
 
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
     "that does the job.",
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,6 +40,9 @@ def options(
     offline: Annotated[
         bool, typer.Option("--offline", help="Fetch nothing: only weights and images already in the cache.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print results, warnings and errors alone: no progress, no remarks.")
+    ] = False,
     version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
     ] = False,
@@ -49,19 +50,26 @@ def options(
     """Options before the verb hold for every verb."""
     if offline:
         os.environ["ANYRES_OFFLINE"] = "1"
+    if quiet:
+        from anyres.cli.console import silence
+
+        silence()
 
 
 @ended_by_signal()
 def main() -> None:
     """The ``anyres`` command. Whatever ends it is one line on stderr and an exit code: see ``anyres.cli.ending``."""
+    from anyres.cli.alive import alive
     from anyres.cli.console import open_streams, say, start_logging
+    from anyres.cli.others import quiet_others
 
     prepare_threads()
     words = sys.argv[1:] or ["--help"]
     open_streams()
-    warnings.formatwarning = lambda message, *_, **__: f"note: {printable(str(message))}\n"  # without file and line
     start_logging()
-    code, line = _run(words)
+    quiet_others()
+    with alive(words):
+        code, line = _run(words)
     try:
         sys.stdout.flush()
     except OSError as error:

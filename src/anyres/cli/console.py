@@ -35,6 +35,12 @@ def start_logging() -> None:
     rich.reconfigure(stderr=True, highlight=False, soft_wrap=False)
 
 
+def silence() -> None:
+    """Show of what anyres logs only warnings, and no progress bar."""
+    logging.getLogger("anyres").setLevel(logging.WARNING)
+    rich.reconfigure(stderr=True, highlight=False, force_terminal=False)
+
+
 def open_streams() -> None:
     """Let every name be printed whatever the terminal's encoding, and nothing land in a file where a stream is closed.
 
@@ -105,6 +111,11 @@ def report_(*sentences: str) -> None:
     console = stdout()
     for sentence in sentences:
         console.print(" ".join(sentence.splitlines()), soft_wrap=True)
+
+
+def suggest(*commands: str) -> None:
+    """Say which commands come next, on stderr; of `anyres --quiet` nothing."""
+    logging.getLogger("anyres").info("next: %s", "  or  ".join(f"`{command}`" for command in commands))
 
 
 def print_json(values: dict[str, Any]) -> None:

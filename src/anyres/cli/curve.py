@@ -26,7 +26,7 @@ def curve(
 
     Example: `anyres curve runs/first --sizes 64:320:32 320x192`
     """
-    from anyres.cli.console import report_
+    from anyres.cli.console import report_, suggest
     from anyres.cli.results import print_evaluation
     from anyres.runs import evaluate as runs
     from anyres.runs.opened import ModelSpec
@@ -37,3 +37,8 @@ def curve(
     runs.log_images(evaluation)
     folder = out or Path(model)
     report_(f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}")
+    found = evaluation.best.result
+    if found.headline.unit == "%":
+        suggest(f"anyres pick {folder} --bound {found.best.value - 0.01:.2f}", f"anyres pick {folder} --max-ms 20")
+    else:
+        suggest(f"anyres pick {folder} --max-ms 20")

@@ -1,7 +1,8 @@
 """How a verb ends: whatever was raised becomes one line and an exit code.
 
 0: done. 2: something the user can mend, with what to change. 1: a fault of ours, its traceback in a file that the line
-names. 130: stopped by Ctrl-C, 143: by another signal, with everything saved. 141: whoever read the output has gone.
+names. 3: the answer that there is none (`pick`). 130: stopped by Ctrl-C, 143: by another signal, with everything saved.
+141: whoever read the output has gone.
 """
 
 from __future__ import annotations

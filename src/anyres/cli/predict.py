@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +12,19 @@ from anyres.cli.app import app
 from anyres.cli.arguments import BACKEND, Classes, HugePages, Model, Weights
 from anyres.config import UserError
 
+if TYPE_CHECKING:
+    from anyres.runs.answers import FileAnswer
+
+NAMED = 3  # unreadable files that the last line names
+
 
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Files, folders (all images below), patterns such as 'a/**/*.png'."),
+    ],
     weights: Weights = None,
     classes: Classes = None,
     size: Annotated[str | None, typer.Option(help="224 or 320x192; the recipe's largest if not given.")] = None,
@@ -28,37 +37,80 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Of several labels: every one above this probability; 0.5 if not given."),
     ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Write the answers as JSON; - prints them instead of the table.")
+    ] = None,
+    as_csv: Annotated[Path | None, typer.Option("--csv", help="Write the answers as CSV, one row an image.")] = None,
     huge_pages: HugePages = False,
 ) -> None:
     """Print the likeliest classes of images; every likely label where the model gives several.
 
-    Example: `anyres predict runs/first photo.jpg --size 96`
+    An image that cannot be read is a row with the reason; the exit code is then 2, and all others are answered.
+
+    Example: `anyres predict runs/first photos --size 96 --csv answers.csv`
     """
+    from rich import get_console
+    from rich.progress import track
+
+    from anyres.cli.console import is_stdout, print_json, report_, suggest
+    from anyres.data.wanted_files import wanted_files
+    from anyres.flow import Size
+    from anyres.runs.answers import FileAnswer, write_answers_csv
+    from anyres.runs.evaluate import log_sentences, open_model
+    from anyres.runs.opened import ModelSpec
+    from anyres.runs.predict import PredictOptions, predict_files
+    from anyres.runs.report import write_json
+    from anyres.tasks import AnswerOptions
+
+    if as_csv and is_stdout(as_csv):
+        raise UserError("--csv writes a file: name one, or print the answers with --json -")
+    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages)
+    paths, notes = wanted_files(images)
+    trained = open_model(ModelSpec(model, weights, classes))
+    log_sentences(notes)
+    found = predict_files(trained, paths, options, AnswerOptions(top, threshold))
+    shown = track(found, "images", len(paths), transient=True, disable=not get_console().is_terminal)
+    answers = [FileAnswer(path, said) for path, said in shown]
+    facts = {"model": trained.name, "images": [answer.values for answer in answers]}
+    if is_stdout(as_json):
+        print_json(facts)
+    elif as_json:
+        write_json(facts, as_json)
+    if as_csv:
+        write_answers_csv(as_csv, answers)
+    written = [path for path in (as_json, as_csv) if path and not is_stdout(path)]
+    if written:
+        report_(f"{len(answers)} images: written to {' and '.join(map(str, written))}")
+    elif not as_json:
+        _print(answers)
+    _check_readable(answers)
+    if not written and not as_json and len(answers) > 1:
+        suggest(f"anyres predict {model} {images[0]} --csv answers.csv")
+
+
+def _print(answers: Sequence[FileAnswer]) -> None:
+    """A table with a row for each image; for one that cannot be read, the reason."""
     from rich.table import Table
 
     from anyres.cli.console import stdout
-    from anyres.flow import Size
-    from anyres.runs.evaluate import open_model
-    from anyres.runs.opened import ModelSpec
-    from anyres.runs.predict import PredictOptions, predict_files
-    from anyres.tasks import Answer, AnswerOptions
+    from anyres.tasks import Answer
 
-    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages)
-    trained = open_model(ModelSpec(model, weights, classes))
-    answers: list[tuple[Path, Answer]] = []
-    unreadable: list[str] = []
-    for path, answer in predict_files(trained, images, options, AnswerOptions(top, threshold)):
-        if isinstance(answer, Answer):
-            answers.append((path, answer))
-        else:
-            unreadable.append(f"{answer.name} is unreadable: {answer.reason}")
+    said = [(answer, answer.said.cells if isinstance(answer.said, Answer) else {}) for answer in answers]
+    columns = dict.fromkeys(column for _, cells in said for column in cells)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    columns = dict.fromkeys(column for _, answer in answers for column in answer.cells)
-    for column in ("image", *columns):
+    broken = ["error"] if any(answer.error for answer in answers) else []
+    for column in ("image", *columns, *broken):
         table.add_column(column, overflow="fold")
-    for path, answer in answers:
-        table.add_row(str(path), *(answer.cells.get(column, "") for column in columns))
-    if answers:
-        stdout().print(table)
-    if unreadable:
-        raise UserError("; ".join(unreadable))
+    for answer, cells in said:
+        every = {"image": str(answer.path), **cells, "error": answer.error}
+        table.add_row(*(every.get(column, "") for column in ("image", *columns, *broken)))
+    stdout().print(table)
+
+
+def _check_readable(answers: Sequence[FileAnswer]) -> None:
+    """Raises UserError that names what cannot be read."""
+    broken = [answer for answer in answers if answer.error]
+    if broken:
+        named = "; ".join(f"{answer.path} is unreadable: {answer.error}" for answer in broken[:NAMED])
+        more = f"; {len(broken)} of {len(answers)} images in all" if len(broken) > NAMED else ""
+        raise UserError(f"{named}{more}")

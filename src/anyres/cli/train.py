@@ -19,7 +19,10 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; runs/NAME if not given.")] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="Start from known weights (deit_base.224), a file, a URL, a hub id or a run."),
+        typer.Option(
+            "--weights",
+            help="Start from known weights (deit_base.224; auto: the best), a file, a URL, a hub id, a run.",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", help="CPU threads; if not given as many as are fastest here.")
@@ -29,10 +32,15 @@ def train(
 
     Example: `anyres train restv2_nano --data groceries --out runs/first train.epochs=2`
     """
+    from anyres.cli.console import report_, suggest
     from anyres.cli.results import print_evaluation
     from anyres.runs import train as runs
 
     given = [*(overrides or []), *([f"train.threads={threads}"] if threads is not None else [])]
-    evaluation = runs.train(recipe, given, data=data, out=out, weights=weights).evaluation
-    if evaluation is not None:
-        print_evaluation(evaluation)
+    run = runs.train(recipe, given, data=data, out=out, weights=weights)
+    if run.evaluation is not None:
+        print_evaluation(run.evaluation)
+    files = [run.folder / name for name in ("model.safetensors", "report.html")]
+    report_(f"written: {', '.join(str(file) for file in files if file.is_file())}")
+    if run.evaluation is not None:
+        suggest(f"anyres predict {run.folder} photo.jpg", f"anyres curve {run.folder} --sizes 64:320:32")

@@ -223,7 +223,8 @@ class Predictor:
         truth = build(self.model, Backend("eager", "fp32"), example)(example)
         runners: dict[Backend, Runner] = {}
         errors: dict[Backend, float] = {}
-        for backend in tried:
+        for number, backend in enumerate(tried, 1):
+            log.info("building backend %s (%d of %d)", backend, number, len(tried))
             try:
                 made = self._build(shape, backend)
             except BackendUnavailable as error:

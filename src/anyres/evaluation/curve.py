@@ -123,13 +123,17 @@ def _read_row(row: Mapping[str, str], described: tuple[Metric, ...]) -> SizeResu
     return SizeResult(row["model"], size, metrics, described, int(row["n"]), cost)
 
 
+class NothingFits(UserError):
+    """No size keeps the bounds: an answer, with the best there is, rather than a mistake."""
+
+
 def pick(results: Sequence[SizeResult], bound: float | None = None, max_ms: float | None = None) -> SizeResult:
     """The result that does the job.
 
     ``bound`` (of the headline metric: at least, or where lower is better at most; a share in [0, 1] where its unit is
     %) alone or with ``max_ms`` (milliseconds): the cheapest that keeps every bound, by latency, then MACs. ``max_ms``
-    alone: the best within it, then the cheapest. Raises UserError, on one line that names the best there is, where none
-    keeps the bounds or none is given.
+    alone: the best within it, then the cheapest. Raises NothingFits, on one line that names the best there is, where
+    none keeps the bounds; UserError where none is given.
     """
     if bound is None and max_ms is None:
         raise UserError("say what the size has to do: a least quality, a most latency in milliseconds, or both")
@@ -143,7 +147,7 @@ def pick(results: Sequence[SizeResult], bound: float | None = None, max_ms: floa
     quick = [r for r in results if max_ms is None or r.cost.latency_ms <= max_ms]
     fit = [r for r in good if r in quick]
     if not fit:
-        raise UserError(_nothing_fits(results, good, quick, bound, max_ms))
+        raise NothingFits(_nothing_fits(results, good, quick, bound, max_ms))
     return max(fit, key=_quality_first) if bound is None else min(fit, key=_cost)
 
 

@@ -195,7 +195,7 @@ class ResMLP(Backbone):
                 f"ResMLP learnt to mix a grid of {own_rows}x{own_columns} tokens and now sees {rows}x{columns}: its"
                 " matrices are resampled, which no paper has measured (any_size=True: trained at several sizes)",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=1,
             )
         return tokens, grid
 

@@ -28,6 +28,7 @@ from anyres.flow import Batch, Cost, Estimate, Size, SizeResult
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import crop_ratio, interpolation_of, scored_batches
 from anyres.runs.opened import DataSpec, TrainedModel, open_run
+from anyres.runs.stderr import doing
 from anyres.storage import remove_drafts
 from anyres.tasks.classify import TOP1
 
@@ -148,7 +149,10 @@ def predictors_for(trained: TrainedModel, sizes: Sequence[Size], options: Engine
 
     Of the backends that ``auto`` measured at every size, the fastest over all sizes together.
     """
-    made = {size: predictor_for(trained, size, options) for size in sizes}
+    made = {}
+    for size in sizes:
+        with doing(f"building {options.backend} at {size} px"):
+            made[size] = predictor_for(trained, size, options)
     times = [{timing.backend: timing.ms for timing in predictor.timings} for predictor in made.values()]
     everywhere = set.intersection(*map(set, times))
     if len({predictor.backend for predictor in made.values()}) == 1 or not everywhere:

@@ -14,7 +14,7 @@ from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import describe_images, evaluated_sizes
 from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
 from anyres.runs.report import Evaluation, folder_for, report_on
-from anyres.runs.stderr import show_log
+from anyres.runs.stderr import doing, show_log
 from anyres.tasks import known_metrics
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ def open_model(model: Model) -> TrainedModel:
     if isinstance(model, TrainedModel):
         return model
     spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
-    trained = load(spec.what, spec.weights, spec.classes)
+    with doing(f"opening {spec.what}"):
+        trained = load(spec.what, spec.weights, spec.classes)
     if trained.weights == UNTRAINED:
         log.info("%s is as it was initialized: it has learnt nothing", trained.name)
     return trained

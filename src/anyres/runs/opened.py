@@ -40,7 +40,7 @@ from anyres.runs.inputs import (
     scored_batches,
     with_channels,
 )
-from anyres.runs.stderr import show_log
+from anyres.runs.stderr import doing, show_log
 from anyres.storage import check_types, parse_json, read_json
 from anyres.tasks import Reference, Task, task_of
 from anyres.training.parallel import autocast_dtype
@@ -200,7 +200,8 @@ def measure_models(
     settings = next(iter(models.values())).settings
     networks = {name: model.model for name, model in models.items()}
     channels = images.channels
-    costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S, channels=channels)
+    with doing(f"timing {len(sizes)} sizes"):
+        costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S, channels=channels)
     results: dict[str, list[EvalResult]] = {}
     for name, model in models.items():
         results[name] = []

@@ -22,6 +22,7 @@ from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
+from anyres.runs.stderr import doing
 from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Task
 from anyres.training.state import State
@@ -113,7 +114,8 @@ def report_on(
     folder = folder_for(trained, out)
     measured = tuple(trained.measure(images, sizes or evaluated_sizes(trained.recipe)))
     evaluation = Evaluation(trained, images, measured)
-    write_report(evaluation, folder)
+    with doing("writing curve and report"):
+        write_report(evaluation, folder)
     return evaluation
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from anyres.config import printable
 
@@ -30,3 +31,22 @@ def show_log() -> None:
     log.addHandler(StderrHandler())
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
+
+
+_doing = [""]
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Inside, ``now_doing`` gives ``what``, as ``timing 9 sizes``: the command line shows it where nothing else is
+    printed for a while."""
+    _doing.append(what)
+    try:
+        yield
+    finally:
+        _doing.pop()
+
+
+def now_doing() -> str:
+    """What the work in hand is called; empty where nobody said."""
+    return _doing[-1]

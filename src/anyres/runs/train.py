@@ -31,6 +31,7 @@ from anyres.ops.residual import skip_dropped
 from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, dump_recipe, load_recipe
 from anyres.runs.bounds import check_recipe
+from anyres.runs.first_weights import AUTO, best_weights, from_scratch
 from anyres.runs.inputs import (
     check_apart,
     describe_images,
@@ -105,6 +106,8 @@ def train(
     else:
         made = load_recipe(recipe, overrides, given)
         name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+    if made.weights == AUTO:
+        made = replace(made, weights=best_weights(str(made.model["name"])))
     run = Path(out) if out is not None else Path("runs") / name.replace("/", "-").replace(":", "-")
     return TrainingRun(run, train_run(made, run, report=report))
 
@@ -148,8 +151,8 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     recipe, task = settled(recipe, task)
     check_folder(recipe, run)
     model = build_model(recipe, task)
-    if recipe.weights and not checkpoint.found(run):
-        log.info(start_from(model, recipe.weights, task.classes))
+    if not checkpoint.found(run):
+        log.info(start_from(model, recipe.weights, task.classes) if recipe.weights else from_scratch(recipe))
     freeze(model, recipe.train.trainable)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:

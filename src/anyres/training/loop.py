@@ -27,7 +27,7 @@ from anyres.training.log import Bar, RunLog
 from anyres.training.objectives import Objective
 from anyres.training.parallel import check_alike, restart_advice
 from anyres.training.plan import Plan
-from anyres.training.state import State, first_non_finite
+from anyres.training.state import Progress, State, first_non_finite
 from anyres.training.step import NonFiniteLoss, NonFiniteWeights, all_agree, make_step, rehearse
 from anyres.training.stop import Interrupted, Stop
 from anyres.training.threads import choose, run_threads
@@ -74,6 +74,7 @@ def train(
     computing = run_threads(accelerator, progress, plan.train.threads)
     with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar, keeper, computing as counts:
         clock = Clock(plan.steps - progress.step, accelerator.device)
+        scored = ""
         while progress.step < plan.steps or progress.unscored:
             if not progress.unscored:
                 batch = clock.waiting(batches)
@@ -94,14 +95,12 @@ def train(
                 if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
                     log.write(progress.step - 1, {name: float(value) for name, value in shown.items()}, clock.numbers())
                 facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
-                bar.show(progress.step, f"{facts}  {clock.facts()}")
+                bar.show(progress.step, f"{facts}  {scored}{clock.facts()}")
                 if advice := clock.advice():
                     logger.info(advice)
             if progress.unscored:
                 keeper.check()
-                scores = _evaluate(accelerator, state, callbacks, stop)
-                if log and scores:
-                    log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
+                scored = _record(log, _evaluate(accelerator, state, callbacks, stop), progress)
             stopping = _agreed(accelerator, stop.asked is not None)
             due = progress.step % plan.checkpoint_every == 0 or progress.step in (plan.steps, progress.best_step)
             if stopping or due:
@@ -114,6 +113,19 @@ def train(
     if progress.step < plan.steps or progress.unscored:
         return stop.asked or signal.SIGTERM  # of several processes another may have been asked
     return None
+
+
+def _record(log: RunLog | None, scores: Mapping[str, float], progress: Progress) -> str:
+    """Write and say what was scored after the last step; the headline metric, for the bar, as ``top1 0.667  ``."""
+    if not log or not scores:
+        return ""
+    log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
+    first, value = next(iter(scores.items()))
+    sizes = [f"{each:.3f} at {name.removeprefix(f'{first}/')}" for name, each in scores.items() if f"{first}/" in name]
+    is_best = progress.best_step == progress.step
+    best = "the best so far" if is_best else f"the best was {progress.best:.3f} after step {progress.best_step}"
+    logger.info("step %d: held-out %s %.3f (%s)", progress.step, first, value, "; ".join([*sizes, best]))
+    return f"{first} {value:.3f}  "
 
 
 def _skip(error: NonFiniteLoss, keeper: Keeper, state: State, plan: Plan, callbacks: Callbacks) -> dict[str, Tensor]:

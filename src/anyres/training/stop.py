@@ -7,6 +7,7 @@ first (``Stop``). PyTorch is not imported here, so that signals are heard while 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -78,6 +79,9 @@ class Stop:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self.asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.asked is None and number == signal.SIGINT and os.isatty(2):
+            with contextlib.suppress(OSError):  # by the system itself: a handler may not print
+                os.write(2, b"\r\x1b[Kstopping after this step, with everything saved; Ctrl-C again: at once\n")
         self.asked = self.asked or signal.Signals(number)
         if self._leaves:
             self._leaves = False
