@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anyres.data.views_config import ViewsConfig
 from PIL import Image
 from tests.data.labels import targets
 from tests.data.loading import load
@@ -20,12 +21,11 @@ from tests.data.test_shards import picture
 from torchvision import datasets
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import decode
 from anyres.data.hf_torchvision import SETS
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig
 
 RNG = np.random.default_rng(0)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from anyres.data.views_config import ViewsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,12 +17,11 @@ from tests.data.loading import load
 from tests.data.test_loader import same
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.patterns import expand, words_of
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig
 from anyres.flow import Record
 
 Members = list[tuple[str, bytes]]

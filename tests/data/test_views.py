@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from anyres.data.views_config import ViewGroup, ViewsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
-from anyres.data.views import ViewGroup, ViewsConfig, eval_view, make_views
+from anyres.data.augment_config import AugmentConfig
+from anyres.data.views import eval_view, make_views
 from anyres.flow import Size
 
 RNG = np.random.default_rng(0)

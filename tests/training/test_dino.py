@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anyres.training.schedule import OptimConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -33,7 +34,7 @@ from anyres.recipe import load_recipe
 from anyres.runs.opened import open_run
 from anyres.training.objectives import DinoConfig
 from anyres.training.objectives.dino import Dino, MomentumTeacher
-from anyres.training.optim import OptimConfig, build_optimizer, clip_each
+from anyres.training.optim import build_optimizer, clip_each
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
 from anyres.training.state import State

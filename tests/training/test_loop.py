@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from anyres.training.schedule import OptimConfig
 from safetensors.torch import load_file
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
@@ -27,7 +28,6 @@ from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 from anyres.tasks.classify import Classify
 from anyres.training import checkpoint, loop
-from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
 from anyres.training.state import State
 

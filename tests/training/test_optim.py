@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from anyres.training.schedule import OptimConfig, learning_rate, weight_decay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models.zoo import SMALL, build
@@ -13,7 +14,7 @@ from torch import nn
 from anyres import create_model
 from anyres.config import UserError
 from anyres.recipe import load_recipe
-from anyres.training.optim import OptimConfig, build_optimizer, learning_rate, set_rates, weight_decay
+from anyres.training.optim import build_optimizer, set_rates
 
 SCHEDULES = ("cosine", "inclusive_cosine", "epoch_cosine")
 

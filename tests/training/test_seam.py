@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from anyres.training.schedule import OptimConfig
 from tests.command import refused
 from tests.conftest import TinyRun
 from tests.models.zoo import build
@@ -31,7 +32,7 @@ from anyres.training.objectives import (
     registered_objective,
 )
 from anyres.training.objectives import registry as objectives
-from anyres.training.optim import OptimConfig, build_optimizer
+from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
 from anyres.training.state import State

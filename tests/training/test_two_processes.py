@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from anyres.training.schedule import OptimConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.conftest import TinyRun
@@ -23,7 +24,7 @@ from anyres.flow import Batch, Labels
 from anyres.tasks.classify import Classify
 from anyres.training.objectives import ObjectiveConfig, ObjectiveParts, Term
 from anyres.training.objectives.registry import FromTerms
-from anyres.training.optim import OptimConfig, build_optimizer
+from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
 from anyres.training.state import State

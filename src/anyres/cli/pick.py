@@ -29,9 +29,9 @@ def pick(
     Example: `anyres pick runs/first --min-top1 0.9`
     """
     from anyres.cli.console import report_
-    from anyres.runs import evaluate
+    from anyres.runs.pick import pick as choose
 
-    found = evaluate.pick(run, bound, max_ms)
+    found = choose(run, bound, max_ms)
     report_(
         f"{found.size}  {found.headline.name} {found.headline.text(found.best.value)}, "
         f"{found.cost.latency_ms:.2f} ms an image, {found.cost.macs / 1e6:.0f} M MACs"

@@ -24,10 +24,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, mix_seed
+from anyres.data.augment import mix_seed
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Parcel, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.data.workers import LOOKS_EVERY, ended, next_item, start
 from anyres.flow import Batch, Record, Size, TargetReader
 from anyres.ops.processors import processors

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from anyres.config import UserError
 from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
-from anyres.data.channels import channels_of, normalization
+from anyres.data.channels import channels_of
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
+from anyres.data.normalization import normalization
 from anyres.data.sources import Source, Wanted, open_source, open_test_set
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
 from anyres.models import variant

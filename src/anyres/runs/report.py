@@ -14,7 +14,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
-from anyres.evaluation.curve import EvalResult, write_csv
+from anyres.evaluation.curve import EvalResult
+from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.fingerprint import Fingerprint, fingerprint
 from anyres.evaluation.page import ReportPage, Sample
 from anyres.flow import Size, SizeResult

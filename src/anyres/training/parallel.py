@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.flow import has_bf16, pick_device
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from anyres.training.plan import Precision
 
 
 def build_accelerator(precision: Precision) -> Accelerator:

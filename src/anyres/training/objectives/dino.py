@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyres.flow import Batch
-from anyres.training.objectives.config import DinoConfig
+from anyres.training.objective_config import DinoConfig
 from anyres.training.objectives.objective import Backbone, Term, to_float32, view_names
 from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import Plan

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
 from anyres.flow import Batch
-from anyres.training.objectives.config import ObjectiveConfig
+from anyres.training.objective_config import ObjectiveConfig
 from anyres.training.objectives.objective import Backbone, Objective, Student, StudentOutput, TaskLoss, Teacher, Term
 from anyres.training.plan import Plan
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from anyres.flow import Batch
-from anyres.training.objectives.config import ObjectiveConfig
+from anyres.training.objective_config import ObjectiveConfig
 from anyres.training.objectives.consistency import distance
 from anyres.training.objectives.distillation import distillation_loss
 from anyres.training.objectives.objective import (
