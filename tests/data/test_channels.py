@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyres.data.normalization import normalization
-from anyres.data.views_config import ViewsConfig
 from PIL import Image
 from tests.data.loading import records_of
 
@@ -22,9 +20,11 @@ from anyres.data.color import blur, grayscale
 from anyres.data.decode import Unreadable, decode
 from anyres.data.loader import LoaderOptions, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, normalize
+from anyres.data.normalization import normalization
 from anyres.data.sources import open_source
 from anyres.data.targets import LabelReader
 from anyres.data.views import eval_view, make_views
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Record, Size
 from anyres.recipe import build_recipe, dump_recipe
 

@@ -13,13 +13,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from PIL import Image
 from scipy import stats
 from timm.data import auto_augment, create_transform
 
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.views import make_views
+from anyres.data.views_config import ViewsConfig
 
 N = 400
 SIZES = (40, 32, 24)

@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -24,6 +23,7 @@ from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_b
 from anyres.data.randaugment import _MOVES, Drawn, rand_augment
 from anyres.data.targets import LabelReader
 from anyres.data.views import draw_views, eval_geometry, eval_view
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Geometry, Labels, Record, Size
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from PIL import Image
 from tests.data.labels import targets
 from tests.data.loading import load
@@ -26,6 +25,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.decode import decode
 from anyres.data.hf_torchvision import SETS
 from anyres.data.sources import open_source
+from anyres.data.views_config import ViewsConfig
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from tests.data.labels import targets
 from tests.data.loading import evaluate, load
 from torch import Tensor
@@ -19,6 +18,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded, Unreadable
 from anyres.data.loader import PREFETCHED, steps_per_epoch
 from anyres.data.sources import open_source
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Size, seen_views
 
 JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from tests.command import anyres, refused
 from tests.pictures import make_folder
 
@@ -17,6 +16,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.loader_profile import Loading, measure_loading
 from anyres.data.sources import open_source
 from anyres.data.views import make_views
+from anyres.data.views_config import ViewsConfig
 from anyres.recipe import load_recipe
 from anyres.runs.bench_data import advise
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from anyres.data.mix_config import MixConfig
 
 from anyres.data.mix import draw_box, erase, mix, mix_rng, normalize, smooth_one_hot
+from anyres.data.mix_config import MixConfig
 from anyres.flow import Batch, Labels
 
 K = 4

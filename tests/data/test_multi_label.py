@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from anyres.data.mix_config import MixConfig
-from anyres.data.views_config import ViewsConfig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.labels import targets
@@ -29,7 +27,9 @@ from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.hf_torchvision import _class_names
 from anyres.data.mix import mix
+from anyres.data.mix_config import MixConfig
 from anyres.data.sources import Source, open_source
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Size
 
 SETS = [(), ("sun",), ("sea", "sun"), ("sand", "sea", "sun"), ("sea",)]  # of labels, in the order of the alphabet

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from tests.data.labels import targets
 from tests.data.loading import load
 from tests.data.test_loader import same
@@ -19,6 +18,7 @@ from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.sources import open_source
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Record
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

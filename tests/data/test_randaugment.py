@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from PIL import Image
 from timm.data import auto_augment as timm_auto
 
@@ -16,6 +15,7 @@ from anyres.data.augment import seeded
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.randaugment import Drawn, rand_augment
 from anyres.data.views import make_views
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Size
 
 RNG = np.random.default_rng(3)

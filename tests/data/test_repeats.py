@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.loading import load
@@ -17,6 +16,7 @@ from anyres.config import UserError
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.loader import Rank, Steps, _permutation, _StepKeys, steps_per_epoch
 from anyres.data.mix import erase
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Labels
 
 PLAIN = AugmentConfig()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +21,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.patterns import expand, words_of
 from anyres.data.sources import open_source
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Record
 
 Members = list[tuple[str, bytes]]

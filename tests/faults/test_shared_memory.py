@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from anyres.data.views_config import ViewsConfig
 from torch import Tensor
 
 from anyres.config import LoaderLost, UserError
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.decode import Decoded
 from anyres.data.shared_batch import SharedBatchBuffer, pack, unpack
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Labels, Size
 from tests.data.loading import evaluate, load
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from anyres.training.schedule import OptimConfig
 
 from anyres import create_model
 from anyres.config import UserError
 from anyres.training import checkpoint
 from anyres.training.optim import build_optimizer
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import Progress, State, build_ema
 
 

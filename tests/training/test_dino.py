@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyres.training.schedule import OptimConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -37,6 +36,7 @@ from anyres.training.objectives.dino import Dino, MomentumTeacher
 from anyres.training.optim import build_optimizer, clip_each
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, make_step
 

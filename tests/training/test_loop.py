@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from anyres.training.schedule import OptimConfig
 from safetensors.torch import load_file
 from tests.command import anyres, refused
 from tests.conftest import TinyRun
@@ -29,6 +28,7 @@ from anyres.runs.train import train_run
 from anyres.tasks.classify import Classify
 from anyres.training import checkpoint, loop
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 
 SMALL = ["views.sizes=[48, 32]", "data.batch_size=12", "train.eval_every=0", "evaluate.sizes=[32, 48]"]

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from anyres.training.schedule import OptimConfig, learning_rate, weight_decay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models.zoo import SMALL, build
@@ -15,6 +14,7 @@ from anyres import create_model
 from anyres.config import UserError
 from anyres.recipe import load_recipe
 from anyres.training.optim import build_optimizer, set_rates
+from anyres.training.schedule import OptimConfig, learning_rate, weight_decay
 
 SCHEDULES = ("cosine", "inclusive_cosine", "epoch_cosine")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from anyres.training.schedule import OptimConfig
 from tests.command import refused
 from tests.conftest import TinyRun
 from tests.models.zoo import build
@@ -35,6 +34,7 @@ from anyres.training.objectives import registry as objectives
 from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import back_propagate, make_step
 

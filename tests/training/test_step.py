@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from anyres.training.schedule import OptimConfig
 from tests.models.zoo import SMALL, build
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from anyres.training.objectives.supervised import Supervised
 from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State, build_ema, update_ema
 from anyres.training.step import NonFiniteLoss, make_step, split
 

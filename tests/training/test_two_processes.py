@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from anyres.training.schedule import OptimConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.conftest import TinyRun
@@ -27,6 +26,7 @@ from anyres.training.objectives.registry import FromTerms
 from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import make_step
 

@@ -38,8 +38,7 @@ def predict(
 
     from anyres.cli.console import stdout
     from anyres.flow import Size
-    from anyres.runs.evaluate import open_model
-    from anyres.runs.opened import ModelSpec
+    from anyres.runs.opened import ModelSpec, open_model
     from anyres.runs.predict import PredictOptions, predict_files
     from anyres.tasks import Answer, AnswerOptions
 

@@ -11,13 +11,12 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
 from anyres.config import UserError
 from anyres.data.augment_config import AugmentConfig
@@ -25,6 +24,9 @@ from anyres.data.color import Step, blur, grayscale, solarize, sometimes, three_
 from anyres.data.geometry import View, cut, distorted, flipped, resized, whole
 from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 _PADDING = 4  # pixels around an image before a padded or simple crop
 _LONGEST = 8  # these crops first cut a window out of an image that is more than so many times as elongated as the view
@@ -124,8 +126,24 @@ def resize(image: UInt8[Tensor, "c h w"], size: Size, interpolation: str = "bicu
     """Antialiased; ``interpolation``: ``bicubic`` or ``bilinear``."""
     if size == (1, 1):
         return one_pixel(image)
+    if interpolation == "bicubic" and image.device.type == "cpu":
+        return _bicubic(image, size)
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
     made: Tensor = F.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     return made
+
+
+def _bicubic(image: UInt8[Tensor, "c h w"], size: Size) -> UInt8[Tensor, "c H W"]:
+    """What torchvision's ``resize`` does with bytes on a CPU, bit for bit, without the seconds its import takes."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    batch = image[None]  # (1, c, h, w)
+    if batch.is_contiguous(memory_format=torch.channels_last) and batch.numel() != batch.stride(0):
+        # h, w, c in memory, which the result keeps only if the stride of the one image says so too
+        batch = batch.as_strided(batch.shape, (batch.numel(), *batch.stride()[1:]))
+    return torch.nn.functional.interpolate(batch, list(size), mode="bicubic", align_corners=False, antialias=True)[0]
 
 
 def _window(view: View, size: Size) -> View:
@@ -176,6 +194,8 @@ def _on_pixels(step: Step) -> ViewStep:
 
 
 def _crop(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:
+    from torchvision.transforms import v2
+
     if how.crop == "padded":
         yield lambda view: _cover(_window(view, size), size)
         yield _random_crop(v2.RandomCrop(size, padding=_PADDING))
@@ -203,6 +223,9 @@ def _random_crop(draw: v2.RandomCrop) -> ViewStep:
 
 def _resized_crop(how: AugmentConfig, size: Size) -> ViewStep:
     """torchvision's RandomResizedCrop. The box is copied before it is resized: so it lies in the processor's cache."""
+    from torchvision.transforms import InterpolationMode, v2
+    from torchvision.transforms.v2 import functional as F
+
     mode = InterpolationMode(how.interpolation)
     draw = v2.RandomResizedCrop(size, how.crop_scale, how.crop_ratio)
 
@@ -235,6 +258,8 @@ def _colors(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:
         yield _rand_augment(how.rand_augment, size, how.interpolation)
     elif how.jitters and how.jitter:
         yield _on_pixels(Tensor.contiguous)  # these are faster by channel
+        from torchvision.transforms import v2
+
         jitter = v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue)
         yield _on_pixels(sometimes(how.jitter, jitter))
     for probability, step in ((how.grayscale, grayscale), (how.blur, blur), (how.solarize, solarize)):

@@ -90,6 +90,8 @@ def train_batches(
     says so. Views that a step does not see stay black. Raises UserError, among others when more images than
     ``max_unreadable`` cannot be read.
     """
+    import torchvision.transforms.v2  # noqa: F401  # before processes are forked: each would import it for itself
+
     _check_count(images, records)
     batch_size, world = steps.batch_size, rank.world
     if batch_size < 1 or batch_size % world:

@@ -9,13 +9,11 @@ from pathlib import Path
 from anyres.flow import Size, parse_sizes
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import describe_images, evaluated_sizes
-from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
+from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
 from anyres.runs.report import Evaluation, folder_for, report_on
 from anyres.runs.stderr import show_log
 
 log = logging.getLogger(__name__)
-Model = str | Path | ModelSpec | TrainedModel
-"""A run folder, the name of a model or of known weights, a ModelSpec with weights, or what ``load`` returned."""
 Sizes = Sequence[str | int | Size]
 
 
@@ -53,17 +51,6 @@ def curve(
     wanted = parse(sizes)
     _check(trained, wanted)
     return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
-
-
-def open_model(model: Model) -> TrainedModel:
-    """The model that is named; that it has learnt nothing is logged. Raises UserError."""
-    if isinstance(model, TrainedModel):
-        return model
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
-    trained = load(spec.what, spec.weights, spec.classes)
-    if trained.weights == UNTRAINED:
-        log.info("%s is as it was initialized: it has learnt nothing", trained.name)
-    return trained
 
 
 def _check(trained: TrainedModel, sizes: Sequence[Size]) -> None:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from anyres.config import UserError
 from anyres.data.augment import check_channels
@@ -24,6 +24,9 @@ from anyres.models import variant
 from anyres.recipe import Recipe
 from anyres.tasks import Task
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 _TOLD = 1000  # images that become unreadable while a run lasts, and are named at once

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
@@ -183,6 +182,8 @@ def samples_of(
         ]
         truth = scored[0][1].task.truth(images.source, index)
         image = images[index].image
+        from torchvision.transforms.v2.functional import to_pil_image
+
         picture = to_pil_image(image if len(image) <= 4 else image[:3])  # of many bands the first three
         samples.append(Sample(images.source.records[index].name, picture, truth, answers))
     return samples

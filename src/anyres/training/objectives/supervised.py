@@ -7,8 +7,8 @@ the labels alone, every smaller one also from the feature of the view just above
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from anyres.flow import Batch
@@ -26,6 +26,9 @@ from anyres.training.objectives.objective import (
     view_names,
 )
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Supervised:
