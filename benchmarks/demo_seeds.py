@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from anyres.evaluation.curve import read_csv
+from anyres.evaluation.curve_file import read_csv
 from anyres.runs.demo import ANY, SINGLE, run_demo
 from anyres.runs.opened import open_run
 

@@ -37,7 +37,7 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.builtin import load
 from anyres.data.cache import DecodedImages
 from anyres.data.loader import LoaderOptions, Steps, train_batches
@@ -45,7 +45,7 @@ from anyres.data.loader_profile import measure_loading
 from anyres.data.mix import erase, normalize
 from anyres.data.sources import open_source
 from anyres.data.targets import reader_of
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 
 SIZES = (224, 160, 128)
 BATCH, WORKERS, WARM_UP = 32, 2, 4  # images, processes, batches that do not count

@@ -28,7 +28,7 @@ from torchvision import models
 from anyres.config import UserError
 from anyres.data.loader import LoaderOptions, Steps, train_batches
 from anyres.data.mix import normalize
-from anyres.evaluation.curve import read_csv
+from anyres.evaluation.curve_file import read_csv
 from anyres.flow import Size
 from anyres.recipe import Recipe, build_recipe
 from anyres.runs.inputs import open_images, scored_batches

@@ -25,10 +25,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.loader import LoaderOptions, Steps, train_batches
-from anyres.data.mix import MixConfig, mix, mix_rng, normalize
-from anyres.data.views import ViewsConfig
+from anyres.data.mix import mix, mix_rng, normalize
+from anyres.data.mix_config import MixConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.recipe import build_recipe

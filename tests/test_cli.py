@@ -42,14 +42,21 @@ def test_without_a_verb_the_help_is_shown() -> None:
     assert all(verb in answer.out for verb in VERBS)
 
 
-def test_help_and_lists_start_without_torch() -> None:
+def test_help_and_lists_start_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "curve.csv").write_text(
+        "model,height,width,top1,n,latency_ms,macs,images_per_s\nm,64,64,0.9,100,1.0,1000000,500\n"
+    )
     code = (
         "import sys\nfrom unittest import mock\nfrom anyres.cli import main\n"
-        "for words in (['--help'], ['train', '--help'], ['models'], ['data']):\n"
+        "for words in (['--help'], ['train', '--help'], ['models'], ['data'], ['recipes'], "
+        f"['pick', {str(tmp_path)!r}, '--bound', '0.9']):\n"
         "    with mock.patch('sys.argv', ['anyres', *words]):\n"
         "        try:\n            main()\n"
-        "        except SystemExit as ended:\n            assert not ended.code\n"
+        "        except SystemExit as ended:\n            assert not ended.code, words\n"
         "    assert 'torch' not in sys.modules, words\n"
+        "import anyres.recipe\nassert 'torch' not in sys.modules\n"
+        "import anyres.runs.predict\nslow = {'torchvision', 'timm', 'accelerate', 'matplotlib', 'torch._dynamo'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

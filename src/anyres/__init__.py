@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from anyres.models.create import create_model
     from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
-    from anyres.runs.evaluate import curve, evaluate, pick
+    from anyres.runs.evaluate import curve, evaluate
     from anyres.runs.opened import load
+    from anyres.runs.pick import pick
     from anyres.runs.predict import predict
     from anyres.runs.train import train
     from anyres.tasks import ImageTask, register_task
@@ -40,7 +41,7 @@ _HOMES = {
     "list_models": "anyres.models.registry",
     "load": "anyres.runs.opened",
     "load_weights": "anyres.models.weights",
-    "pick": "anyres.runs.evaluate",
+    "pick": "anyres.runs.pick",
     "predict": "anyres.runs.predict",
     "register_engine": "anyres.deploy.engines.backend",
     "register_family": "anyres.models.registry",

@@ -13,24 +13,25 @@ from dataclasses import field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from anyres.config import UserError, config, nearest, override, printable
-from anyres.data.augment import AugmentConfig
-from anyres.data.channels import IMAGENET_MEAN, IMAGENET_STD, normalization
-from anyres.data.mix import MixConfig
-from anyres.data.views import ViewsConfig
+from anyres.data.augment_config import AugmentConfig
+from anyres.data.mix_config import MixConfig
+from anyres.data.normalization import IMAGENET_MEAN, IMAGENET_STD, normalization
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import MOST_SIDE, Size, parse_sizes
-from anyres.models import variant
-from anyres.models.registry import is_model, model_names
+from anyres.models.registry import is_model, model_names, variant
 from anyres.storage import read_bytes
-from anyres.tasks import Configs, check
-from anyres.training.objectives import ObjectiveConfig
-from anyres.training.optim import OptimConfig
+from anyres.training.objective_config import ObjectiveConfig
 from anyres.training.plan import TrainConfig
+from anyres.training.schedule import OptimConfig
+
+if TYPE_CHECKING:
+    from anyres.tasks import Configs
 
 MOST_WORKERS = 512
 """Loader processes of a process."""
@@ -173,11 +174,16 @@ class Recipe:
         seen, sizes = self.objective.views_per_step, len(self.views.sizes)
         if seen is not None and seen > sizes:
             raise ValueError(f"objective.views_per_step={seen}, but views.sizes has {sizes}: give at most as many")
-        check(self.task, self.configs)
+        if self.task != "auto" or self.objective.chosen == "dino":  # else the images decide on the task
+            from anyres.tasks import check  # with torch
+
+            check(self.task, self.configs)
 
     @property
     def configs(self) -> Configs:
         """The parts that have to suit a task."""
+        from anyres.tasks import Configs  # with torch
+
         return Configs(self.objective, self.views, self.mix, self.optim, self.train)
 
 

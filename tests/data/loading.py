@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.samples import Images
 from anyres.data.targets import LabelReader
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Record, Size
 
 

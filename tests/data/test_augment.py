@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from anyres.data.augment import AugmentConfig, augment, mix_seed, seeded
+from anyres.data.augment import augment, mix_seed, seeded
+from anyres.data.augment_config import AugmentConfig
 from anyres.flow import Size
 
 PLAIN = AugmentConfig()

@@ -12,16 +12,19 @@ from PIL import Image
 from tests.data.loading import records_of
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, check_channels
+from anyres.data.augment import check_channels
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
-from anyres.data.channels import channels_of, normalization
+from anyres.data.channels import channels_of
 from anyres.data.color import blur, grayscale
 from anyres.data.decode import Unreadable, decode
 from anyres.data.loader import LoaderOptions, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, normalize
+from anyres.data.normalization import normalization
 from anyres.data.sources import open_source
 from anyres.data.targets import LabelReader
-from anyres.data.views import ViewsConfig, eval_view, make_views
+from anyres.data.views import eval_view, make_views
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Record, Size
 from anyres.recipe import build_recipe, dump_recipe
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data import auto_augment as timm_auto
 from torchvision.transforms.v2 import functional as F
 
-from anyres.data.augment import AugmentConfig, augment, seeded
+from anyres.data.augment import augment, seeded
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.color import grayscale, solarize
 from anyres.data.geometry import whole
 from anyres.data.randaugment import rand_augment

@@ -17,8 +17,9 @@ from PIL import Image
 from scipy import stats
 from timm.data import auto_augment, create_transform
 
-from anyres.data.augment import AugmentConfig
-from anyres.data.views import ViewsConfig, make_views
+from anyres.data.augment_config import AugmentConfig
+from anyres.data.views import make_views
+from anyres.data.views_config import ViewsConfig
 
 N = 400
 SIZES = (40, 32, 24)

@@ -15,13 +15,15 @@ from tests.data.loading import records_of
 from torch import Tensor
 from torchvision import tv_tensors
 
-from anyres.data.augment import AugmentConfig, preserve_rng_state
+from anyres.data.augment import preserve_rng_state
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.decode import Decoded, _Reduced, _seen, decode
 from anyres.data.geometry import composed, inverted, map_boxes, map_mask, map_points, matrix, whole
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.randaugment import _MOVES, Drawn, rand_augment
 from anyres.data.targets import LabelReader
-from anyres.data.views import ViewsConfig, draw_views, eval_geometry, eval_view
+from anyres.data.views import draw_views, eval_geometry, eval_view
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Geometry, Labels, Record, Size
 
 

@@ -20,12 +20,12 @@ from tests.data.test_shards import picture
 from torchvision import datasets
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import decode
 from anyres.data.hf_torchvision import SETS
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 
 RNG = np.random.default_rng(0)
 

@@ -13,12 +13,12 @@ from tests.data.loading import evaluate, load
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded, Unreadable
 from anyres.data.loader import PREFETCHED, steps_per_epoch
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Size, seen_views
 
 JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4)

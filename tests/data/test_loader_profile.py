@@ -11,11 +11,12 @@ from tests.command import anyres, refused
 from tests.pictures import make_folder
 
 from anyres.data import loader_profile as stages
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.loader_profile import Loading, measure_loading
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig, make_views
+from anyres.data.views import make_views
+from anyres.data.views_config import ViewsConfig
 from anyres.recipe import load_recipe
 from anyres.runs.bench_data import advise
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from anyres.data.mix import MixConfig, draw_box, erase, mix, mix_rng, normalize, smooth_one_hot
+from anyres.data.mix import draw_box, erase, mix, mix_rng, normalize, smooth_one_hot
+from anyres.data.mix_config import MixConfig
 from anyres.flow import Batch, Labels
 
 K = 4

@@ -23,12 +23,13 @@ from tests.data.loading import evaluate, load
 from tests.data.test_shards import picture
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.hf_torchvision import _class_names
-from anyres.data.mix import MixConfig, mix
+from anyres.data.mix import mix
+from anyres.data.mix_config import MixConfig
 from anyres.data.sources import Source, open_source
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Size
 
 SETS = [(), ("sun",), ("sea", "sun"), ("sand", "sea", "sun"), ("sea",)]  # of labels, in the order of the alphabet

@@ -14,11 +14,11 @@ from tests.data.test_shards import picture
 
 from anyres.config import UserError
 from anyres.data import parquet
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Record
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

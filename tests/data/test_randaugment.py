@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from timm.data import auto_augment as timm_auto
 
-from anyres.data.augment import AugmentConfig, seeded
+from anyres.data.augment import seeded
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.randaugment import Drawn, rand_augment
-from anyres.data.views import ViewsConfig, make_views
+from anyres.data.views import make_views
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Size
 
 RNG = np.random.default_rng(3)

@@ -13,10 +13,10 @@ from tests.data.loading import load
 from tests.data.test_loader import Noise, same
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.loader import Rank, Steps, _permutation, _StepKeys, steps_per_epoch
 from anyres.data.mix import erase
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Labels
 
 PLAIN = AugmentConfig()

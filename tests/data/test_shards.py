@@ -16,12 +16,12 @@ from tests.data.loading import load
 from tests.data.test_loader import same
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.patterns import expand, words_of
 from anyres.data.sources import open_source
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Record
 
 Members = list[tuple[str, bytes]]

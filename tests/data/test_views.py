@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig
-from anyres.data.views import ViewGroup, ViewsConfig, eval_view, make_views
+from anyres.data.augment import resize
+from anyres.data.augment_config import AugmentConfig
+from anyres.data.views import eval_view, make_views
+from anyres.data.views_config import ViewGroup, ViewsConfig
 from anyres.flow import Size
 
 RNG = np.random.default_rng(0)
@@ -137,6 +140,18 @@ def test_a_square_is_resize_and_centre_crop(side: int, crop: float, turn: bool) 
     error = np.abs(got - expected)
     assert error.max() <= 2
     assert error.mean() < 0.02
+
+
+@pytest.mark.parametrize("turn", [True, False])  # h, w, c in memory, as a decoder's, or c, h, w
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(24, 24), (17, 40), (96, 64), (31, 45)])
+def test_bytes_are_resized_as_torchvision_does_bit_for_bit(size: tuple[int, int], channels: int, turn: bool) -> None:
+    values = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (31, 45, channels), np.uint8)).permute(2, 0, 1)
+    image = values if turn else values.contiguous()
+    mine = resize(image, Size(*size))
+    theirs = v2.functional.resize(image, list(size), transforms.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(mine, theirs)
+    assert channels == 1 or mine.stride() == theirs.stride()  # of one channel both mean the same
 
 
 def test_published_resize_sides() -> None:

@@ -15,7 +15,9 @@ from PIL import Image
 from torch import nn
 
 from anyres.config import UserError
-from anyres.evaluation.curve import measure_quality, pick, read_csv, write_csv
+from anyres.evaluation.choice import pick
+from anyres.evaluation.curve import measure_quality
+from anyres.evaluation.curve_file import read_csv, write_csv
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.plots.curve import plot, png
 from anyres.evaluation.plots.label_placement import spread

@@ -15,7 +15,8 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss, precisi
 from torch import nn
 
 from anyres.config import UserError
-from anyres.evaluation.curve import pick, read_csv, write_csv
+from anyres.evaluation.choice import pick
+from anyres.evaluation.curve_file import read_csv, write_csv
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.multilabel import LabelScores, score_labels, write_label_table
 from anyres.flow import Batch, Cost, Labels, Size, SizeResult

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from anyres.config import LoaderLost, UserError
-from anyres.data.augment import AugmentConfig
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.decode import Decoded
 from anyres.data.shared_batch import SharedBatchBuffer, pack, unpack
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Labels, Size
 from tests.data.loading import evaluate, load
 

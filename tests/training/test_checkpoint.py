@@ -8,7 +8,8 @@ import torch
 from anyres import create_model
 from anyres.config import UserError
 from anyres.training import checkpoint
-from anyres.training.optim import OptimConfig, build_optimizer
+from anyres.training.optim import build_optimizer
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import Progress, State, build_ema
 
 

@@ -33,9 +33,10 @@ from anyres.recipe import load_recipe
 from anyres.runs.opened import open_run
 from anyres.training.objectives import DinoConfig
 from anyres.training.objectives.dino import Dino, MomentumTeacher
-from anyres.training.optim import OptimConfig, build_optimizer, clip_each
+from anyres.training.optim import build_optimizer, clip_each
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, make_step
 

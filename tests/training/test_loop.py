@@ -27,8 +27,8 @@ from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 from anyres.tasks.classify import Classify
 from anyres.training import checkpoint, loop
-from anyres.training.optim import OptimConfig
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 
 SMALL = ["views.sizes=[48, 32]", "data.batch_size=12", "train.eval_every=0", "evaluate.sizes=[32, 48]"]

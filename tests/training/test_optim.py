@@ -13,7 +13,8 @@ from torch import nn
 from anyres import create_model
 from anyres.config import UserError
 from anyres.recipe import load_recipe
-from anyres.training.optim import OptimConfig, build_optimizer, learning_rate, set_rates, weight_decay
+from anyres.training.optim import build_optimizer, set_rates
+from anyres.training.schedule import OptimConfig, learning_rate, weight_decay
 
 SCHEDULES = ("cosine", "inclusive_cosine", "epoch_cosine")
 

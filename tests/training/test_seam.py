@@ -31,9 +31,10 @@ from anyres.training.objectives import (
     registered_objective,
 )
 from anyres.training.objectives import registry as objectives
-from anyres.training.optim import OptimConfig, build_optimizer
+from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import back_propagate, make_step
 

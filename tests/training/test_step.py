@@ -16,9 +16,10 @@ from anyres.models.trainable import freeze
 from anyres.tasks.classify import Classify
 from anyres.training.objectives import DistillationConfig, ObjectiveConfig
 from anyres.training.objectives.supervised import Supervised
-from anyres.training.optim import OptimConfig, build_optimizer
+from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State, build_ema, update_ema
 from anyres.training.step import NonFiniteLoss, make_step, split
 

@@ -23,9 +23,10 @@ from anyres.flow import Batch, Labels
 from anyres.tasks.classify import Classify
 from anyres.training.objectives import ObjectiveConfig, ObjectiveParts, Term
 from anyres.training.objectives.registry import FromTerms
-from anyres.training.optim import OptimConfig, build_optimizer
+from anyres.training.optim import build_optimizer
 from anyres.training.parallel import build_accelerator
 from anyres.training.plan import Plan, TrainConfig
+from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import make_step
 

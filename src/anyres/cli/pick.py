@@ -34,11 +34,11 @@ def pick(
     Example: `anyres pick runs/first --min-top1 0.9`
     """
     from anyres.cli.console import report_, suggest
-    from anyres.evaluation.curve import NothingFits
-    from anyres.runs import evaluate
+    from anyres.evaluation.choice import NothingFits
+    from anyres.runs.pick import pick as choose
 
     try:
-        found = evaluate.pick(run, bound, max_ms)
+        found = choose(run, bound, max_ms)
     except NothingFits as answer:
         report_(str(answer))
         raise typer.Exit(NO_SIZE) from None

@@ -56,10 +56,10 @@ def predict(
     from anyres.data.wanted_files import wanted_files
     from anyres.flow import Size
     from anyres.runs.answers import FileAnswer, write_answers_csv
-    from anyres.runs.evaluate import log_sentences, open_model
-    from anyres.runs.opened import ModelSpec
+    from anyres.runs.opened import ModelSpec, open_model
     from anyres.runs.predict import PredictOptions, predict_files
     from anyres.runs.report import write_json
+    from anyres.runs.stderr import log_sentences
     from anyres.tasks import AnswerOptions
 
     if as_csv and is_stdout(as_csv):

@@ -41,12 +41,12 @@ def probe(
     from anyres.evaluation.probe import ProbeConfig
     from anyres.evaluation.report import probe_table
     from anyres.flow import Size
-    from anyres.runs.evaluate import log_sentences, open_model
     from anyres.runs.inputs import describe_images
-    from anyres.runs.opened import DataSpec, ModelSpec
+    from anyres.runs.opened import DataSpec, ModelSpec, open_model
     from anyres.runs.probe import ProbeOptions
     from anyres.runs.probe import probe as run
     from anyres.runs.report import write_json
+    from anyres.runs.stderr import log_sentences
 
     if not all(part.strip().isdecimal() for part in k.split(",")):
         raise UserError(f"--k {k!r}: give numbers of neighbors, as 10,20")

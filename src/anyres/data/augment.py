@@ -7,86 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
-from anyres.config import UserError, config
+from anyres.config import UserError
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.color import Step, blur, grayscale, solarize, sometimes, three_augment
 from anyres.data.geometry import View, cut, distorted, flipped, resized, whole
 from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
 _PADDING = 4  # pixels around an image before a padded or simple crop
 _LONGEST = 8  # these crops first cut a window out of an image that is more than so many times as elongated as the view
-_RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p)\d+(\.\d+)?)*")
-
-
-@config
-class AugmentConfig:
-    """How a training view is cut and colored.
-
-    Colors are done in this order: three_augment, rand_augment or color jitter, grayscale, blur, solarize.
-    """
-
-    # ``resized`` cuts a box of crop_scale and crop_ratio and resizes it; ``padded`` pads 4 black pixels around and cuts
-    # at random (for pictures that have the view's size, as CIFAR's); ``simple`` (DeiT III's SRC) resizes so that the
-    # view is just covered, pads 4 mirrored pixels and cuts at random
-    crop: Literal["resized", "padded", "simple"] = "resized"
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area, least and most
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, least and most
-    flip: float = 0.5  # probability of mirroring left to right
-    brightness: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
-    contrast: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
-    saturation: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
-    hue: float = 0.0  # strength of color jitter: shifts from -x to x of the color wheel, at most 0.5
-    jitter: float = 1.0  # probability of color jitter
-    three_augment: bool = False  # DeiT III: exactly one of grayscale, solarize and blur, before color jitter
-    rand_augment: str | None = None  # timm's string, as rand-m9-mstd0.5-inc1, instead of color jitter
-    grayscale: float = 0.0  # probability of luma in all three channels
-    blur: float = 0.0  # probability of Gaussian blur of a radius of 0.1 to 2 pixels
-    solarize: float = 0.0  # probability of inverting values from 128 on
-    erasing: float = 0.0  # probability of a box of noise, drawn after normalizing (mix.erase)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of resized crops and RandAugment's geometry
-
-    def __post_init__(self) -> None:
-        if self.jitters and self.rand_augment:
-            raise ValueError("color jitter and rand_augment exclude each other: set one of them to 0 or null")
-        if self.three_augment and self.rand_augment:
-            raise ValueError("three_augment and rand_augment exclude each other: set one of them to false or null")
-        if self.three_augment and self.erasing:
-            raise ValueError(f"three_augment goes without erasing, which is {self.erasing}: set it to 0")
-        if self.three_augment and any((self.grayscale, self.blur, self.solarize)):
-            raise ValueError("three_augment does grayscale, blur or solarize itself: set these probabilities to 0")
-        if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
-            raise ValueError(f"rand_augment {self.rand_augment!r} is not of the form 'rand-m9-mstd0.5-inc1'")
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale {self.crop_scale} must be two shares of the area, 0 < low <= high <= 1")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio {self.crop_ratio} must be two ratios, 0 < low <= high")
-        if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
-            raise ValueError(f"flip {self.flip} and erasing {self.erasing} are probabilities: 0 to 1")
-        for name in ("jitter", "grayscale", "blur", "solarize"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
-        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
-            raise ValueError("strengths of color jitter are 0 or more, and hue is at most 0.5")
-
-    @property
-    def jitters(self) -> bool:
-        """Whether any strength of color jitter is set."""
-        return any((self.brightness, self.contrast, self.saturation, self.hue))
 
 
 ViewStep = Callable[[View], View]
@@ -183,8 +126,24 @@ def resize(image: UInt8[Tensor, "c h w"], size: Size, interpolation: str = "bicu
     """Antialiased; ``interpolation``: ``bicubic`` or ``bilinear``."""
     if size == (1, 1):
         return one_pixel(image)
+    if interpolation == "bicubic" and image.device.type == "cpu":
+        return _bicubic(image, size)
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
     made: Tensor = F.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     return made
+
+
+def _bicubic(image: UInt8[Tensor, "c h w"], size: Size) -> UInt8[Tensor, "c H W"]:
+    """What torchvision's ``resize`` does with bytes on a CPU, bit for bit, without the seconds its import takes."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    batch = image[None]  # (1, c, h, w)
+    if batch.is_contiguous(memory_format=torch.channels_last) and batch.numel() != batch.stride(0):
+        # h, w, c in memory, which the result keeps only if the stride of the one image says so too
+        batch = batch.as_strided(batch.shape, (batch.numel(), *batch.stride()[1:]))
+    return torch.nn.functional.interpolate(batch, list(size), mode="bicubic", align_corners=False, antialias=True)[0]
 
 
 def _window(view: View, size: Size) -> View:
@@ -235,6 +194,8 @@ def _on_pixels(step: Step) -> ViewStep:
 
 
 def _crop(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:
+    from torchvision.transforms import v2
+
     if how.crop == "padded":
         yield lambda view: _cover(_window(view, size), size)
         yield _random_crop(v2.RandomCrop(size, padding=_PADDING))
@@ -262,6 +223,9 @@ def _random_crop(draw: v2.RandomCrop) -> ViewStep:
 
 def _resized_crop(how: AugmentConfig, size: Size) -> ViewStep:
     """torchvision's RandomResizedCrop. The box is copied before it is resized: so it lies in the processor's cache."""
+    from torchvision.transforms import InterpolationMode, v2
+    from torchvision.transforms.v2 import functional as F
+
     mode = InterpolationMode(how.interpolation)
     draw = v2.RandomResizedCrop(size, how.crop_scale, how.crop_ratio)
 
@@ -294,6 +258,8 @@ def _colors(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:
         yield _rand_augment(how.rand_augment, size, how.interpolation)
     elif how.jitters and how.jitter:
         yield _on_pixels(Tensor.contiguous)  # these are faster by channel
+        from torchvision.transforms import v2
+
         jitter = v2.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue)
         yield _on_pixels(sometimes(how.jitter, jitter))
     for probability, step in ((how.grayscale, grayscale), (how.blur, blur), (how.solarize, solarize)):

@@ -40,6 +40,8 @@ class DecodedImages:
         view_side: int | None = None,
         progress: bool = True,
     ) -> None:
+        import torchvision.io  # noqa: F401  # reads JPEGs faster than Pillow, once it is there
+
         self.source, self.short_side, self.dct_side, self.channels = source, short_side, dct_side, channels
         self.view_side = view_side
         self._kept: list[Decoded | Unreadable] | None = None

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from anyres.config import UserError
 from anyres.data.array_file import array_like, is_array
 from anyres.data.image_formats import formats, openable
 from anyres.data.pixels import channels_in, in_rows
 from anyres.flow import Record
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _SAMPLE = 64  # files that are opened to see how many channels a set has
 
 
@@ -49,27 +46,3 @@ def count_channels(record: Record) -> int | None:
             return channels_in(image)
     except Exception:  # Pillow raises almost anything on hostile bytes; whoever decodes it says what is wrong
         return None
-
-
-def normalization(
-    mean: Sequence[float], std: Sequence[float], channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """``data.mean`` and ``data.std`` for so many channels.
-
-    One value is repeated, also where it was given for each of three; ImageNet's own three, the default, become their
-    mean, repeated. Raises UserError for another number of values.
-    """
-    return _for_channels("mean", mean, IMAGENET_MEAN, channels), _for_channels("std", std, IMAGENET_STD, channels)
-
-
-def _for_channels(name: str, values: Sequence[float], usual: Sequence[float], channels: int) -> tuple[float, ...]:
-    if len(values) == channels:
-        return tuple(values)
-    if len(set(values)) == 1:
-        return (values[0],) * channels
-    if tuple(values) == tuple(usual):
-        return (sum(usual) / len(usual),) * channels
-    raise UserError(
-        f"data.{name} has {len(values)} values, and images are read with {channels} "
-        f"{'channel' if channels == 1 else 'channels'}: give one value{f', or {channels}' if channels > 1 else ''}"
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_jpeg
 
 from anyres.config import UserError
 from anyres.data.array_file import is_array, is_white_zero, read_array
@@ -276,15 +276,19 @@ def _seen(size: Size, orientation: int, reduced: _Reduced | None) -> Geometry:
 def _plain_jpeg(image: Image.Image) -> UInt8[Tensor, "3 h w"] | None:
     """The pixels of an upright JPEG in colour by torchvision: the same bits in 4/5 of the time; None: Pillow's task.
 
-    Pillow's as well is what torchvision cannot read: it knows why.
+    Pillow's as well is what torchvision cannot read: it knows why. And where torchvision is not imported, as it is for
+    many images (``cache.DecodedImages``): that takes as long as Pillow takes for a thousand JPEGs.
     """
+    torchvision = sys.modules.get("torchvision.io")
+    if torchvision is None:
+        return None
     if type(image) is not JpegImagePlugin.JpegImageFile or image.mode != "RGB" or image.fp is None:
         return None
     try:
         if image.getexif().get(_ORIENTATION, 1) in _TURNED:
             return None
         image.fp.seek(0)
-        pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8))
+        pixels: Tensor = torchvision.decode_jpeg(torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8))
     except Exception:  # torchvision raises almost anything on hostile bytes; Pillow then says what is wrong
         return None
     return pixels

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from anyres.flow import Geometry, Size
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
 
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 """(x, y) -> (a x + b y + c, d x + e y + f), as ((a, b, c), (d, e, f))."""
@@ -107,6 +108,9 @@ def map_boxes(boxes: tv_tensors.BoundingBoxes, geometry: Geometry, clamp: bool =
 
     ``clamp``: cut to the view; what lies outside then has no area. Boxes that are no floats become float32.
     """
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import functional as F
+
     corners = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
     values = corners.as_subclass(Tensor)
     values = values if values.is_floating_point() else values.float()

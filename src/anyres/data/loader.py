@@ -24,10 +24,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, mix_seed
+from anyres.data.augment import mix_seed
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Parcel, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.data.workers import LOOKS_EVERY, ended, next_item, start
 from anyres.flow import Batch, Record, Size, TargetReader
 from anyres.ops.processors import processors
@@ -89,6 +90,8 @@ def train_batches(
     says so. Views that a step does not see stay black. Raises UserError, among others when more images than
     ``max_unreadable`` cannot be read.
     """
+    import torchvision.transforms.v2  # noqa: F401  # before processes are forked: each would import it for itself
+
     _check_count(images, records)
     batch_size, world = steps.batch_size, rank.world
     if batch_size < 1 or batch_size % world:

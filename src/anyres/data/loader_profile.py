@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, preserve_rng_state, seed_all, steps
+from anyres.data.augment import preserve_rng_state, seed_all, steps
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
 from anyres.data.geometry import View
 from anyres.data.loader import LoaderOptions, Steps, choose_workers, train_batches
 from anyres.data.samples import Annotated, Sample, collate, one_thread
 from anyres.data.targets import reader_of
-from anyres.data.views import ViewsConfig, shrink
+from anyres.data.views import shrink
+from anyres.data.views_config import ViewsConfig
 from anyres.ops.processors import processors
 
 STAGES = ("read", "decode", "crop", "flip", "colors", "layout", "shrink", "batch")  # in the order of doing

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from anyres.config import UserError
-from anyres.data.augment import AugmentConfig, preserve_rng_state
+from anyres.data.augment import preserve_rng_state
+from anyres.data.augment_config import AugmentConfig
 from anyres.data.decode import Decoded, Unreadable
 from anyres.data.geometry import View
 from anyres.data.shared_batch import SharedBatchBuffer, Slot, pack, unpack, views_in
-from anyres.data.views import ViewsConfig, draw_views, eval_geometry, eval_plan, eval_view
+from anyres.data.views import draw_views, eval_geometry, eval_plan, eval_view
+from anyres.data.views_config import ViewsConfig
 from anyres.flow import Geometry, Record, Size, TargetReader, Targets
 
 _IN_A_ROW = 64  # so many unreadable images one after another end the run

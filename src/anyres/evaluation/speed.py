@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from anyres.evaluation.evaluator import evaluating
 from anyres.flow import Cost, Size, is_disturbed
@@ -150,6 +149,8 @@ def macs(model: nn.Module, size: Size, channels: int = 3) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer's fused kernel hides its products
     try:
+        from torch.utils.flop_counter import FlopCounterMode  # with triton
+
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             copied(torch.zeros(1, channels, size.height, size.width))
     finally:

@@ -88,8 +88,6 @@ def _read(model: Backbone, source: str | Path, part: str | None) -> tuple[str, M
 
 def _adapt_channels(model: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state with its first convolution for the model's number of input channels."""
-    from timm.models import adapt_input_conv
-
     names, own = model.pretrained_cfg.get("first_conv") or (), model.state_dict()
     adapted = {}
     for name in (names,) if isinstance(names, str) else names:
@@ -98,6 +96,8 @@ def _adapt_channels(model: Backbone, state: dict[str, Tensor]) -> dict[str, Tens
         if theirs is None or ours is None or theirs.ndim != 4 or theirs.shape[1] == ours.shape[1]:
             continue
         if theirs.shape[1] == 3:  # else it is not of RGB images, and its shape tells what is wrong
+            from timm.models import adapt_input_conv
+
             adapted[key] = adapt_input_conv(ours.shape[1], theirs)
     return state | adapted
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from anyres.config import UserError
-
-Kernels = Literal["plain", "triton"]
 
 OPERATIONS = ("add_norm", "attend_plus", "normed_heads", "talking_heads")
 """Operations with a kernel of the same name and arguments in ``anyres.ops.triton``."""

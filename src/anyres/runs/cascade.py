@@ -21,6 +21,7 @@ from anyres.data.sources import open_source
 from anyres.deploy.cascade import Cascade, CascadePredictor, choose
 from anyres.deploy.engines.backend import Backend
 from anyres.deploy.predictor import EngineOptions, Picture, Predictor, Preprocessing
+from anyres.evaluation.measured import TOP1
 from anyres.evaluation.metrics import wilson
 from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.speed import macs
@@ -30,7 +31,6 @@ from anyres.runs.inputs import crop_ratio, interpolation_of, scored_batches
 from anyres.runs.opened import DataSpec, TrainedModel, open_run
 from anyres.runs.stderr import doing
 from anyres.storage import remove_drafts
-from anyres.tasks.classify import TOP1
 
 log = logging.getLogger(__name__)
 

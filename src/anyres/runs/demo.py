@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from anyres.evaluation.curve import EvalResult, write_csv
+from anyres.evaluation.curve import EvalResult
+from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.metrics import Scores, compare
 from anyres.evaluation.page import Pairing, ReportPage
 from anyres.evaluation.plots.curve import plot

@@ -1,25 +1,17 @@
-"""Score a model at some sizes; draw its curve; choose the size that does the job."""
+"""Score a model at some sizes; draw its curve."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from anyres.config import UserError
-from anyres.evaluation.curve import pick as pick_result
-from anyres.evaluation.curve import read_csv
-from anyres.flow import Size, SizeResult, parse_sizes
+from anyres.flow import Size, parse_sizes
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import describe_images, evaluated_sizes
-from anyres.runs.opened import UNTRAINED, DataSpec, ModelSpec, TrainedModel, load
+from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
 from anyres.runs.report import Evaluation, folder_for, report_on
-from anyres.runs.stderr import doing, show_log
-from anyres.tasks import known_metrics
+from anyres.runs.stderr import log_sentences, show_log
 
-log = logging.getLogger(__name__)
-Model = str | Path | ModelSpec | TrainedModel
-"""A run folder, the name of a model or of known weights, a ModelSpec with weights, or what ``load`` returned."""
 Sizes = Sequence[str | int | Size]
 
 
@@ -59,35 +51,6 @@ def curve(
     return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
 
 
-def pick(run: str | Path, bound: float | None = None, max_ms: float | None = None) -> SizeResult:
-    """The size of a measured run that does the job.
-
-    ``run``: a folder with a ``curve.csv``. ``bound``: of the headline metric, at least; of one where less is better,
-    such as an error, at most; a share in [0, 1] where its unit is %. ``max_ms``: milliseconds for one image, at most.
-    With ``bound`` the cheapest that keeps every bound, with ``max_ms`` alone the best within it.
-
-    Returns the SizeResult. Raises UserError where there is no curve, no size keeps the bounds, or neither is given; and
-    where the headline metric is of a task that is not registered here, as nobody knows whether more of it is better.
-    """
-    known, path = known_metrics(), Path(run) / "curve.csv"
-    results = read_csv(path, known)
-    if results and results[0].headline.key not in known:
-        raise UserError(f"{path} has {results[0].headline.key!r}, of a task that is not registered: import its module")
-    return pick_result(results, bound, max_ms)
-
-
-def open_model(model: Model) -> TrainedModel:
-    """The model that is named; that it has learnt nothing is logged. Raises UserError."""
-    if isinstance(model, TrainedModel):
-        return model
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
-    with doing(f"opening {spec.what}"):
-        trained = load(spec.what, spec.weights, spec.classes)
-    if trained.weights == UNTRAINED:
-        log.info("%s is as it was initialized: it has learnt nothing", trained.name)
-    return trained
-
-
 def _check(trained: TrainedModel, sizes: Sequence[Size]) -> None:
     """Raises UserError for a size that the model or the machine cannot take."""
     trained.model.check_sizes(sizes)
@@ -104,9 +67,3 @@ def log_images(evaluation: Evaluation) -> None:
     """Log what had to be done to read the images that were scored."""
     images = evaluation.images
     log_sentences((*images.source.notes, *describe_images(images, images.source.split)))
-
-
-def log_sentences(sentences: Iterable[str]) -> None:
-    """Log each by itself."""
-    for sentence in sentences:
-        log.info(sentence)

@@ -7,22 +7,26 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from anyres.config import UserError
 from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
-from anyres.data.channels import channels_of, normalization
+from anyres.data.channels import channels_of
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
+from anyres.data.normalization import normalization
 from anyres.data.sources import Source, Wanted, open_source, open_test_set
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
 from anyres.models import variant
 from anyres.recipe import Recipe
 from anyres.tasks import Task
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 _TOLD = 1000  # images that become unreadable while a run lasts, and are named at once

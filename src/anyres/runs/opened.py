@@ -189,6 +189,10 @@ class TrainedModel:
         return Reference(batches, len(images), len(images.source.classes))
 
 
+Model = str | Path | ModelSpec | TrainedModel
+"""A run folder, the name of a model or of known weights, a ModelSpec with weights, or what ``load`` returned."""
+
+
 def measure_models(
     models: Mapping[str, TrainedModel], images: DecodedImages, sizes: Sequence[Size]
 ) -> dict[str, list[EvalResult]]:
@@ -256,6 +260,18 @@ def load(what: str | Path, weights: str | None = None, classes: Path | None = No
             raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
         return open_run(Path(what))
     return open_weights(what, weights, read_names(classes) if classes else None)
+
+
+def open_model(model: Model) -> TrainedModel:
+    """The model that is named; that it has learnt nothing is logged. Raises UserError."""
+    if isinstance(model, TrainedModel):
+        return model
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    with doing(f"opening {spec.what}"):
+        trained = load(spec.what, spec.weights, spec.classes)
+    if trained.weights == UNTRAINED:
+        log.info("%s is as it was initialized: it has learnt nothing", trained.name)
+    return trained
 
 
 def open_run(folder: Path) -> TrainedModel:

@@ -21,10 +21,8 @@ from anyres.data.views import eval_view
 from anyres.deploy.predictor import EngineOptions, pixels_of
 from anyres.flow import Batch, Labels, Record, Size
 from anyres.runs.bounds import check_sizes_fit
-from anyres.runs.cascade import open_cascade, predictor_for
-from anyres.runs.evaluate import Model, open_model
 from anyres.runs.inputs import crop_ratio, interpolation_of
-from anyres.runs.opened import TrainedModel
+from anyres.runs.opened import Model, TrainedModel, open_model
 from anyres.runs.stderr import show_log
 from anyres.tasks import Answer, AnswerOptions
 
@@ -123,6 +121,8 @@ def answerer(
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
     elif options.backend:
+        from anyres.runs.cascade import predictor_for
+
         predictor = predictor_for(trained, size, engine)
 
         def outputs(pictures: Sequence[Tensor]) -> Tensor:
@@ -146,6 +146,8 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
     """Calibrated probabilities (n, k) of pictures through the run's cascade."""
     if trained.folder is None:
         raise UserError(f"{trained.name} is no run: `anyres cascade RUN` chooses a cascade for one")
+    from anyres.runs.cascade import open_cascade
+
     runner = open_cascade(trained, trained.folder, engine)
 
     return runner.probabilities

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.transforms.v2.functional import to_pil_image
 
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
-from anyres.evaluation.curve import EvalResult, write_csv
+from anyres.evaluation.curve import EvalResult
+from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.fingerprint import Fingerprint, fingerprint
 from anyres.evaluation.page import ReportPage, Sample
 from anyres.flow import Size, SizeResult
@@ -184,6 +184,8 @@ def samples_of(
         ]
         truth = scored[0][1].task.truth(images.source, index)
         image = images[index].image
+        from torchvision.transforms.v2.functional import to_pil_image
+
         picture = to_pil_image(image if len(image) <= 4 else image[:3])  # of many bands the first three
         samples.append(Sample(images.source.records[index].name, picture, truth, answers))
     return samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from anyres.config import printable
@@ -31,6 +31,12 @@ def show_log() -> None:
     log.addHandler(StderrHandler())
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
+
+
+def log_sentences(sentences: Iterable[str]) -> None:
+    """Log each by itself."""
+    for sentence in sentences:
+        logging.getLogger("anyres").info(sentence)
 
 
 _doing = [""]

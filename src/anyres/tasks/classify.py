@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from anyres.data.sources import Labelling
 from anyres.evaluation.confusion import confusion, write_tables
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
+from anyres.evaluation.measured import LOSS, TOP1, TOP5
 from anyres.evaluation.metrics import Scores, score
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
 from anyres.flow import Batch, Metric, Record, Size
 from anyres.storage import write_bytes
 from anyres.tasks.labels import LabelTask
 from anyres.tasks.task import Answer, AnswerOptions, Reference
-
-TOP1 = Metric("top1", "top-1", interval="Wilson")
 
 
 class TopK:
@@ -36,11 +35,7 @@ class Classify(LabelTask):
     """One class for each image."""
 
     name: ClassVar[str] = "classify"
-    metrics: ClassVar[Sequence[Metric]] = (
-        TOP1,
-        Metric("top5", "top-5"),
-        Metric("loss", "loss", unit="", higher_is_better=False),
-    )
+    metrics: ClassVar[Sequence[Metric]] = (TOP1, TOP5, LOSS)
     labelling: ClassVar[Labelling] = "one"
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "softmax"
 

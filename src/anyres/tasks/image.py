@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.data.mix import MixConfig
+from anyres.data.mix_config import MixConfig
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores, ImageValues

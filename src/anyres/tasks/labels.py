@@ -10,14 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyres.config import UserError
-from anyres.data.mix import MixConfig, mix
+from anyres.data.mix import mix
+from anyres.data.mix_config import MixConfig
 from anyres.data.sources import Labelling, Source
 from anyres.evaluation.classes import Names, relabel
 from anyres.flow import Batch, Labels
 from anyres.tasks.image import ImageTask
 from anyres.tasks.task import Configs
+from anyres.training.objective_config import LabelLoss
 from anyres.training.objectives import ObjectiveConfig
-from anyres.training.objectives.config import LabelLoss
 from anyres.training.objectives.labels import label_loss, pair_loss
 
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.data.sources import Labelling, Source
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
+from anyres.evaluation.measured import F1, LOSS, MEAN_AP
 from anyres.evaluation.multilabel import LabelScores, score_labels, write_label_table
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
 from anyres.flow import Batch, Metric, Record, Size
 from anyres.tasks.labels import LabelTask
 from anyres.tasks.task import Answer, AnswerOptions, Configs, Reference
+from anyres.training.objective_config import LabelLoss
 from anyres.training.objectives import ObjectiveConfig
-from anyres.training.objectives.config import LabelLoss
 
 
 class MeanAveragePrecision:
@@ -36,11 +37,7 @@ class MultiLabel(LabelTask):
     """Every class is decided by itself."""
 
     name: ClassVar[str] = "multilabel"
-    metrics: ClassVar[Sequence[Metric]] = (
-        Metric("map", "mAP", over="the classes", interval="bootstrap"),
-        Metric("f1", "F1"),
-        Metric("loss", "loss", unit="", higher_is_better=False),
-    )
+    metrics: ClassVar[Sequence[Metric]] = (MEAN_AP, F1, LOSS)
     labelling: ClassVar[Labelling] = "several"
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "sigmoid"
 

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anyres.data.mix import MixConfig
+from anyres.data.mix_config import MixConfig
 from anyres.data.sources import Source, Wanted
-from anyres.data.views import ViewsConfig
+from anyres.data.views_config import ViewsConfig
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores
 from anyres.evaluation.page import SampleAnswer, Section
 from anyres.flow import Batch, Geometry, Metric, Record, Size, Targets
 from anyres.training.objectives import Objective, ObjectiveConfig, ObjectiveParts, Teacher
-from anyres.training.optim import OptimConfig
 from anyres.training.plan import TrainConfig
+from anyres.training.schedule import OptimConfig
 
 
 @dataclass(frozen=True)

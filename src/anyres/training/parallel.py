@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.flow import has_bf16, pick_device
+from anyres.training.plan import Precision
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def build_accelerator(precision: Precision) -> Accelerator:
     """An Accelerator on the best device. ``auto`` is bf16 autocast where the chip multiplies bf16 natively."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     dtype = autocast_dtype(precision)
     mixed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     # DDP remarks on a gradient's strides along axes of length 1; that is no loss.

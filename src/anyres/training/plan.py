@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from anyres.config import config
-from anyres.ops.kernels import Kernels
-from anyres.training.optim import OptimConfig, learning_rate, weight_decay
-from anyres.training.parallel import Precision
+from anyres.training.schedule import OptimConfig, learning_rate, weight_decay
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["wandb", "mlflow"]
 Version = Literal["average", "raw"]
 """Of a model's weights: their moving average, or as the optimizer leaves them."""
@@ -51,7 +50,7 @@ class TrainConfig:
     skip_dropped: bool = True
     # triton: Triton kernels for mixed attention heads, ResTv2's attention and residual branches, on a CUDA device;
     # checkpoints are the same
-    kernels: Kernels = "plain"
+    kernels: Literal["plain", "triton"] = "plain"
     # parameters, gradients, optimizer and moving average are split over the processes (FSDP2), where the model is too
     # large for one device; the result is the same to float tolerance
     shard: bool = False

@@ -1,6 +1,6 @@
 """What is minimized: one file for each objective; ``objective.py`` says what an objective is."""
 
-from anyres.training.objectives.config import DinoConfig, DistillationConfig, ObjectiveConfig
+from anyres.training.objective_config import DinoConfig, DistillationConfig, ObjectiveConfig
 from anyres.training.objectives.objective import Objective, Student, StudentOutput, Teacher, Term
 from anyres.training.objectives.registry import (
     ObjectiveParts,

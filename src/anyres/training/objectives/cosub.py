@@ -6,9 +6,9 @@ Touvron et al., "Co-training 2L Submodels for Visual Recognition", CVPR 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from anyres.flow import Batch
@@ -22,6 +22,9 @@ from anyres.training.objectives.objective import (
     view_names,
 )
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Cosub:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyres.flow import Batch
-from anyres.training.objectives.config import DinoConfig
+from anyres.training.objective_config import DinoConfig
 from anyres.training.objectives.objective import Backbone, Term, to_float32, view_names
 from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 NUM_GLOBAL_VIEWS = 2
 """So many views, the first and largest, are seen by the teacher."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anyres.training.objectives.config import DistillationConfig
+from anyres.training.objective_config import DistillationConfig
 
 
 def distillation_loss(

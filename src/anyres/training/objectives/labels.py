@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from anyres.training.objectives.config import LabelLoss
+from anyres.training.objective_config import LabelLoss
 
 ClassTarget = Int64[Tensor, " b"] | Float[Tensor, "b k"]
 

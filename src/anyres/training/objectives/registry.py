@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from anyres.config import UserError, nearest
 from anyres.flow import Batch
-from anyres.training.objectives.config import ObjectiveConfig
+from anyres.training.objective_config import ObjectiveConfig
 from anyres.training.objectives.objective import Backbone, Objective, Student, StudentOutput, TaskLoss, Teacher, Term
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 BUILT_IN = ("supervised", "cosub", "dino")
 

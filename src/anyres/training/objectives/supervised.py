@@ -7,12 +7,12 @@ the labels alone, every smaller one also from the feature of the view just above
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from anyres.flow import Batch
-from anyres.training.objectives.config import ObjectiveConfig
+from anyres.training.objective_config import ObjectiveConfig
 from anyres.training.objectives.consistency import distance
 from anyres.training.objectives.distillation import distillation_loss
 from anyres.training.objectives.objective import (
@@ -26,6 +26,9 @@ from anyres.training.objectives.objective import (
     view_names,
 )
 from anyres.training.plan import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Supervised:

@@ -6,7 +6,7 @@ from dataclasses import field, fields
 from typing import Any, Literal
 
 from anyres.config import config
-from anyres.training.optim import half_cosine
+from anyres.training.schedule import half_cosine
 
 Target = Literal["cls", "gap", "logit"]
 LabelLoss = Literal["ce", "bce", "soft_bce"]
