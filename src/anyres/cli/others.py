@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import sysconfig
+import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TextIO
 
 import wrapt
 
-from anyres.config import printable
+from anyres.config import first_line, printable
 from anyres.storage import cache_root
 
 FILE = "warnings.log"
@@ -50,6 +51,7 @@ def quiet_others() -> None:
     """
     _add_handler(logging.getLogger())
     warnings.showwarning = _show
+    threading.excepthook = _note_thread
     if "TORCH_LOGS" not in os.environ:  # whoever sets it wants to see them
         wrapt.when_imported("torch")(_quiet_torch)
 
@@ -83,6 +85,16 @@ def _show(
     else:
         with suppress(OSError, ValueError):
             print(f"note: {printable(str(message))}", file=sys.stderr)
+
+
+def _note_thread(failed: threading.ExceptHookArgs) -> None:
+    """One line for an exception that ended a thread, such as TensorBoard's where the disk is full; the rest to the file."""
+    if failed.exc_value is None or isinstance(failed.exc_value, SystemExit):
+        return
+    where = (failed.exc_type, failed.exc_value, failed.exc_traceback)
+    logging.getLogger("threads").warning("a thread ended", exc_info=where)
+    with suppress(OSError, ValueError):
+        print(f"note: a background thread ended: {printable(first_line(failed.exc_value), 300)}", file=sys.stderr)
 
 
 def _is_installed(filename: str) -> bool:

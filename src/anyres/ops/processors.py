@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SPINS = "1000"
+SPINS = "20000"
 """How often a waiting OpenMP thread looks before it sleeps (libgomp, GOMP_SPINCOUNT)."""
 FOLLOWS_QUOTA = "ANYRES_FOLLOWS_QUOTA"
 """Set where OMP_NUM_THREADS is ours, not the user's."""
