@@ -31,6 +31,8 @@ MOST_BYTES = 64 * 2**20
 DAY = 24 * 3600.0
 DRAFT = ".partial"
 """How the name of an unfinished file or folder ends."""
+_SAFETENSORS_DRAFT = ".tmp" + "[A-Za-z0-9]" * 6
+"""The library writes a file of its own before it replaces the draft."""
 
 
 def cache_root() -> Path:
@@ -231,14 +233,16 @@ def _checked(value: Any, kind: Any, *, strict: bool = False) -> Any:
         raise ValueError(str(error)) from None
 
 
-def remove_drafts(folder: Path) -> None:
+def remove_drafts(folder: Path, *, locked: bool = False) -> None:
     """Remove what killed processes left unfinished in ``folder``: at the start of a command, before it writes.
 
-    The drafts of a process that lives, here or on another machine, stay; after a day nobody's do.
+    The drafts of a process that lives, here or on another machine, stay; after a day nobody's do. ``locked``: nobody
+    else writes weights here, so that the library's drafts, which name no process, are left ones too.
     """
-    for draft in folder.glob(f".*{DRAFT}"):
+    for draft in (*folder.glob(f".*{DRAFT}"), *folder.glob(_SAFETENSORS_DRAFT)):
         try:
-            if draft.is_file() and (_is_left(draft.name) or time.time() - draft.stat().st_mtime > DAY):
+            mine = locked if draft.suffix != DRAFT else _is_left(draft.name)
+            if draft.is_file() and (mine or time.time() - draft.stat().st_mtime > DAY):
                 draft.unlink(missing_ok=True)
         except OSError:
             continue  # gone, or in a folder that may only be read

@@ -15,6 +15,7 @@ import pytest
 
 from anyres.config import UserError
 from anyres.recipe import dump_recipe
+from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 from anyres.training import checkpoint
 from anyres.training.lock import LOCK, RunLock
@@ -93,7 +94,22 @@ def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path, monkeypatc
     assert len(list(run.glob(".run.json.*.partial"))) == 1
     seen: list[list[str]] = []
     at_step(monkeypatch, 1, lambda: seen.append(sorted(path.name for path in run.glob(".*"))))
-    train_run(small(data, "train.epochs=1", "train.eval_every=0"), run, report=False)
+    recipe = small(data, "train.epochs=1", "train.eval_every=0")
+    train_run(recipe, run, report=False)
     assert seen == [[LOCK]]
     assert not list(run.glob(".*"))
     assert [folder.name for folder in checkpoint.found(run)] == ["step_000003"]
+    for name in (LOCK, ".tmpab12Cd"):  # killed after the weights were written, before the end
+        (run / name).write_bytes(b"")
+    train_run(recipe, run, report=False)
+    assert not list(run.glob(".*"))
+
+
+def test_a_run_finds_its_images_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "shapes", per_class=3)
+    monkeypatch.chdir(tmp_path)
+    recipe = small(Path("shapes"), "train.epochs=1", "train.eval_every=0")
+    train_run(recipe, Path("run"), report=False)
+    train_run(small(Path("./shapes/../shapes/"), "train.epochs=1", "train.eval_every=0"), Path("run"), report=False)
+    monkeypatch.chdir("/")
+    assert len(open_run(tmp_path / "run").images()) > 0

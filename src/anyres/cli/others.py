@@ -88,7 +88,7 @@ def _show(
 
 
 def _note_thread(failed: threading.ExceptHookArgs) -> None:
-    """One line for an exception that ended a thread, such as TensorBoard's where the disk is full; the rest to the file."""
+    """One line for an exception that ended a thread, as TensorBoard's on a full disk; the rest to the file."""
     if failed.exc_value is None or isinstance(failed.exc_value, SystemExit):
         return
     where = (failed.exc_type, failed.exc_value, failed.exc_traceback)

@@ -18,10 +18,11 @@ from anyres.data.channels import channels_of
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
 from anyres.data.normalization import normalization
-from anyres.data.sources import Source, Wanted, open_source, open_test_set
+from anyres.data.sources import BUILTIN, Source, Wanted, open_source, open_test_set
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
 from anyres.models import variant
 from anyres.recipe import Recipe
+from anyres.storage import as_path
 from anyres.tasks import Task
 from anyres.training.plan import Plan
 
@@ -76,6 +77,14 @@ def named(recipe: Recipe, data: str | None) -> str:
 def is_same_data(one: str, other: str | None) -> bool:
     """Whether two words for images name the same ones, as ``photos``, ``photos/`` and a link to it do."""
     return other is not None and (one == other or os.path.realpath(one) == os.path.realpath(other))
+
+
+def with_full_path(recipe: Recipe) -> Recipe:
+    """The recipe with the path of its images in full, by which its run finds them from every folder."""
+    source = recipe.data.source
+    if source is None or ":" in source or source in BUILTIN:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, source=str(as_path(source).absolute())))
 
 
 def _decoded(recipe: Recipe, opened: Source, training: bool = False) -> DecodedImages:

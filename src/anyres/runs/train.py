@@ -39,6 +39,7 @@ from anyres.runs.inputs import (
     scored_batches,
     training_batches,
     with_channels,
+    with_full_path,
 )
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
@@ -48,7 +49,7 @@ from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
 from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Parts, Reference, Task, task_for, wanted_by
 from anyres.training import checkpoint
-from anyres.training.lock import RunLock
+from anyres.training.lock import LOCK, RunLock
 from anyres.training.log import check_trackers
 from anyres.training.loop import Callbacks
 from anyres.training.loop import train as run_loop
@@ -124,13 +125,14 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
 def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunLock, report: bool) -> Evaluation | None:
     """The same, with the folder's ``lock``: taken at once where a run is in the folder, else when one begins there."""
     check_folder(recipe, run)
-    if accelerator.is_main_process and (run / RECIPE).is_file() and not (run / WEIGHTS).exists():
+    unfinished = not (run / WEIGHTS).exists() or (run / LOCK).exists()
+    if accelerator.is_main_process and (run / RECIPE).is_file() and unfinished:
         lock.take()
     check_trackers(recipe.train.trackers)
     check_objective(recipe.objective.chosen)
     check_kernels(recipe, accelerator.device)
     if accelerator.is_main_process and run.is_dir():
-        remove_drafts(run)
+        remove_drafts(run, locked=lock.held)
     if (run / WEIGHTS).exists():
         log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
         return report_again(recipe, run, report and accelerator.is_main_process)
@@ -151,8 +153,8 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     recipe, task = settled(recipe, task)
     check_folder(recipe, run)
     model = build_model(recipe, task)
-    if not checkpoint.found(run):
-        log.info(start_from(model, recipe.weights, task.classes) if recipe.weights else from_scratch(recipe))
+    fresh = not checkpoint.found(run)
+    began = start_from(model, recipe.weights, task.classes) if fresh and recipe.weights else from_scratch(recipe)
     freeze(model, recipe.train.trainable)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:
@@ -160,8 +162,10 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
         lock.take()
         check_folder(recipe, run)  # another process may have begun, or ended, a run here meanwhile
         checkpoint.remove_drafts(run)
-        remove_drafts(run)
-        write_text(run / RECIPE, dump_recipe(recipe))
+        remove_drafts(run, locked=lock.held)
+        write_text(run / RECIPE, dump_recipe(with_full_path(recipe)))
+        if fresh:
+            log.info(began)
     accelerator.wait_for_everyone()
     if (run / WEIGHTS).exists():
         return train_locked(recipe, run, accelerator, lock, report)

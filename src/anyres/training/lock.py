@@ -56,6 +56,11 @@ class RunLock:
         os.pwrite(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         self._descriptor = descriptor
 
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._descriptor is not None
+
     def __enter__(self) -> RunLock:
         return self
 
