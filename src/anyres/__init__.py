@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anyres.deploy.fuse import fuse
     from anyres.deploy.predictor import Predictor
     from anyres.models.create import create_model
+    from anyres.models.pyramids.bottom_up import create_bottom_up
     from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
     from anyres.runs.evaluate import curve, evaluate
@@ -34,6 +35,7 @@ _HOMES = {
     "Predictor": "anyres.deploy.predictor",
     "Term": "anyres.training.objectives",
     "UserError": "anyres.config",
+    "create_bottom_up": "anyres.models.pyramids.bottom_up",
     "create_model": "anyres.models.create",
     "curve": "anyres.runs.evaluate",
     "evaluate": "anyres.runs.evaluate",
@@ -56,6 +58,7 @@ __all__ = [
     "Predictor",
     "Term",
     "UserError",
+    "create_bottom_up",
     "create_model",
     "curve",
     "evaluate",
