@@ -140,6 +140,11 @@ class BottomUp(Loadable):
         """Pixels per position of each map; 3.5, 7, 14 and 28 where a plain ViT's patch is 14."""
         return dict(zip(self.layout.names, self.layout.strides, strict=True))
 
+    @property
+    def normed(self) -> bool:
+        """Whether its maps have been through a norm: a plain ViT's last one, or those of the outputs."""
+        return self.layout.neck is not None or bool(self.added)
+
     def train(self, mode: bool = True) -> BottomUp:
         super().train(mode)
         self.trunk.train(mode)
