@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from anyres.deploy.fuse import fuse
     from anyres.deploy.predictor import Predictor
     from anyres.models.create import create_model
+    from anyres.models.dense.create import create_task_model
+    from anyres.models.pyramids.bottom_up import create_bottom_up
     from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
     from anyres.runs.evaluate import curve, evaluate
@@ -34,7 +36,9 @@ _HOMES = {
     "Predictor": "anyres.deploy.predictor",
     "Term": "anyres.training.objectives",
     "UserError": "anyres.config",
+    "create_bottom_up": "anyres.models.pyramids.bottom_up",
     "create_model": "anyres.models.create",
+    "create_task_model": "anyres.models.dense.create",
     "curve": "anyres.runs.evaluate",
     "evaluate": "anyres.runs.evaluate",
     "fuse": "anyres.deploy.fuse",
@@ -56,7 +60,9 @@ __all__ = [
     "Predictor",
     "Term",
     "UserError",
+    "create_bottom_up",
     "create_model",
+    "create_task_model",
     "curve",
     "evaluate",
     "fuse",

@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Style, Traits, check_pool, is_table, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.head import new_head
 from anyres.ops.mixed_heads import talking_heads
@@ -276,6 +276,10 @@ class CaiT(Backbone):
                 found[i] = to_maps(patches, grid) if output_fmt == "NCHW" else patches
         intermediates = [found[i] for i in wanted]
         return intermediates if intermediates_only else (self.listen(tokens), intermediates)
+
+    def become_bottom_up(self, stages: Sequence[int], style: Style) -> None:  # noqa: ARG002
+        """Without all that makes or reads the class token."""
+        del self.head, self.cls_token, self.blocks_token_only
 
     def get_classifier(self) -> nn.Module:
         """Class token (b, c) -> logits (b, k)."""

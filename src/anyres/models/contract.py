@@ -19,6 +19,8 @@ from anyres.config import UserError
 
 Format = Literal["NCHW", "NLC"]
 """Layout of intermediate features: maps (b, c, h, w), or tokens (b, n, c)."""
+Style = Literal["detection", "segmentation"]
+"""What a pyramid is for: papers normalise its maps in two ways, and a plain ViT is given two kinds of neck."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,11 +37,35 @@ class Traits:
     """Options that a model is built with when it is trained at several sizes."""
     warp_from: int | None = None
     """The official evaluation resizes images of so many pixels and more to the square, and crops smaller ones."""
+    rounds_up: bool = True
+    """Whether maps have a position for what is left of the image at the right and at the bottom."""
+    dense: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    """(style, official name) -> the options with which the official dense code builds the backbone."""
     fold: str | None = None
     """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
 
 
-class Backbone(nn.Module, ABC):
+class Loadable(nn.Module):
+    """What ``load_weights`` fills: a backbone, or what is built on one."""
+
+    pretrained_cfg: dict[str, Any]
+    """timm's: input_size, mean, std, interpolation, crop_pct, classifier, first_conv, num_classes."""
+
+    @property
+    def called(self) -> str:
+        """What messages call it: its official name, or its class where it was not made by one."""
+        return str(self.pretrained_cfg.get("architecture", type(self).__name__))
+
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
+        return state
+
+    def pretrained_state(self) -> dict[str, Tensor] | None:
+        """The weights that a foreign library publishes for this model, with their own classifier; None: none does."""
+        return None
+
+
+class Backbone(Loadable, ABC):
     """A backbone with its classifier, for images of any height and width.
 
     ``model(x)`` is the logits (b, k), in training as in evaluation, and equals
@@ -55,8 +81,6 @@ class Backbone(nn.Module, ABC):
     """Channels of the pooled vector."""
     feature_info: list[dict[str, Any]]
     """For each feature of ``forward_intermediates``: num_chs, reduction (pixels per token), module."""
-    pretrained_cfg: dict[str, Any]
-    """timm's: input_size, mean, std, interpolation, crop_pct, classifier, first_conv, num_classes."""
 
     @abstractmethod
     def forward_features(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b ..."]:
@@ -93,11 +117,6 @@ class Backbone(nn.Module, ABC):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier; ``global_pool`` may only name the pooling the family has. Raises UserError."""
 
-    @property
-    def called(self) -> str:
-        """What messages call it: its official name, or its class where it was not made by one."""
-        return str(self.pretrained_cfg.get("architecture", type(self).__name__))
-
     def init_weights(self) -> None:
         """Draws every parameter and resets every buffer anew, as the paper's code does; here as PyTorch's layers do."""
         for module in self.modules():
@@ -118,17 +137,22 @@ class Backbone(nn.Module, ABC):
         if enable:
             raise UserError(f"{self.called} cannot recompute its blocks: set train.grad_checkpointing=false")
 
-    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A file's state dict in this model's names, and on its grid. Raises UserError if that cannot be."""
-        return state
-
     def attention_modules(self) -> list[nn.Module]:
         """The modules that ``train.trainable=attention`` trains; empty if there are none."""
         return [module for module in self.modules() if isinstance(module, self.traits.attention)]
 
-    def pretrained_state(self) -> dict[str, Tensor] | None:
-        """The weights that a foreign library publishes for this model, with their own classifier; None: none does."""
-        return None
+    def become_bottom_up(self, stages: Sequence[int], style: Style) -> None:  # noqa: ARG002
+        """Lose what a pyramid of the four ``stages`` (from 1) does not use, and gain the norms of its outputs.
+
+        Here: the classifier goes, and the outputs have no norms.
+        """
+        self.reset_classifier(0)
+
+    def stage_maps(self, x: Float[Tensor, "b k h w"], indices: Sequence[int]) -> list[Tensor]:
+        """The maps (b, c, h, w) of a pyramid at ``indices`` of ``feature_info``, with the norms of its outputs."""
+        maps = self.forward_intermediates(x, indices=list(indices), intermediates_only=True)
+        assert isinstance(maps, list)
+        return maps
 
     def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
         """Raises UserError, one line, for the first (height, width) in pixels that the model cannot take.

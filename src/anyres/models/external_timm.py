@@ -103,7 +103,7 @@ class Heads(nn.Module):
 class Timm(Backbone):
     """Image (b, k, h, w) -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits()
+    traits = Traits(rounds_up=False)
     timm: nn.Module
     """timm's model, whose members are this module's."""
 

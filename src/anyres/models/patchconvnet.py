@@ -40,7 +40,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Style, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.mlp import Mlp, trunc_normal_
 from anyres.ops.patch import Grid, to_maps, to_tokens
@@ -340,6 +340,10 @@ class PatchConvNet(Backbone):
         chosen = [self.norm(kept[i]) if norm else kept[i] for i in wanted]
         intermediates = [to_maps(patches, grid) for patches in chosen] if output_fmt == "NCHW" else chosen
         return intermediates if intermediates_only else (self.aggregate(tokens), intermediates)
+
+    def become_bottom_up(self, stages: Sequence[int], style: Style) -> None:  # noqa: ARG002
+        """Without all that makes or reads the class token."""
+        del self.head, self.cls_token, self.blocks_token_only
 
     def get_classifier(self) -> nn.Module:
         """Pooled vector (b, num_features) -> logits (b, k)."""

@@ -42,7 +42,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Style, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
@@ -199,10 +199,19 @@ class Block(nn.Module):
         return lambda y: self.attn(self.norm1(y), grid), lambda y: self.mlp(self.norm2(y))
 
 
+DENSE_DROP_PATH = {"rest_lite": 0.1, "rest_small": 0.1, "rest_base": 0.2, "rest_large": 0.2}
+"""Stochastic depth of the official detection backbones."""
+
+
 class ResT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Attention,), warp_from=384, fold="anyres.deploy.fuse.rest:FoldedResT")
+    traits = Traits(
+        attention=(Attention,),
+        warp_from=384,
+        dense={("detection", name): {"drop_path": rate} for name, rate in DENSE_DROP_PATH.items()},
+        fold="anyres.deploy.fuse.rest:FoldedResT",
+    )
 
     def __init__(self, config: ResTConfig) -> None:
         super().__init__()
@@ -211,6 +220,8 @@ class ResT(Backbone):
         self.num_classes = config.num_classes
         self.num_features = dims[3]
         self.grad_checkpointing = False
+        self.norms_between: tuple[int, ...] = ()
+        """The stages, from 1, whose ends a norm of their own changes for all that follows (``become_bottom_up``)."""
         self.feature_info = [{"num_chs": dims[i], "reduction": 4 * 2**i, "module": f"stage{i + 1}"} for i in range(4)]
         self.pretrained_cfg = preprocessing(config)
 
@@ -257,11 +268,13 @@ class ResT(Backbone):
             (self.patch_embed_4, self.stage4),
         )
         ends = []
-        for embed, blocks in steps:
+        for i, (embed, blocks) in enumerate(steps, start=1):
             x = embed(x)
             tokens, grid = to_tokens(x), (x.shape[2], x.shape[3])
             for block in blocks:
                 tokens = run_block(block, tokens, grid, recompute=self.grad_checkpointing and self.training)
+            if i in self.norms_between:
+                tokens = self.get_submodule(f"norm{i}")(tokens)
             x = to_maps(tokens, grid)
             ends.append((tokens, grid))
         return ends
@@ -301,6 +314,22 @@ class ResT(Backbone):
             ends[-1] = (normed, last_grid)
         intermediates = [to_maps(*ends[i]) if output_fmt == "NCHW" else ends[i][0] for i in wanted]
         return intermediates if intermediates_only else (to_maps(normed, last_grid), intermediates)
+
+    def become_bottom_up(self, stages: Sequence[int], style: Style) -> None:  # noqa: ARG002
+        """As in the official detection code: ``norm1`` to ``norm3`` of the stages asked for stand *between* stages, so
+        the same weights give other maps where stage 1 is asked for (Mask R-CNN) and where not (RetinaNet). Stage 4 has
+        the classifier's ``norm``. There is no official segmentation code; it is the same here."""
+        del self.head
+        self.norms_between = tuple(i for i in stages if i < 4)
+        for i in self.norms_between:
+            self.add_module(f"norm{i}", nn.LayerNorm(self.config.dims[i - 1]).to(self.norm.weight))
+
+    def stage_maps(self, x: Float[Tensor, "b k h w"], indices: Sequence[int]) -> list[Tensor]:
+        """The stages' maps after their norms."""
+        ends = self.stages(x)
+        last, grid = ends[-1]
+        ends[-1] = (self.norm(last), grid)
+        return [to_maps(*ends[i]) for i in indices]
 
     def get_classifier(self) -> nn.Module:
         """Pooled vector (b, c) -> logits (b, k)."""

@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Style, Traits, check_pool, take_indices, timm_cfg
 from anyres.ops.attention import attend_plus
 from anyres.ops.convolution import DepthwiseConv2d, StridedConv2d
 from anyres.ops.head import new_head
@@ -193,10 +193,19 @@ class Block(nn.Module):
         return lambda y: self.attn(self.norm1(y), grid), lambda y: self.mlp(self.norm2(y))
 
 
+_DROP_PATH = {"restv2_tiny": 0.1, "restv2_small": 0.2, "restv2_base": 0.3, "restv2_large": 0.5}
+_STYLES: tuple[Style, ...] = ("detection", "segmentation")
+DENSE: dict[tuple[str, str], dict[str, Any]] = {
+    (style, name): {"drop_path": rate} for style in _STYLES for name, rate in _DROP_PATH.items()
+}
+"""The official dense backbones. Detection's large one has other depths and heads than the classifier."""
+DENSE["detection", "restv2_large"] |= {"depths": (2, 3, 16, 3), "heads": (1, 2, 4, 8)}
+
+
 class ResTv2(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Attention,), warp_from=384, fold="anyres.deploy.fuse.restv2:FoldedResTv2")
+    traits = Traits(attention=(Attention,), warp_from=384, dense=DENSE, fold="anyres.deploy.fuse.restv2:FoldedResTv2")
 
     def __init__(self, config: ResTv2Config) -> None:
         super().__init__()
@@ -291,6 +300,20 @@ class ResTv2(Backbone):
             ends[-1] = (normed, last_grid)
         intermediates = [to_maps(*ends[i]) if output_fmt == "NCHW" else ends[i][0] for i in wanted]
         return intermediates if intermediates_only else (to_maps(normed, last_grid), intermediates)
+
+    def become_bottom_up(self, stages: Sequence[int], style: Style) -> None:
+        """As in the official code: ``norm_1`` to ``norm_4`` stand on the outputs asked for, and the trunk goes on
+        without; the classifier's ``norm`` is gone. Detection has each in a ``Sequential`` of one: ``norm_1.0``."""
+        del self.head, self.norm
+        like = self.stem.norm.weight
+        for i in stages:
+            norm = nn.LayerNorm(self.config.dims[i - 1], eps=1e-6).to(like)
+            self.add_module(f"norm_{i}", nn.Sequential(norm) if style == "detection" else norm)
+
+    def stage_maps(self, x: Float[Tensor, "b k h w"], indices: Sequence[int]) -> list[Tensor]:
+        """The stages' maps, each after its norm."""
+        ends = self.stages(x)
+        return [to_maps(self.get_submodule(f"norm_{i + 1}")(ends[i][0]), ends[i][1]) for i in indices]
 
     def get_classifier(self) -> nn.Module:
         """Pooled vector (b, c) -> logits (b, k)."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.models.contract import Backbone, count_classes
+from anyres.models.contract import Backbone, Loadable, count_classes
 from anyres.models.identify_checkpoint import identify_checkpoint
 from anyres.models.index import first_weights
 from anyres.models.registry import aliases
@@ -28,7 +28,7 @@ PRETRAINED = "pretrained"
 
 
 def load_weights(
-    model: Backbone,
+    model: Loadable,
     source: str | Path,
     *,
     replace_head: bool | Literal["if_needed"] = False,
@@ -75,7 +75,7 @@ def _is_sound(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _read(model: Backbone, source: str | Path, part: str | None) -> tuple[str, Mapping[str, Tensor]]:
+def _read(model: Loadable, source: str | Path, part: str | None) -> tuple[str, Mapping[str, Tensor]]:
     """What a message calls the weights, and their tensors."""
     if source == PRETRAINED and not Path(source).exists():
         state = model.pretrained_state()
@@ -86,7 +86,7 @@ def _read(model: Backbone, source: str | Path, part: str | None) -> tuple[str, M
     return str(path), read_state(path, part)
 
 
-def _adapt_channels(model: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _adapt_channels(model: Loadable, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state with its first convolution for the model's number of input channels."""
     names, own = model.pretrained_cfg.get("first_conv") or (), model.state_dict()
     adapted = {}
@@ -128,7 +128,7 @@ def read_metadata(source: str | Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def head_keys(model: Backbone, state: Mapping[str, Tensor]) -> set[str]:
+def head_keys(model: Loadable, state: Mapping[str, Tensor]) -> set[str]:
     """The keys of ``state`` that depend on the number of classes."""
     names = model.pretrained_cfg["classifier"]
     names = (names,) if isinstance(names, str) else names
@@ -187,7 +187,7 @@ def faults(state: Mapping[str, Tensor], own: Mapping[str, Tensor], leave: Collec
     return "; ".join(each for each in lists if each)
 
 
-def _likeness(model: Backbone, state: Mapping[str, Tensor]) -> str:
+def _likeness(model: Loadable, state: Mapping[str, Tensor]) -> str:
     """``"; the file looks like restv2_tiny"`` if it looks more like another model than like ``model``."""
     found = identify_checkpoint(state)
     if not found:
