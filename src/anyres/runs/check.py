@@ -248,7 +248,7 @@ def _check_annotated(
         classes = _count_pixels(found, quick, notes)
     stop = found.stop(rules)
     if stop is None and task == "detect" and not sum(row.train for row in classes):
-        stop = f"{found.name} has no object in train: there is nothing to learn"
+        stop = "train has no object: there is nothing to learn"
     pictures = {split: len(found.parts.get(split, ())) for split in ("train", "val", "test")}
     checked = Checked(
         found.name,

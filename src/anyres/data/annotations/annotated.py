@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from anyres.config import UserError
-from anyres.data.annotations.faults import Faults, too_many
+from anyres.data.annotations.faults import NO_PICTURE, Faults, too_many
 from anyres.flow import Record
 
 Kind = Literal["boxes", "maps"]
@@ -65,11 +65,13 @@ class Annotated:
             return line
         if not self.parts.get("train"):
             others = ", ".join(split for split, records in self.parts.items() if records)
-            return f"{self.name} has no train picture with usable annotations{f' (only {others})' if others else ''}"
+            first = next((fault for fault in self.faults.kept if fault.done == NO_PICTURE), None)
+            why = f" (only {others})" if others else f", as {first.where}: {first.what}" if first else ""
+            return f"no train picture with usable annotations is left of {self.pictures}{why}"
         return None
 
     def checked(self, rules: Rules) -> Annotated:
         """The set itself. Raises UserError where nothing can be trained on it."""
         if line := self.stop(rules):
-            raise UserError(line)
+            raise UserError(f"{self.name} cannot be trained on: {line}")
         return self

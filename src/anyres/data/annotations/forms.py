@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from anyres.config import UserError, nearest
@@ -17,12 +18,12 @@ from anyres.data.annotations.raw import RawSet
 from anyres.data.annotations.rules import assemble
 from anyres.data.annotations.table import is_box_table, read_table
 from anyres.data.annotations.voc import read_voc
-from anyres.data.annotations.yolo import label_file, pictures_in, read_data_yaml, read_yolo
+from anyres.data.annotations.yolo import LABELS, label_file, pictures_in, read_data_yaml, read_yolo
 from anyres.data.folders import images_in, listed, subfolders, walk
 from anyres.data.raw_dataset import SPLIT_OF, folder_split, one_form
 from anyres.storage import as_path, read_bytes
 
-_MAP_FOLDERS = ("annotations", "masks", "mask", "labels", "SegmentationClass", "gt")
+_MAP_FOLDERS = ("annotations", "Annotations", "masks", "mask", "labels", "SegmentationClass", "gt")
 _PICTURE_FOLDERS = ("images", "imgs", "JPEGImages", "img")
 _NAME_FILES = ("classes.txt", "classes.names", "obj.names", "labels.txt", "labels/classes.txt")
 
@@ -146,9 +147,9 @@ def _yolo(data: str, root: Path) -> Form | None:
         raise UserError(f"{root} has {len(sheets)} YOLO files, {sheets[0].name} and {sheets[1].name}: name one")
     if sheets:
         return _boxes("YOLO txt", data, sheets[0], lambda: _read_yaml(sheets[0]))
-    labels = root / "labels"
-    if labels.is_dir() and next(labels.rglob("*.txt"), None) and (root / "images").is_dir():
-        return _boxes("YOLO txt", data, labels, lambda: _read_plain_yolo(root, root / "images"))
+    for pictures, labels in LABELS.items():
+        if (root / pictures).is_dir() and (root / labels).is_dir() and next((root / labels).rglob("*.txt"), None):
+            return _boxes("YOLO txt", data, root / labels, partial(_read_plain_yolo, root, root / pictures))
     if any(label_file(path).is_file() for path in images_in(root)) and _yolo_names(root):
         return _boxes("YOLO txt", data, root, lambda: _read_plain_yolo(root, root))
     return None
@@ -184,7 +185,7 @@ def _read_plain_yolo(root: Path, folder: Path) -> RawSet:
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{root}: the class {twice!r} stands twice in its list of names: rename one")
-    return read_yolo(pictures_in(folder), root, names)
+    return read_yolo(pictures_in(root, folder), root, names)
 
 
 # --- VOC ----------------------------------------------------------------------------------------------------------
@@ -227,10 +228,13 @@ def _listed_splits(root: Path, files: dict[Path, str]) -> dict[Path, str]:
         if path.is_file():
             split = SPLIT_OF[path.stem.removesuffix("_list")]
             for line in read_bytes(path).decode(errors="surrogateescape").splitlines():
-                words = line.split()
-                found = by_stem.get(words[0]) or by_stem.get(Path(words[0]).stem) if words else None
-                if found is not None:
-                    placed.setdefault(found, split)
+                spelled = [
+                    line.strip(),
+                    *line.split()[:1],
+                ]  # `0012`, `0012 1`, `JPEGImages/0012.jpg Annotations/0012.xml`
+                found = [by_stem[w] for word in spelled for w in (word, Path(word).stem) if w in by_stem]
+                if found:
+                    placed.setdefault(found[0], split)
     return placed or files
 
 

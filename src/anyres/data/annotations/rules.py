@@ -121,6 +121,7 @@ class _Work:
     _boxes: Counter[str] = field(default_factory=Counter)
     _wrong: Counter[str] = field(default_factory=Counter)
     _other: Counter[str] = field(default_factory=Counter)  # of those, right by another convention
+    _alike: Counter[str] = field(default_factory=Counter)  # of all, right by another convention
     _first: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def objects(self, picture: RawPicture, found: Seen, masks_meant: bool, faults: Faults) -> Objects:
@@ -175,6 +176,7 @@ class _Work:
             return None
         told = f"box [{', '.join(f'{number:g}' for number in (numbers or box))}]"
         self._boxes[self.whole or picture.file] += 1
+        self._alike[self.whole or picture.file] += numbers is not None and _fits_otherwise(numbers, self.corners, size)
         if not all(map(math.isfinite, box)):
             self._is_wrong(picture, place, told)
             faults.add("no number", place, f"{told} has something else than numbers", LEFT_OUT)
@@ -216,7 +218,8 @@ class _Work:
         """A fault that stops for each file of which too many boxes have wrong sides."""
         for file, wrong in self._wrong.items():
             n = self._boxes[file]
-            if wrong < WRONG_LEAST or wrong <= WRONG_SHARE * n:
+            all_alike = self.corners == "xywh" and self._alike[file] == n
+            if wrong < WRONG_LEAST or (wrong <= WRONG_SHARE * n and not all_alike):
                 continue
             place, told = self._first[file]
             meant = _MEANT[self.corners] if 2 * self._other[file] > wrong else "they have no area or are no numbers"

@@ -24,6 +24,8 @@ from anyres.flow import Polygons
 from anyres.storage import read_bytes
 
 MOST_BYTES = 16 * 2**20
+LABELS = {"images": "labels", "JPEGImages": "Annotations"}
+"""Folder of pictures -> folder of their labels."""
 _NOT_LABELS = {"classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt", "README.txt"}
 
 
@@ -50,11 +52,11 @@ def read_yolo(pictures: Mapping[str, Sequence[Path]], root: Path, names: Sequenc
 
 
 def label_file(picture: Path) -> Path:
-    """Where the labels of a picture lie: in ``labels`` where it lies in ``images``, else beside it."""
+    """Where the labels of a picture lie: in ``labels`` where it lies in ``images`` (see LABELS), else beside it."""
     parts = list(picture.parts)
-    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    places = [place for place, part in enumerate(parts[:-1]) if part in LABELS]
     if places:
-        parts[places[-1]] = "labels"
+        parts[places[-1]] = LABELS[parts[places[-1]]]
     return Path(*parts).with_suffix(".txt")
 
 
@@ -178,9 +180,17 @@ def _listed(path: Path, split: str, given: object, roots: Sequence[Path]) -> lis
     return found
 
 
-def pictures_in(folder: Path) -> dict[str, list[Path]]:
-    """The pictures at any depth, by the split that a folder on their way is named after; else train."""
+def pictures_in(root: Path, folder: Path) -> dict[str, list[Path]]:
+    """The pictures that ``train_list.txt`` and so on in the root name, if there are such lists; else those at any depth
+    below ``folder``, by the split that a folder on their way is named after, else train."""
     found: dict[str, list[Path]] = defaultdict(list)
+    for split in ("train", "val", "test"):
+        if (root / f"{split}_list.txt").is_file():
+            lines = read_bytes(root / f"{split}_list.txt").decode(errors="surrogateescape").splitlines()
+            paths = (root / line.split()[0] for line in lines if line.strip())
+            found[split] = [path for path in paths if path.is_file()]
+    if any(found.values()):
+        return found
     for path in walk(folder).images:
         words = (part.lower() for part in path.relative_to(folder).parts[:-1])
         found[next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "train")].append(path)
