@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tests.data.drawn import CLASSES, PICTURES, WRITERS, Box, Drawn, coco, paint, square, write_coco, write_maps
 
 from anyres.config import UserError
-from anyres.data.annotations.annotated import Annotated, Rules
+from anyres.data.annotations.annotated import AnnotatedSet, Rules
 from anyres.data.annotations.builtin_sets import LUNGS, TREES, open_builtin, patient
 from anyres.data.annotations.forms import open_annotations, recognized
 from anyres.data.annotations.masks import class_map
@@ -24,7 +24,7 @@ from anyres.data.sources import Source
 from anyres.flow import IGNORED, MapFile, Objects, Polygons, Record, Rle, Size
 
 
-def by_picture(found: Annotated) -> dict[tuple[str, str], list[tuple[str, tuple[float, ...]]]]:
+def by_picture(found: AnnotatedSet) -> dict[tuple[str, str], list[tuple[str, tuple[float, ...]]]]:
     """(split, bare name) -> class names and corners."""
     named = {}
     for split, records in found.parts.items():

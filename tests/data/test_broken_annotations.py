@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data.drawn import PICTURES, Drawn, coco, paint, write_maps, write_table, write_voc, write_yolo
 
 from anyres.config import UserError
-from anyres.data.annotations.annotated import Annotated, Rules
+from anyres.data.annotations.annotated import AnnotatedSet, Rules
 from anyres.data.annotations.faults import (
     CUT,
     KEPT,
@@ -262,11 +262,11 @@ COCO = (
 )
 
 
-def objects_of(found: Annotated) -> int:
+def objects_of(found: AnnotatedSet) -> int:
     return sum(len(r.target) for r in found.records if isinstance(r.target, Objects))
 
 
-def only(found: Annotated) -> Fault:
+def only(found: AnnotatedSet) -> Fault:
     """The one fault of a set, whose line is one."""
     (fault,) = found.faults.kept
     assert "\n" not in fault.line

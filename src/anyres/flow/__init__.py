@@ -15,11 +15,13 @@ from anyres.flow.size import MOST_SIDE, MOST_SIZES, Size, parse_sizes
 
 if TYPE_CHECKING:
     from anyres.flow.batch import Batch, Labels, TargetReader, Targets, seen_views
+    from anyres.flow.dense import Instances, Maps, ViewObjects
     from anyres.flow.device import has_bf16, pick_device
     from anyres.flow.objects import IGNORED, MapFile, Objects, Polygons, Rle, Shape
 
 _LATER = {
     **dict.fromkeys(("Batch", "Labels", "TargetReader", "Targets", "seen_views"), "anyres.flow.batch"),
+    **dict.fromkeys(("Instances", "Maps", "ViewObjects"), "anyres.flow.dense"),
     **dict.fromkeys(("has_bf16", "pick_device"), "anyres.flow.device"),
     **dict.fromkeys(("IGNORED", "MapFile", "Objects", "Polygons", "Rle", "Shape"), "anyres.flow.objects"),
 }
@@ -34,8 +36,10 @@ __all__ = [
     "Cost",
     "Estimate",
     "Geometry",
+    "Instances",
     "Labels",
     "MapFile",
+    "Maps",
     "Metric",
     "Objects",
     "Polygons",
@@ -48,6 +52,7 @@ __all__ = [
     "Target",
     "TargetReader",
     "Targets",
+    "ViewObjects",
     "has_bf16",
     "is_disturbed",
     "parse_sizes",

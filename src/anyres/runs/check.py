@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from anyres.config import UserError
-from anyres.data.annotations.annotated import Annotated, Kind, Rules
+from anyres.data.annotations.annotated import AnnotatedSet, Kind, Rules
 from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.annotations.faults import NO_PICTURE, STOP, Faults
 from anyres.data.annotations.forms import open_annotations, recognized
@@ -231,7 +231,7 @@ def _check_classes(data: str, sizes: Sequence[Size], quick: bool) -> Checked:
 
 
 def _check_annotated(
-    found: Annotated, sizes: Sequence[Size], rules: Rules, quick: bool
+    found: AnnotatedSet, sizes: Sequence[Size], rules: Rules, quick: bool
 ) -> tuple[Checked, dict[str, Float[np.ndarray, " n"]]]:
     records = list(found.records)
     notes, sides = _read_all(records, found.faults, quick)
@@ -270,7 +270,7 @@ def _objects_in(record: Record) -> int:
     return len(record.target) if isinstance(record.target, Objects) else 0
 
 
-def _count_objects(found: Annotated) -> tuple[ClassCount, ...]:
+def _count_objects(found: AnnotatedSet) -> tuple[ClassCount, ...]:
     objects: Counter[int] = Counter()
     pictures = {True: Counter[int](), False: Counter[int]()}
     for split, records in found.parts.items():
@@ -309,7 +309,7 @@ def _row(size: Size, sides: Float[np.ndarray, " n"]) -> BoxSizes:
     return BoxSizes(size, low, median, high, tiny, small, large)
 
 
-def _count_pixels(found: Annotated, quick: bool, notes: list[str]) -> tuple[ClassCount, ...]:
+def _count_pixels(found: AnnotatedSet, quick: bool, notes: list[str]) -> tuple[ClassCount, ...]:
     """Read every map; a value that is no class is a fault that stops."""
     n = len(found.classes)
     pixels, ignored = np.zeros(n, np.int64), 0
@@ -342,7 +342,7 @@ def _count_pixels(found: Annotated, quick: bool, notes: list[str]) -> tuple[Clas
     )
 
 
-def _maps(found: Annotated) -> Iterator[tuple[bool, MapFile]]:
+def _maps(found: AnnotatedSet) -> Iterator[tuple[bool, MapFile]]:
     for split, records in found.parts.items():
         for record in records:
             assert isinstance(record.target, MapFile)

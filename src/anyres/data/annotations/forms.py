@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from anyres.config import UserError, nearest
-from anyres.data.annotations.annotated import Annotated, Kind, Rules
+from anyres.data.annotations.annotated import AnnotatedSet, Kind, Rules
 from anyres.data.annotations.coco import read_coco
 from anyres.data.annotations.masks import Pair, read_masks, read_names
 from anyres.data.annotations.raw import RawSet
@@ -35,11 +35,11 @@ class Form:
     name: str
     by: Path
     kind: Kind
-    read: Callable[[Rules], Annotated]
+    read: Callable[[Rules], AnnotatedSet]
 
 
-def open_annotations(data: str, kind: Kind | None = None, rules: Rules = Rules()) -> Annotated:
-    """Annotated pictures in any form that is known, or a built-in set (``lungs``, ``trees``).
+def open_annotations(data: str, kind: Kind | None = None, rules: Rules = Rules()) -> AnnotatedSet:
+    """AnnotatedSet pictures in any form that is known, or a built-in set (``lungs``, ``trees``).
 
     ``kind``: which to read where a folder has both boxes and maps. Nothing is refused for its faults: ``checked`` does
     that. Raises UserError where no form fits, several do, or a file cannot be read at all.
@@ -263,7 +263,7 @@ def _maps(data: str, root: Path) -> Form | None:
     form = "ADE20K layout" if is_ade else "folders of class maps"
     by = found[0][1]
 
-    def read(_: Rules) -> Annotated:
+    def read(_: Rules) -> AnnotatedSet:
         pairs = [pair for pictures, maps in found for pair in _pairs(root, pictures, maps)]
         return read_masks(data, form, root, pairs, read_names(root), first=int(is_ade))
 

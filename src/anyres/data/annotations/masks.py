@@ -13,7 +13,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from anyres.config import UserError, first_line
-from anyres.data.annotations.annotated import Annotated
+from anyres.data.annotations.annotated import AnnotatedSet
 from anyres.data.annotations.faults import NO_PICTURE, STOP, TURNED, Faults
 from anyres.data.annotations.pictures import LYING, look
 from anyres.data.annotations.raw import told
@@ -46,7 +46,9 @@ class Pair:
     split: str
 
 
-def read_masks(name: str, form: str, root: Path, pairs: Sequence[Pair], names: Names | None, first: int) -> Annotated:
+def read_masks(
+    name: str, form: str, root: Path, pairs: Sequence[Pair], names: Names | None, first: int
+) -> AnnotatedSet:
     """Pictures with their maps, checked for being there and for their size; pixels are read where they are used.
 
     ``names`` None: the maps are read for the values they have, which then are the classes. ``first``: the value of
@@ -62,7 +64,7 @@ def read_masks(name: str, form: str, root: Path, pairs: Sequence[Pair], names: N
     if names is None:
         names = _values(parts, first, faults, notes)
     made = {split: tuple(records) for split, records in parts.items()}
-    return Annotated(name, form, "maps", names.classes, made, faults, len(pairs), len(pairs), notes=tuple(notes))
+    return AnnotatedSet(name, form, "maps", names.classes, made, faults, len(pairs), len(pairs), notes=tuple(notes))
 
 
 def _record(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from anyres.data.annotations.annotated import Annotated, Rules
+from anyres.data.annotations.annotated import AnnotatedSet, Rules
 from anyres.data.annotations.faults import CUT, KEPT, LEFT_OUT, NO_MASK, NO_PICTURE, STOP, TURNED, Faults
 from anyres.data.annotations.pictures import LYING, Seen, look
 from anyres.data.annotations.raw import Corners, RawObject, RawPicture, RawSet
@@ -43,7 +43,7 @@ def wide_high(size: Size) -> str:
     return f"{size.width}x{size.height}"
 
 
-def assemble(name: str, raw: RawSet, rules: Rules) -> Annotated:
+def assemble(name: str, raw: RawSet, rules: Rules) -> AnnotatedSet:
     """Check every annotation against its picture, and make what a task trains on."""
     faults, work = Faults(), _Work(raw.corners, rules, name if raw.corners in ("voc", "shares") else "")
     faults.extend(raw.faults)
@@ -72,7 +72,7 @@ def assemble(name: str, raw: RawSet, rules: Rules) -> Annotated:
     notes = list(raw.notes)
     if empty:
         notes.append(f"{empty} pictures without an object: {'left out' if rules.drop_empty else 'kept as negatives'}")
-    return Annotated(
+    return AnnotatedSet(
         name, raw.form, "boxes", raw.classes, made, faults, annotations, len(raw.pictures), empty, tuple(notes)
     )
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from anyres.data.raw_dataset import shorten
 from anyres.flow import Polygons, Rle, Shape, Size
@@ -101,6 +101,23 @@ def box_of(shape: Shape) -> tuple[float, float, float, float] | None:
         if len(xs):
             return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)
     return None
+
+
+def filled(parts: Sequence[Float[np.ndarray, "_ 2"]], size: Size) -> UInt8[np.ndarray, "h w"]:
+    """The pixels whose centers lie within any of the polygons, as 1; inside is what a line from the left crosses into
+    once more than out of."""
+    made = np.zeros(size, np.uint8)
+    centers = np.arange(size.height) + 0.5
+    for part in parts:
+        (x1, y1), (x2, y2) = part.astype(np.float64).T, np.roll(part, -1, 0).astype(np.float64).T
+        rows, edges = np.nonzero((y1 <= centers[:, None]) != (y2 <= centers[:, None]))  # edges that each row crosses
+        slope = (x2 - x1)[edges] / (y2 - y1)[edges]
+        crossed = x1[edges] + (centers[rows] - y1[edges]) * slope
+        first = np.ceil(crossed - 0.5).clip(0, size.width).astype(np.int64)  # pixel whose center lies beyond
+        changes = np.zeros((size.height, size.width + 1), np.int64)
+        np.add.at(changes, (rows, first), 1)
+        made |= (changes.cumsum(1)[:, :-1] % 2).astype(np.uint8)
+    return made
 
 
 def turned_points(points: Float32[np.ndarray, "n 2"], size: Size, orientation: int) -> Float32[np.ndarray, "n 2"]:
