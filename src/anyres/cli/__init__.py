@@ -2,7 +2,7 @@
 
 # isort: off
 from anyres.cli import train, eval, curve, pick, predict, cascade, probe  # noqa: F401  # as `anyres --help` lists them
-from anyres.cli import models, recipes, show, data, demo, bench, doctor  # noqa: F401
+from anyres.cli import models, recipes, show, data, check, demo, bench, doctor  # noqa: F401
 from anyres.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 from anyres.config import UserError, nearest
+from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.folders import images_in, listed, read_folder, subfolders
 from anyres.data.manifests import read_csv, read_jsonl
 from anyres.data.parquet import read_parquet
 from anyres.data.patterns import expand
 from anyres.data.raw_dataset import ENDINGS, Found, Item, Parts, shorten
 from anyres.data.shards import read_shards
-from anyres.flow import Record
+from anyres.flow import Annotation, Record
 from anyres.storage import as_path
 
 SPLITS = ("train", "val", "test", "trainval")
@@ -69,10 +70,15 @@ class Source:
         """
         digest = hashlib.sha256()
         head = (self.labelling, self.classes)
-        for part in (head, *((record.name, record.target) for record in self.records)):
+        for part in (head, *((record.name, _plain(record)) for record in self.records)):
             text = unicodedata.normalize("NFC", json.dumps(part, ensure_ascii=False))
             digest.update(text.encode("utf-8", "surrogateescape") + b"\n")
         return digest.hexdigest()
+
+
+def _plain(record: Record) -> object:
+    """The record's target as JSON takes it."""
+    return record.target.plain() if isinstance(record.target, Annotation) else record.target
 
 
 def class_indices(record: Record) -> tuple[int, ...]:
@@ -142,6 +148,8 @@ def _find(data: str, unlabelled: bool = False) -> Found:
     library, colon, name = data.partition(":")
     if data in BUILTIN:
         return _read_builtin(fine=data.endswith(":fine"))
+    if data in DRAWN and not path.exists():
+        raise UserError(f"{data} has boxes or class maps, and no class of a whole picture: `anyres check {data}` tells")
     if colon and library in ("hf", "torchvision"):
         from anyres.data.hf_torchvision import read_hub, read_torchvision
 

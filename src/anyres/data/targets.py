@@ -26,7 +26,7 @@ class LabelReader:
 
     def read(self, record: Record) -> ClassTarget:
         """The record's class index, or the indices of its classes."""
-        assert not isinstance(record.target, str)
+        assert isinstance(record.target, int | tuple)
         return record.target
 
     def view(self, target: ClassTarget, geometry: Geometry) -> ClassTarget:  # noqa: ARG002

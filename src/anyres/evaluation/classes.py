@@ -12,6 +12,7 @@ from typing import Any
 from anyres.config import UserError, nearest, printable
 from anyres.data.raw_dataset import one_form, shorten
 from anyres.data.sources import Source
+from anyres.flow import Target
 from anyres.storage import read_bytes
 
 Names = tuple[tuple[str, ...], ...]
@@ -100,7 +101,7 @@ def relabel(source: Source, names: Names) -> Source:
     if len(number) < len(names):
         notes = (*notes, f"images of {len(number)} of the {len(names)} classes; all {len(names)} can be predicted")
 
-    def renumbered(target: int | tuple[int, ...] | str) -> int | tuple[int, ...] | str:
+    def renumbered(target: Target) -> Target:
         if isinstance(target, tuple):
             return tuple(sorted(number[index] for index in target))
         return number[target] if isinstance(target, int) and target >= 0 else target

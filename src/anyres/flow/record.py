@@ -18,13 +18,32 @@ class Stored(Protocol):
         ...
 
 
+@runtime_checkable
+class Annotation(Protocol):
+    """What is drawn on a picture: ``flow.Objects`` or ``flow.MapFile``."""
+
+    @property
+    def of_size(self) -> Size:
+        """The upright picture's."""
+        ...
+
+    def plain(self) -> tuple[object, ...]:
+        """What a fingerprint takes: numbers and names."""
+        ...
+
+
+Target = int | tuple[int, ...] | str | Annotation
+"""What an image is to be answered with, before it is read."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One image before decoding: where its bytes are, and its class index (-1: no label); where images have several
-    labels, the indices of its classes, ascending; where labels are no classes, the label as it is written."""
+    labels, the indices of its classes, ascending; where labels are no classes, the label as it is written; where
+    something is drawn on images, that."""
 
     source: Path | bytes | Stored
-    target: int | tuple[int, ...] | str
+    target: Target
     name: str  # what a message calls it: the path below the root, or the row of a table
 
 

@@ -1,0 +1,84 @@
+"""Targets that have a place in the picture, for every view of it: objects, and class maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ViewObjects:
+    """The n objects in one view of one image.
+
+    ``boxes``: float32 (n, 4), x1 y1 x2 y2 in pixels of the view. ``labels``: int64 (n,), indices of the classes.
+    ``masks``: uint8 (n, H, W), 0 and 1; None where none were asked for. ``crowd``: bool (n,).
+    """
+
+    boxes: Float32[Tensor, "n 4"]
+    labels: Int64[Tensor, " n"]
+    masks: UInt8[Tensor, "n _ _"] | None
+    crowd: Bool[Tensor, " n"]
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> ViewObjects:
+        """Every tensor changed."""
+        masks = None if self.masks is None else change(self.masks)
+        return ViewObjects(change(self.boxes), change(self.labels), masks, change(self.crowd))
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects of a batch, ``value[view][image]``: as many in each as there are, so nothing is stacked."""
+
+    value: tuple[tuple[ViewObjects, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.value[0]) if self.value else 0
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Instances:
+        return Instances(tuple(tuple(each.changed(change) for each in view) for view in self.value))
+
+    def to(self, device: torch.device) -> Instances:
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Instances:
+        """In memory from which a GPU copies by itself; DataLoader calls this."""
+        return self._changed(lambda tensor: tensor.pin_memory())
+
+    def part(self, images: slice) -> Instances:
+        return Instances(tuple(view[images] for view in self.value))
+
+    def window(self, views: slice) -> Instances:
+        return Instances(self.value[views])
+
+    def of(self, view: int) -> tuple[ViewObjects, ...]:
+        return self.value[view]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The class maps of a batch: of each view uint8 (b, H, W), the class of each pixel, 255 where it is ignored."""
+
+    value: tuple[UInt8[Tensor, "b _ _"], ...]
+
+    def __len__(self) -> int:
+        return len(self.value[0]) if self.value else 0
+
+    def to(self, device: torch.device) -> Maps:
+        return Maps(tuple(view.to(device, non_blocking=True) for view in self.value))
+
+    def pin_memory(self) -> Maps:
+        """In memory from which a GPU copies by itself; DataLoader calls this."""
+        return Maps(tuple(view.pin_memory() for view in self.value))
+
+    def part(self, images: slice) -> Maps:
+        return Maps(tuple(view[images] for view in self.value))
+
+    def window(self, views: slice) -> Maps:
+        return Maps(self.value[views])
+
+    def of(self, view: int) -> UInt8[Tensor, "b _ _"]:
+        return self.value[view]
