@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
     from anyres.runs.evaluate import curve, evaluate
+    from anyres.runs.export import export
     from anyres.runs.opened import load
     from anyres.runs.pick import pick
     from anyres.runs.predict import predict
@@ -41,6 +42,7 @@ _HOMES = {
     "create_task_model": "anyres.models.dense.create",
     "curve": "anyres.runs.evaluate",
     "evaluate": "anyres.runs.evaluate",
+    "export": "anyres.runs.export",
     "fuse": "anyres.deploy.fuse",
     "list_models": "anyres.models.registry",
     "load": "anyres.runs.opened",
@@ -65,6 +67,7 @@ __all__ = [
     "create_task_model",
     "curve",
     "evaluate",
+    "export",
     "fuse",
     "list_models",
     "load",

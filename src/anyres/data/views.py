@@ -16,7 +16,7 @@ from anyres.data.geometry import View, cut, resized, whole
 from anyres.data.views_config import ViewsConfig
 from anyres.flow import Geometry, Size
 
-_LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
+LONGEST = 8  # evaluation cuts an image that is more than so many times as elongated as the view, before resizing
 
 
 @lru_cache(maxsize=8)
@@ -104,7 +104,7 @@ def eval_plan(image: Size, size: Size, crop: float = 0.875, warp: bool = False) 
     if warp:
         return EvalPlan((0, 0, h, w), size, (0, 0))
     tall, wide = int(size.height / crop), int(size.width / crop)
-    w_kept, h_kept = min(w, max(1, _LONGEST * h * wide // tall)), min(h, max(1, _LONGEST * w * tall // wide))
+    w_kept, h_kept = min(w, max(1, LONGEST * h * wide // tall)), min(h, max(1, LONGEST * w * tall // wide))
     kept = ((h - h_kept) // 2, (w - w_kept) // 2, h_kept, w_kept)
     h, w = h_kept, w_kept
     if tall * w >= wide * h:  # as wide as the view or wider: the height decides

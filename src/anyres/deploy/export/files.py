@@ -1,0 +1,100 @@
+"""Files that appear together or not at all, and what is written into them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyres.config import UserError
+from anyres.storage import DRAFT, refusal
+
+if TYPE_CHECKING:
+    import onnx
+
+EXTERNAL_FROM = 1_800_000_000
+"""Bytes of weights from which they lie in a file of their own: a protocol buffer ends at 2 GB."""
+
+
+@contextmanager
+def drafts(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside ``folder``, for files to be written; afterwards they stand in ``folder``, at the places
+    they have in the draft, each replaced at once. On any exception nothing of them is left.
+
+    Raises OSError with the name of ``folder`` where the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(DRAFT, ".export.", folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): name another place") from None
+    try:
+        yield draft
+        for path in sorted(each for each in draft.rglob("*") if each.is_file()):
+            _sync(path)
+            place = folder / path.relative_to(draft)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    except UserError:
+        raise
+    except Exception as error:
+        number = refusal(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of what a file holds, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def graph_hash(graph: onnx.ModelProto) -> str:
+    """SHA-256 of an ONNX graph with its weights, without what is said of it."""
+    from onnx import ModelProto
+
+    bare = ModelProto()
+    bare.CopyFrom(graph)
+    del bare.metadata_props[:]
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def save_graph(graph: onnx.ModelProto, path: Path, said: Mapping[str, Any]) -> None:
+    """Write an ONNX graph, with ``said`` as JSON text by key in its metadata."""
+    import onnx
+    from onnx import helper
+
+    helper.set_model_props(graph, {key: json.dumps(value) for key, value in said.items()})
+    size = sum(len(each.raw_data) for each in graph.graph.initializer)
+    if size < EXTERNAL_FROM:
+        onnx.save(graph, path)
+    else:
+        data = path.with_name(f"{path.name}.data")
+        data.unlink(missing_ok=True)  # weights would be added at its end
+        onnx.save(graph, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+        onnx.load_external_data_for_model(graph, str(path.parent))
+
+
+def read_said(path: Path) -> dict[str, Any]:
+    """What an exported ONNX file says of itself, by key."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False)
+    return {each.key: json.loads(each.value) for each in graph.metadata_props}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
