@@ -22,7 +22,9 @@ def show(
 ) -> None:
     """Print a recipe with every value written out, as a run would use it; or what a key means.
 
-    Examples: `anyres show demo/any_size train.epochs=5`, `anyres show --explain optim.lr`
+    Example: `anyres show demo/any_size train.epochs=5`
+
+    Example: `anyres show --explain optim.lr`
     """
     from anyres.recipe import dump_recipe, load_recipe
 

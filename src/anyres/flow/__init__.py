@@ -15,11 +15,11 @@ from anyres.flow.size import MOST_SIDE, MOST_SIZES, Size, parse_sizes
 
 if TYPE_CHECKING:
     from anyres.flow.batch import Batch, Labels, TargetReader, Targets, seen_views
-    from anyres.flow.device import has_bf16, pick_device
+    from anyres.flow.device import has_bf16, on_device, pick_device
 
 _WITH_TORCH = {
     **dict.fromkeys(("Batch", "Labels", "TargetReader", "Targets", "seen_views"), "anyres.flow.batch"),
-    **dict.fromkeys(("has_bf16", "pick_device"), "anyres.flow.device"),
+    **dict.fromkeys(("has_bf16", "on_device", "pick_device"), "anyres.flow.device"),
 }
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Targets",
     "has_bf16",
     "is_disturbed",
+    "on_device",
     "parse_sizes",
     "pick_device",
     "seen_views",

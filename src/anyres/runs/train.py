@@ -23,7 +23,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.loader import Rank, steps_per_epoch
 from anyres.evaluation.curve import measure_quality
 from anyres.evaluation.evaluator import EvalSettings
-from anyres.flow import Batch, Size
+from anyres.flow import Batch, Size, on_device
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
 from anyres.ops.kernels import check_triton, kernel_operations
@@ -77,20 +77,21 @@ class TrainingRun:
 
 
 def train(
-    recipe: str | Recipe,
-    overrides: Sequence[str] = (),
+    recipe: str | Path | Recipe,
+    overrides: str | Sequence[str] = (),
     *,
-    data: str | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     report: bool = True,
+    device: str | None = None,
 ) -> TrainingRun:
     """Train a model in a run folder: from the start, from its newest checkpoint, or not at all if it is done.
 
     ``recipe``: the name of a recipe or model, a YAML file, or a Recipe; ``overrides``: its keys, as
     ``["optim.lr=3e-4", "train.epochs=5"]``. ``data``: images in any form that `anyres data` lists, such as a folder
     ``root/class/*.jpg``. ``out``: the run folder (``runs/NAME``). ``weights``: what to start from. ``report``: measure
-    the curve at the end.
+    the curve at the end. ``device``: ``cpu``, ``cuda:1`` or ``mps`` (None: the best here).
 
     Returns the finished run and what was measured. Its folder holds ``model.safetensors``, ``recipe.yaml``,
     ``metrics.jsonl``, ``run.json``, and with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call
@@ -98,18 +99,20 @@ def train(
     fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
     show_log()
-    given = {key: text for key, text in (("data.source", data), ("weights", weights)) if text}
+    given = {key: str(text) for key, text in (("data.source", data), ("weights", weights)) if text}
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     if isinstance(recipe, Recipe):
         if overrides or given:
             raise UserError("overrides go with a recipe's name or file; a Recipe holds every value already")
         made, name = recipe, str(recipe.model["name"])
     else:
-        made = load_recipe(recipe, overrides, given)
-        name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+        made, name = load_recipe(str(recipe), overrides, given), str(recipe)
+        name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     if made.weights == AUTO:
         made = replace(made, weights=best_weights(str(made.model["name"])))
     run = Path(out) if out is not None else Path("runs") / name.replace("/", "-").replace(":", "-")
-    return TrainingRun(run, train_run(made, run, report=report))
+    with on_device(device):
+        return TrainingRun(run, train_run(made, run, report=report))
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation | None:
