@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
-from typer import Context
 from typer.core import TyperCommand, TyperOption
 
 from anyres.config import UserError, nearest
@@ -24,7 +24,7 @@ _VALUES = ("true", "false", "yes", "no", "0", "1", "auto", "fp32", "bf16", "fp16
 class WithHabits(TyperCommand):
     """A command with KEY=VALUE, which takes other programs' options too."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options = {name: each for each in self.params if isinstance(each, TyperOption) for name in each.opts}
         takes = {name: not each.is_flag for name, each in options.items()}
         takes |= dict.fromkeys(self.get_help_option_names(ctx), False)

@@ -207,7 +207,7 @@ def fit(
     held out; ``teacher`` is what ``build_teacher`` made. Raises as ``train`` does.
     """
     training = images[0]
-    plan = make_plan(recipe, len(training))
+    plan = make_plan(recipe, len(training), accelerator.num_processes)
     prepare_model(recipe, model, accelerator)
     objective = task.objective(
         Parts(
@@ -296,10 +296,27 @@ def check_kernels(recipe: Recipe, device: torch.device) -> None:
         raise UserError(f"train.kernels=triton: {error}; set train.kernels=plain") from None
 
 
-def make_plan(recipe: Recipe, images: int) -> Plan:
-    """What the recipe comes to for so many training images."""
-    per_epoch = steps_per_epoch(images, recipe.data.batch_size)
-    return Plan(recipe.train.epochs * per_epoch, per_epoch, recipe.data.batch_size, recipe.train, recipe.optim)
+def make_plan(recipe: Recipe, images: int, processes: int = 1) -> Plan:
+    """What the recipe comes to for so many training images.
+
+    Where ``data.batch_size`` is more than all of them, steps have fewer, and the learning rate goes down with them.
+    """
+    batch, optim = recipe.data.batch_size, recipe.optim
+    train = recipe.train
+    if batch > images:
+        whole, batch = batch, fitting_batch(images, processes)
+        train = replace(train, accumulate=min(train.accumulate, batch))
+        optim = optim if optim.lr_batch else replace(optim, lr_batch=whole, scale_bounds=True)
+    per_epoch = steps_per_epoch(images, batch)
+    return Plan(train.epochs * per_epoch, per_epoch, batch, train, optim)
+
+
+def fitting_batch(images: int, processes: int) -> int:
+    """Images of a step where the recipe's are more than there are: a quarter of them as a power of two, at least 8 or
+    all, and as many for each process."""
+    quarter = 1 << (max(images // 4, 1).bit_length() - 1)
+    batch = min(max(quarter, 8), images)
+    return max(batch // processes, 1) * processes
 
 
 def describe(
@@ -332,8 +349,13 @@ def describe(
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
-        f"peak learning rate {recipe.optim.peak_lr(plan.batch_size):.3g}"
+        f"peak learning rate {plan.optim.peak_lr(plan.batch_size):.3g}"
     )
+    if plan.batch_size < recipe.data.batch_size:
+        yield (
+            f"data.batch_size={recipe.data.batch_size} is more than the {len(training)} training images: a step takes "
+            f"{plan.batch_size}, and the learning rate is lowered with it"
+        )
     yield from task.describe(training.source)
     if recipe.data.repeats > 1:
         seen = min(len(training), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))

@@ -25,7 +25,8 @@ def build_accelerator(precision: Precision) -> Accelerator:
     from accelerate.state import AcceleratorState, PartialState
 
     device, world = pick_device(), int(os.environ.get("WORLD_SIZE") or 1)
-    if device.index is not None and world > 1:
+    numbered = ":" in str(device)
+    if numbered and world > 1:
         raise UserError(f"device {device} is one, and {world} processes run: leave it out, each takes its own")
     dtype = autocast_dtype(precision)
     mixed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
@@ -33,8 +34,8 @@ def build_accelerator(precision: Precision) -> Accelerator:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     if AcceleratorState._shared_state:  # an earlier run of this process may have had another precision
         moved = world == 1 and PartialState().device.type != device.type
-        AcceleratorState._reset_state(reset_partial_state=moved or device.index is not None)
-    if device.index is None:
+        AcceleratorState._reset_state(reset_partial_state=moved or numbered)
+    if not numbered:
         return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     torch.cuda.set_device(device)
     os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
