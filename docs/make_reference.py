@@ -6,18 +6,14 @@ python docs/make_reference.py --check   # exit 1 if either is not up to date
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-import yaml
 from typer.main import get_command
 
 import anyres
@@ -28,21 +24,13 @@ from anyres.recipe import Recipe
 from anyres.runs.opened import ModelSpec, TrainedModel
 from anyres.runs.report import Evaluation
 from anyres.runs.train import TrainingRun
+from anyres.settings import REQUIRED, Setting, allowed, as_yaml, fields_of, group_in
 from anyres.tasks import Answer
 
 RESULTS = (TrainingRun, Evaluation, SizeResult, Estimate, Metric, Cost, TrainedModel, ModelSpec, Answer)
 DOCS = Path(__file__).parent
 EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n.*?<!-- end -->", re.S)
 WIDTH = 100  # of a signature
-
-
-class Key(NamedTuple):
-    """One field of a configuration."""
-
-    name: str
-    kind: Any
-    default: Any
-    comment: str
 
 
 def reference() -> str:
@@ -87,7 +75,7 @@ def python_entry(name: str, value: Any, package: str) -> Iterator[str]:
 def members(cls: type) -> Iterator[str]:
     """What a class has, a line each, as far as something is said of it."""
     if dataclasses.is_dataclass(cls):
-        yield from (f"- `{key.name}`: {key.comment}" for key in keys(cls) if key.comment)
+        yield from (f"- `{key.name}`: {key.meaning}" for key in fields_of(cls) if key.meaning)
     for name, each in vars(cls).items():
         if isinstance(each, property) and not name.startswith("_"):
             yield f"- `{name}`: {flat(each.__doc__)}"
@@ -145,60 +133,13 @@ def flat(text: str | None) -> str:
     return " ".join(prose(text or "").split())
 
 
-def keys(cls: type) -> Iterator[Key]:
-    """The fields of a configuration, with the comment above, beside, or the string below each."""
-    lines = inspect.getsource(cls).splitlines()
-    tree = ast.parse(textwrap.dedent("\n".join(lines))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    kinds = get_type_hints(cls)
-    by_name = {field.name: field for field in dataclasses.fields(cls)}
-    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        field = by_name.get(node.target.id)
-        if field is not None:
-            yield Key(field.name, kinds[field.name], default_of(field), comment_of(lines, node, after))
-
-
-def comment_of(lines: list[str], node: ast.AnnAssign, after: ast.stmt | None) -> str:
-    """What is said of a field."""
-    above: list[str] = []
-    for line in reversed(lines[: node.lineno - 1]):
-        if not line.strip().startswith("#"):
-            break
-        above.insert(0, line.strip().lstrip("# "))
-    last = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset or 0 :].strip()
-    if last.startswith("#"):
-        above.append(last.lstrip("# "))
-    if not above and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-        above.append(str(after.value.value))
-    return flat(" ".join(above)).rstrip(".")
-
-
-def default_of(field: Any) -> Any:
-    """The default, or MISSING."""
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
-
-
-def inner(kind: Any) -> tuple[Any, str]:
-    """The configuration within a type, and what follows its key: of a list ``[]``."""
-    if dataclasses.is_dataclass(kind):
-        return kind, ""
-    for part in get_args(kind):
-        if dataclasses.is_dataclass(part):
-            return part, "[]" if get_origin(kind) is tuple else ""
-    return None, ""
-
-
 def groups(cls: type, prefix: str) -> Iterator[str]:
     """A list of the keys of a configuration, then those of the configurations in it, each under a heading."""
     lines, below = [], []
-    for key in keys(cls):
-        config, more = inner(key.kind)
+    for key in fields_of(cls):
+        config, more = group_in(key.kind)
         name = f"{prefix}{key.name}"
-        if config is None or key.comment:
+        if config is None or key.meaning:
             lines.append(line(name, key, is_config=config is not None))
         if config is not None:
             below.append((name + more, config))
@@ -210,41 +151,12 @@ def groups(cls: type, prefix: str) -> Iterator[str]:
         yield from groups(config, f"{name}.")
 
 
-def line(name: str, key: Key, *, is_config: bool = False) -> str:
+def line(name: str, key: Setting, *, is_config: bool = False) -> str:
     """``- `optim.lr` (number, 0.001): peak learning rate``."""
-    shown = "" if is_config or key.default is dataclasses.MISSING else f", {value(key.default)}"
-    kind = "keys below" if is_config else kind_of(key.kind)
-    comment = f": {key.comment}" if key.comment else ""
+    shown = "" if is_config or key.default is REQUIRED else f", {as_yaml(key.default)}"
+    kind = "keys below" if is_config else allowed(key.kind)
+    comment = f": {key.meaning}" if key.meaning else ""
     return f"- `{name}` ({kind}{shown}){comment}"
-
-
-def kind_of(kind: Any) -> str:
-    """A type in words."""
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(dict.fromkeys(kind_of(part) for part in get_args(kind)))
-    if get_origin(kind) is tuple:
-        parts = get_args(kind)
-        return f"list of {kind_of(parts[0])}" if parts[-1] is ... else f"{len(parts)} of {kind_of(parts[0])}"
-    words = {
-        int: "whole number",
-        float: "number",
-        str: "text",
-        bool: "true or false",
-        NoneType: "null",
-        Any: "any value",
-    }
-    return words.get(kind, "map")
-
-
-def value(given: Any) -> str:
-    """A default as YAML writes it."""
-    if isinstance(given, float) and given in (3 / 4, 4 / 3):
-        return "3/4" if given < 1 else "4/3"
-    if isinstance(given, tuple):
-        return f"[{', '.join(map(value, given))}]"
-    return yaml.safe_dump(given, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def model_options() -> Iterator[str]:
@@ -258,7 +170,7 @@ def model_options() -> Iterator[str]:
         yield f"#### {variant(name).family}, as {name}"
         own = (
             key._replace(default=getattr(config, key.name))
-            for key in keys(type(config))
+            for key in fields_of(type(config))
             if key.name not in ("num_classes", "in_chans")
         )
         yield "\n".join(line(f"model.{key.name}", key) for key in own)

@@ -65,7 +65,7 @@ def parse(line: str) -> str:
         assert set(rest[:1]) & set(commands), f"{line!r}: {verb} is followed by one of {sorted(commands)}"
         command, rest = commands[rest[0]], rest[1:]
     given = command.make_context(verb, rest).params
-    if verb in ("train", "show") and not given["recipe"].isupper():
+    if verb in ("train", "show") and given["recipe"] and not given["recipe"].isupper():
         from anyres.recipe import load_recipe
 
         load_recipe(given["recipe"], given["overrides"] or [])

@@ -198,7 +198,7 @@ def test_a_script_trains_as_the_command_does_and_says_so_on_stderr(tiny_run: Tin
     lines = done.stderr.splitlines()
     assert lines.count("33 training and 9 held-out images of 3 classes") == 1
     assert len([line for line in lines if "is done: it holds model.safetensors" in line]) == 1
-    said = [line for line in tiny_run.said.splitlines() if "ETA" not in line]
+    said = [line for line in tiny_run.said.splitlines() if "ETA" not in line and not line.startswith("next: ")]
     assert [line for line in lines if "ETA" not in line][: len(said)] == said
 
 
@@ -243,3 +243,59 @@ def test_a_program_with_logging_of_its_own_is_left_alone(capsys: pytest.CaptureF
 def test_a_picture_of_pillow_needs_no_file(tiny_run: TinyRun) -> None:
     (answer,) = anyres.predict(tiny_run.folder, [Image.new("L", (50, 40), 128)])
     assert sum(one["probability"] for one in answer.values["classes"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_only_public_names_are_shown() -> None:
+    assert dir(anyres) == sorted([*anyres.__all__, "__version__"])
+    assert re.fullmatch(r"\d+\.\d+.*", anyres.__version__)
+    with pytest.raises(AttributeError, match="no attribute 'Any_thing'"):
+        _ = anyres.Any_thing
+
+
+def test_a_predictor_of_a_run_knows_its_classes_and_preprocessing(tiny_run: TinyRun, tmp_path: Path) -> None:
+    path, picture = tmp_path / "a.png", draw(0, 5)
+    picture.save(path)
+    array = np.array(picture)
+    answer = anyres.predict(tiny_run.folder, str(path))[0].values["classes"]
+    assert anyres.predict(str(tiny_run.folder), picture)[0].values["classes"] == answer
+    made = anyres.Predictor(str(tiny_run.folder), "eager")
+    assert made.size == Size(48, 48)
+    assert made.names == ("disc", "square", "stripes")
+    (found,) = made.predict(str(path), top=3)
+    assert [one.name for one in found] == [one["name"] for one in answer]
+    assert [one.probability for one in found] == pytest.approx([one["probability"] for one in answer], abs=1e-2)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    for given in (path, picture, array, tensor, [array], array[None], [str(path)], tensor[None]):
+        assert made.predict(given, top=3) == [found]
+    assert len(made.predict([path, array, picture])) == 3
+    assert len(made.predict(array[:, :, 0])) == 1  # gray
+    assert anyres.predict(tiny_run.folder, array[None], size=Size(48, 48))[0].values["classes"] == answer
+    with pytest.raises(anyres.UserError, match="an array is no image here: it has 5 channels"):
+        made.predict(np.zeros((9, 9, 5), np.uint8))
+    with pytest.raises(anyres.UserError, match="nowhere is not a run folder"):
+        anyres.Predictor("nowhere")
+
+
+def test_sizes_and_paths_may_be_plain(tiny_run: TinyRun, tmp_path: Path) -> None:
+    one = anyres.evaluate(str(tiny_run.folder), data=tiny_run.data, split="train", sizes=32)
+    assert [result.size for result in one.sizes] == [Size(32, 32)]
+    folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "first"))
+    assert [result.size.height for result in anyres.curve(str(folder), sizes="32:48:16").sizes] == [32, 48]
+    names = tmp_path / "classes.csv"
+    names.write_text("disc\nsquare\nstripes\n")
+    weights = folder / "model.safetensors"
+    assert anyres.load("restv2_nano", weights, str(names)).classes == ("disc", "square", "stripes")
+    model = anyres.load(folder).model
+    torch.testing.assert_close(*(anyres.fuse(model, size)(torch.zeros(1, 3, 40, 56)) for size in ("40x56", (40, 56))))
+
+
+def test_load_weights_says_what_it_did(tiny_run: TinyRun) -> None:
+    for classes, replace_head in ((3, False), (5, True)):
+        done = anyres.load_weights(
+            anyres.create_model("restv2_nano", classes), tiny_run.folder, replace_head=replace_head
+        )
+        assert done
+        assert done.new_classifier is replace_head
+        assert done.source == str(tiny_run.folder / "model.safetensors")
+        assert done.adapted == ()
+        assert str(done).startswith("loaded ")

@@ -2,7 +2,7 @@
 
 run = anyres.train("restv2_nano", data="photos", out="runs/mine")
 print(anyres.curve("runs/mine", sizes=["64:320:32"]).rows())
-print(anyres.predict("runs/mine", ["photo.jpg"], size=96)[0].line)
+print(anyres.predict("runs/mine", "photo.jpg", size=96)[0].line)
 model = anyres.create_model("resformer_small", num_classes=10)
 """
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    __version__: str
     from anyres.config import UserError
     from anyres.data.sources import register_reader
     from anyres.deploy.engines.backend import register_engine
     from anyres.deploy.fuse import fuse
-    from anyres.deploy.predictor import Predictor
     from anyres.models.create import create_model
     from anyres.models.dense.create import create_task_model
     from anyres.models.pyramids.bottom_up import create_bottom_up
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from anyres.runs.opened import load
     from anyres.runs.pick import pick
     from anyres.runs.predict import predict
+    from anyres.runs.predictor import Predictor
     from anyres.runs.train import train
     from anyres.tasks import ImageTask, register_task
     from anyres.training.objectives import Term, register_objective
 
 _HOMES = {
     "ImageTask": "anyres.tasks",
-    "Predictor": "anyres.deploy.predictor",
+    "Predictor": "anyres.runs.predictor",
     "Term": "anyres.training.objectives",
     "UserError": "anyres.config",
     "create_bottom_up": "anyres.models.pyramids.bottom_up",
@@ -86,13 +87,17 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # torch is imported when something is wanted, not before
     from importlib import import_module
 
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("anyres")
     if name not in _HOMES:
         raise AttributeError(f"module 'anyres' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted([*__all__, "__version__"])
 
 
 @wrapt.when_imported("timm.models")

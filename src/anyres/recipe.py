@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -25,6 +26,7 @@ from anyres.data.normalization import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.views_config import ViewsConfig
 from anyres.flow import MOST_SIDE, Size, parse_sizes
 from anyres.models.registry import is_model, model_names, variant
+from anyres.settings import Setting, all_settings, from_habit
 from anyres.storage import read_bytes
 from anyres.training.objective_config import ObjectiveConfig
 from anyres.training.plan import TrainConfig
@@ -199,15 +201,21 @@ def list_recipes() -> dict[str, str]:
     }
 
 
+def recipe_settings() -> dict[str, Setting]:
+    """Every key of a recipe, as ``optim.lr``; those of a list of groups as ``views.groups[].size``."""
+    return {setting.name: setting for setting in all_settings(Recipe)}
+
+
 def load_recipe(source: str, overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None) -> Recipe:
     """A recipe's name, a model's name (then the recipe ``nano`` or ``folder`` with that model) or a YAML file.
 
     ``overrides`` are ``key.path=value``: YAML, but for keys that hold text, such as paths, which are taken as they are
     (``data.source=2024``, ``data.source=[v2]``; ``null`` is none). ``texts``: key -> a value that is taken as it is in
     any case. Raises UserError for an unknown name, key or value.
+    Other programs' words for a key are taken too: ``epochs=5`` (``anyres.settings.HABITS``).
     """
     values, what = _find(source)
-    for text in overrides:
+    for text in map(from_habit, overrides):
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise UserError(f"{text!r} is not KEY=VALUE, as in optim.lr=3e-4")
@@ -219,6 +227,7 @@ def load_recipe(source: str, overrides: Sequence[str] = (), texts: Mapping[str, 
 
 def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
     """Plain values -> Recipe. Raises UserError with one line for the first thing that is wrong; ``what`` names it."""
+    given = _with_lists(given, Recipe)
     try:
         recipe = _ADAPTER.validate_python(given)
     except ValidationError as error:
@@ -252,6 +261,24 @@ def build_recipe(given: Mapping[str, Any], what: str) -> Recipe:
     if own.get("crop_mode") == "squash" and "warp" not in (given.get("evaluate") or {}):
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, warp=True))
     return replace(recipe, data=replace(recipe.data, **seen))
+
+
+def _with_lists(given: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """Plain values in which one value for a list is a list of one, as ``128`` for ``views.sizes``, and ``128,96`` of
+    two."""
+    made = dict(given)
+    for key, kind in _fields(group).items():
+        value = made.get(key)
+        if isinstance(value, Mapping) and _fields(kind):
+            made[key] = _with_lists(value, kind)
+        elif isinstance(value, str | int | float) and _is_list(kind):
+            made[key] = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+    return made
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether a type is a list, of any length, of plain values."""
+    return get_origin(kind) is tuple and get_args(kind)[-1] is ... and not is_dataclass(get_args(kind)[0])
 
 
 def _check_numbers(value: Any, what: str, key: str = "") -> None:
@@ -384,7 +411,11 @@ def _explain(error: ValidationError, group: str = "") -> str:
         return f"{key!r} is not a key{nearest(path[-1], _keys(path[:-1]))}"
     said = first["msg"].removeprefix("Value error, ")
     given = printable(repr(first["input"]), 200)
-    return f"{key or 'recipe'}: {said} (given: {given})" if first["type"] != "value_error" else said
+    if first["type"] == "value_error":
+        return said
+    setting = recipe_settings().get(key)
+    may_be = f"; it takes: {setting.allowed}" if setting is not None and first["type"] != "literal_error" else ""
+    return f"{key or 'recipe'}: {said} (given: {given}{may_be})"
 
 
 def _keys(path: Sequence[str]) -> list[str]:
@@ -402,7 +433,17 @@ def _hints(path: Sequence[str]) -> dict[str, Any]:
             group = get_args(group)[0]
         if isinstance(group, UnionType):  # of a configuration and None
             group = get_args(group)[0]
-    return {f.name: get_type_hints(group)[f.name] for f in fields(group)} if is_dataclass(group) else {}
+    return _fields(group)
+
+
+@cache
+def _fields(group: Any) -> dict[str, Any]:
+    """The fields of a configuration with their types; {} where it is none."""
+    if isinstance(group, UnionType):  # of a configuration and None
+        group = get_args(group)[0]
+    return (
+        {f.name: kind for f in fields(group) if (kind := get_type_hints(group)[f.name])} if is_dataclass(group) else {}
+    )
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -177,7 +177,7 @@ def test_files(tmp_path: Path) -> None:
     load_weights(again, tmp_path / "vit.safetensors")
     torch.testing.assert_close(again(image()), model(image()))
     other = fresh("timm:test_vit", 9, img_size=96)  # another grid, other classes
-    assert load_weights(other, tmp_path / "vit.safetensors", replace_head="if_needed")
+    assert load_weights(other, tmp_path / "vit.safetensors", replace_head="if_needed").new_classifier
     assert other(image(96, 96)).shape == (2, 9)
     with pytest.raises(UserError, match="it has 4 classes, the model 9") as caught:
         load_weights(fresh("timm:test_vit", 9), tmp_path / "vit.safetensors")

@@ -355,7 +355,7 @@ def test_what_is_published_is_the_teachers_backbone(finished: tuple[Path, Path])
     _, run = finished
     options = {"dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "img_size": 32}
     published, best = (create_model("vit_tiny", 0, **options) for _ in range(2))
-    assert not load_weights(published, run)
+    assert not load_weights(published, run).new_classifier
     facts = json.loads((run / "run.json").read_text())
     assert facts["best_top1"] == max(line["val/top1"] for line in lines_of(run) if "val/top1" in line)
     for key, tensor in load_file(run / "step_000009" / "teacher.safetensors").items():
@@ -363,7 +363,7 @@ def test_what_is_published_is_the_teachers_backbone(finished: tuple[Path, Path])
     kept = sorted(folder.name for folder in run.glob("step_*"))
     load_weights(best, run / kept[0] / "teacher.safetensors")  # the best one's too
     classifier = create_model("vit_tiny", 3, **options)
-    assert load_weights(classifier, run, replace_head="if_needed")
+    assert load_weights(classifier, run, replace_head="if_needed").new_classifier
     assert torch.equal(classifier.blocks[1].mlp.fc1.weight, published.blocks[1].mlp.fc1.weight)
 
 

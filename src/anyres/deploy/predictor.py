@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps
@@ -24,6 +25,7 @@ from torch import Tensor
 from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalize
+from anyres.data.pixels import array_to_channels
 from anyres.data.views import eval_view
 from anyres.deploy.engines.backend import Backend, build, candidates, parse_precision
 from anyres.deploy.engines.compiled_cache import CompiledCache, Shape
@@ -44,8 +46,8 @@ LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.3}
 
 WARM_UP, ROUNDS = 2, 7  # of a measurement, the backends in turn; the median counts
 
-Picture = Path | str | Image.Image | Tensor
-"""A file, Pillow's image, or uint8 (c, h, w)."""
+Picture = Path | str | Image.Image | Tensor | np.ndarray
+"""A file, Pillow's image, a tensor uint8 (c, h, w), or an array (h, w) or (h, w, c) as images are read, in RGB."""
 
 Activation = Literal["softmax", "sigmoid"]
 """How logits become probabilities: of one class out of all, or of each class by itself."""
@@ -81,23 +83,8 @@ class Prediction(NamedTuple):
 class Predictor:
     """``model``, folded where its family can be, run by ``backend`` at one ``size`` in batches of at most ``batch``.
 
-    ``backend``: an engine with its precision, as ``openvino`` (fp32) or ``openvino:bf16``; or ``auto``, the fastest of
-    what runs here. ``auto`` times all engines in turn (on a CPU eager, inductor, onnxruntime, OpenVINO; on a CUDA
-    device eager and inductor, each with Triton kernels and without) in fp32 and bf16, rejects those whose logits differ
-    from eager float32's, and caches the timings for this model's shape, size, batch and machine. ``auto:bf16``: the
-    fastest in that precision. int8 needs ``calibration``, some dozens of images.
-
-    ``any_size``: take tensors of every size; ``size`` is used for timing and for images. A size that comes again soon
-    gets a compiled program of its own (``engines/compiled_cache.py``), others run in eager PyTorch; sizes that the
-    model pads to the same size share one.
-
-    ``preprocessing``: how images are prepared (None: as the model's ``pretrained_cfg`` says). ``names`` of the classes.
-    ``activation``: softmax for one class per image, sigmoid for several. ``huge_pages``: move this process's memory
-    into huge pages (Linux). CPU threads: as many as PyTorch uses (`torch.set_num_threads`), so `numactl` and containers
-    are respected, and not more than a quota gives. What ``auto`` chose is logged. Threads may share a predictor or
-    make some of their own: one is built at a time, and OpenVINO's takes one call after another.
-
-    ``model`` is copied and stays unchanged. Raises UserError.
+    What each argument means: see ``anyres.Predictor``, which opens runs too. ``preprocessing``: how images are prepared
+    (None: as the model's ``pretrained_cfg`` says). ``model`` is copied and stays unchanged. Raises UserError.
     """
 
     def __init__(
@@ -116,7 +103,7 @@ class Predictor:
     ) -> None:
         if batch < 1:
             raise UserError(f"batch={batch} must be 1 or more")
-        self.size = size if isinstance(size, Size) else Size.parse(size)
+        self.size = size_of(size)
         self.batch, self.names, self.threads = batch, tuple(names), min(torch.get_num_threads(), processors())
         self.preprocessing = preprocessing or preprocessing_of(model, self.size)
         self.channels = int(model.pretrained_cfg["input_size"][0])
@@ -150,8 +137,13 @@ class Predictor:
 
     __call__ = forward
 
-    def predict(self, pictures: Sequence[Picture], top: int = 1) -> list[list[Prediction]]:
-        """The ``top`` likeliest classes of each image, likeliest first. Raises UserError."""
+    def predict(self, pictures: Picture | Sequence[Picture], top: int = 1) -> list[list[Prediction]]:
+        """The ``top`` likeliest classes of each image, likeliest first; one image is a list of one. Raises UserError.
+
+        An image is a file, Pillow's image, a tensor uint8 (c, h, w), or an array (h, w) or (h, w, c) in RGB; a tensor
+        or array of one more dimension is several.
+        """
+        pictures = listed(pictures)
         answers: list[list[Prediction]] = []
         for i in range(0, len(pictures), self.batch):
             logits = self.forward(self.prepare(pictures[i : i + self.batch]))
@@ -159,8 +151,9 @@ class Predictor:
             answers += likeliest(probabilities, self.names, top)
         return answers
 
-    def prepare(self, pictures: Sequence[Picture]) -> Float32[Tensor, "b c h w"]:
+    def prepare(self, pictures: Picture | Sequence[Picture]) -> Float32[Tensor, "b c h w"]:
         """Images as model input: decoded, resized, cropped, normalized. Raises UserError."""
+        pictures = listed(pictures)
         how = self.preprocessing
         side = math.ceil(max(self.size) / how.crop)
         decoded = (pixels_of(picture, len(how.mean), side) for picture in pictures)
@@ -263,6 +256,18 @@ class Predictor:
         }
 
 
+def size_of(size: int | str | Size) -> Size:
+    """A side in pixels, ``"320x192"`` or a Size. Raises UserError."""
+    return size if isinstance(size, Size) else Size.parse(size)
+
+
+def listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture as a list of one; several, also in one tensor or array, as a list."""
+    if isinstance(pictures, Tensor | np.ndarray):
+        return [pictures] if pictures.ndim < 4 else list(pictures)
+    return [pictures] if isinstance(pictures, str | Path | Image.Image) else list(pictures)
+
+
 def preprocessing_of(model: Backbone, size: Size) -> Preprocessing:
     """What the model's ``pretrained_cfg`` says, and its family of images of this size."""
     config = model.pretrained_cfg
@@ -302,6 +307,11 @@ def pixels_of(picture: Picture, channels: int = 3, view_side: int | None = None)
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != channels:
             raise UserError(f"an image is uint8 ({channels}, h, w), not {picture.dtype} {tuple(picture.shape)}")
         return picture
+    if isinstance(picture, np.ndarray):
+        try:
+            return torch.from_numpy(array_to_channels(picture, channels, [])).permute(2, 0, 1)
+        except ValueError as error:
+            raise UserError(f"an array is no image here: {error}") from None
     if isinstance(picture, Image.Image):
         whole = io.BytesIO()  # through a file's bytes, so that alpha, palettes and depths are treated as a file's are
         ImageOps.exif_transpose(picture).save(whole, "PNG", compress_level=0)

@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+from anyres.config import UserError
+
+DEVICE = "ANYRES_DEVICE"
+"""The environment variable that names the device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
 
 
 def pick_device() -> torch.device:
-    """The best device of this machine: CUDA, then MPS, then the CPU."""
+    """The device that ``ANYRES_DEVICE`` names, or the best of this machine: CUDA, then MPS, then the CPU.
+
+    Raises UserError for one that is not there.
+    """
+    if wanted := os.environ.get(DEVICE):
+        return named_device(wanted)
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1`` (or ``1``) or ``mps``. Raises UserError for another, and where it is not."""
+    found = re.fullmatch(r"(cpu|mps|cuda)|(?:cuda:)?(\d{1,3})", name.strip().lower())
+    if not found:
+        several = "; several GPUs: `torchrun` (docs/scale.md)" if "," in name else ""
+        raise UserError(f"device {name!r} is none of cpu, cuda, cuda:1 and mps{several}")
+    device = torch.device(found[1] or f"cuda:{found[2]}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(
+            f"device {name!r} is not there: this machine has {count or 'no'} CUDA devices (see anyres doctor)"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} is not there: give cpu, or leave it out")
+    return device
+
+
+@contextmanager
+def on_device(name: str | None) -> Iterator[None]:
+    """Inside, ``pick_device`` gives the device of that name (None: the best as ever). Raises UserError."""
+    if name is None:
+        yield
+        return
+    before = os.environ.get(DEVICE)
+    os.environ[DEVICE] = str(named_device(name))
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE)
+        if before is not None:
+            os.environ[DEVICE] = before
 
 
 def has_bf16(device: torch.device) -> bool:

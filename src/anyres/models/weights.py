@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +28,28 @@ PRETRAINED = "pretrained"
 """What ``load_weights`` calls the weights that a model's own library or paper publishes."""
 
 
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What ``load_weights`` did; printed, a sentence."""
+
+    source: str  # what was read: a file, or `pretrained` of a model
+    new_classifier: bool  # the model kept its own classifier, which is to be trained
+    adapted: tuple[str, ...]  # keys whose tensors were resampled or adapted to the model's shapes
+
+    def __str__(self) -> str:
+        head = "the model's own classifier, not yet trained" if self.new_classifier else "all of it"
+        more = f"; adapted to the model's size: {', '.join(self.adapted)}" if self.adapted else ""
+        return f"loaded {self.source}: {head}{more}"
+
+
 def load_weights(
     model: Loadable,
     source: str | Path,
     *,
     replace_head: bool | Literal["if_needed"] = False,
     part: str | None = None,
-) -> bool:
-    """Loads published or own weights into ``model``; returns whether the model kept its own classifier.
+) -> LoadedWeights:
+    """Loads published or own weights into ``model``; returns what was done (see LoadedWeights).
 
     ``source``: a .pth, .pt or .safetensors file; a run folder, which holds model.safetensors; a set of the index such
     as ``"deit3_small.384"`` (`anyres models NAME` lists them); a URL; a Hugging Face hub id such as
@@ -65,7 +80,8 @@ def load_weights(
     if wrong := next((key for key, tensor in state.items() if not _is_sound(tensor)), None):
         raise UserError(f"{what} is of no use: {wrong!r} holds numbers that are not finite")
     model.load_state_dict(state)
-    return replace_head
+    adapted = (key for key in state if key in content and key not in heads and content[key].shape != state[key].shape)
+    return LoadedWeights(what, new_classifier=bool(replace_head) and bool(heads), adapted=tuple(adapted))
 
 
 def _is_sound(tensor: Tensor) -> bool:

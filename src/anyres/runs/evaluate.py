@@ -12,10 +12,12 @@ from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
 from anyres.runs.report import Evaluation, folder_for, report_on
 from anyres.runs.stderr import log_sentences, show_log
 
-Sizes = Sequence[str | int | Size]
+Sizes = str | int | Size | Sequence[str | int | Size]
 
 
-def evaluate(model: Model, *, data: str | None = None, split: str | None = None, sizes: Sizes = ()) -> Evaluation:
+def evaluate(
+    model: Model, *, data: str | Path | None = None, split: str | None = None, sizes: Sizes = ()
+) -> Evaluation:
     """Measure quality and cost of a model at some image sizes.
 
     ``model``: see ``Model``. ``data``, ``split``: the images (the recipe's own held-out ones). ``sizes``: sides in
@@ -29,14 +31,14 @@ def evaluate(model: Model, *, data: str | None = None, split: str | None = None,
     trained = open_model(model)
     wanted = parse(sizes) or evaluated_sizes(trained.recipe)
     _check(trained, wanted)
-    images = trained.images(DataSpec(data, split))
+    images = trained.images(DataSpec(str(data) if data is not None else None, split))
     return Evaluation(trained, images, tuple(trained.measure(images, wanted)))
 
 
 def curve(
     model: Model,
     *,
-    data: str | None = None,
+    data: str | Path | None = None,
     split: str | None = None,
     sizes: Sizes = ("64:320:32",),
     out: str | Path | None = None,
@@ -48,7 +50,7 @@ def curve(
     folder = folder_for(trained, Path(out) if out is not None else None)
     wanted = parse(sizes)
     _check(trained, wanted)
-    return report_on(trained, trained.images(DataSpec(data, split)), wanted, folder)
+    return report_on(trained, trained.images(DataSpec(str(data) if data is not None else None, split)), wanted, folder)
 
 
 def _check(trained: TrainedModel, sizes: Sequence[Size]) -> None:
@@ -58,7 +60,8 @@ def _check(trained: TrainedModel, sizes: Sequence[Size]) -> None:
 
 
 def parse(sizes: Sizes) -> tuple[Size, ...]:
-    """Sizes as numbers; none for none. Raises UserError."""
+    """Sizes as numbers, one as a list of one; none for none. Raises UserError."""
+    sizes = [sizes] if isinstance(sizes, str | int | Size) else sizes
     texts = [f"{size.height}x{size.width}" if isinstance(size, Size) else str(size) for size in sizes]
     return parse_sizes(texts) if texts else ()
 

@@ -145,7 +145,7 @@ def training_batches(
         task,
         recipe.augment,
         recipe.views,
-        Steps(recipe.data.batch_size, seed, start, plan.steps, recipe.data.repeats, seen),
+        Steps(plan.batch_size, seed, start, plan.steps, recipe.data.repeats, seen),
         Rank(rank, accelerator.num_processes),
         LoaderOptions(recipe.data.workers, recipe.data.max_unreadable, reuse=True),
     )

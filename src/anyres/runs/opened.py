@@ -83,8 +83,8 @@ class ModelSpec:
     file, URL, hub id, known name, or ``none`` for a model as it is initialized; ``classes`` a file of class names."""
 
     what: str
-    weights: str | None = None
-    classes: Path | None = None
+    weights: str | Path | None = None
+    classes: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def load(what: str | Path, weights: str | None = None, classes: Path | None = None) -> TrainedModel:
+def load(what: str | Path, weights: str | Path | None = None, classes: str | Path | None = None) -> TrainedModel:
     """Open a trained model, on the best device of this machine, in evaluation mode.
 
     ``what``: a run folder; or the name of a model or of known weights (``deit3_small.384``) with ``weights`` and
@@ -253,13 +253,13 @@ def load(what: str | Path, weights: str | None = None, classes: Path | None = No
     Raises UserError where there is no such model or its weights do not fit.
     """
     show_log()
-    what = str(what)
+    what, weights = str(what), str(weights) if weights is not None else None
     is_name = is_model(what) or what in (row.name for row in known_weights())
     if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):
         if classes is not None:
             raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
         return open_run(Path(what))
-    return open_weights(what, weights, read_names(classes) if classes else None)
+    return open_weights(what, weights, read_names(Path(classes)) if classes else None)
 
 
 def open_model(model: Model) -> TrainedModel:
@@ -422,7 +422,7 @@ def start_from(model: Backbone, weights: str, classes: Sequence[str] = ()) -> st
     """
     theirs, ours = _names_in(weights), [one_form(name) for name in classes]
     others = bool(theirs and ours) and sorted(theirs) != sorted(ours)
-    fresh = load_weights(model, weights, replace_head=True if others else "if_needed")
+    fresh = load_weights(model, weights, replace_head=True if others else "if_needed").new_classifier
     if not model.num_classes:
         return f"starting from {weights}, without a classifier"
     if fresh:

@@ -11,14 +11,13 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float32
-from PIL import Image
 from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
 from anyres.data.mix import normalize
 from anyres.data.views import eval_view
-from anyres.deploy.predictor import EngineOptions, pixels_of
+from anyres.deploy.predictor import EngineOptions, Picture, listed, pixels_of, size_of
 from anyres.flow import Batch, Labels, Record, Size
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import crop_ratio, interpolation_of
@@ -44,9 +43,9 @@ class PredictOptions:
 
 def predict(
     model: Model,
-    images: Sequence[str | Path | Image.Image | Tensor],
+    images: Picture | Sequence[Picture],
     *,
-    size: str | int | None = None,
+    size: str | int | Size | None = None,
     backend: str | None = None,
     cascade: bool = False,
     top: int = 3,
@@ -54,7 +53,8 @@ def predict(
 ) -> list[Answer]:
     """What a model says of each image.
 
-    ``images``: files, Pillow's images, or uint8 tensors (c, h, w). ``size``: a side in pixels or ``"320x192"`` (None:
+    ``images``: one or several: files, Pillow's images, uint8 tensors (c, h, w), or arrays (h, w) or (h, w, c) in RGB; a
+    tensor or array of one more dimension is several. ``size``: a side in pixels or ``"320x192"`` (None:
     the largest it was trained at). ``backend``: ``auto``, ``openvino:bf16``, ... (None: PyTorch as it is). ``cascade``:
     small first, larger where unsure, as `anyres cascade` chose. ``top``: how many classes; ``threshold``: of several
     labels, every one above this probability (None: 0.5).
@@ -64,10 +64,10 @@ def predict(
     """
     show_log()
     trained = open_model(model)
-    options = PredictOptions(Size.parse(size) if size is not None else None, backend, cascade)
+    options = PredictOptions(size_of(size) if size is not None else None, backend, cascade)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
     channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
-    decoded = (pixels_of(image, channels, side) for image in images)
+    decoded = (pixels_of(image, channels, side) for image in listed(images))
     return [found for some in chunks(decoded) for found in answer(some)]
 
 

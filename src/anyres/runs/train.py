@@ -23,7 +23,7 @@ from anyres.data.cache import DecodedImages
 from anyres.data.loader import Rank, steps_per_epoch
 from anyres.evaluation.curve import measure_quality
 from anyres.evaluation.evaluator import EvalSettings
-from anyres.flow import Batch, Size
+from anyres.flow import Batch, Size, on_device
 from anyres.models.contract import Backbone
 from anyres.models.trainable import freeze
 from anyres.ops.kernels import check_triton, kernel_operations
@@ -78,20 +78,21 @@ class TrainingRun:
 
 
 def train(
-    recipe: str | Recipe,
-    overrides: Sequence[str] = (),
+    recipe: str | Path | Recipe,
+    overrides: str | Sequence[str] = (),
     *,
-    data: str | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     report: bool = True,
+    device: str | None = None,
 ) -> TrainingRun:
     """Train a model in a run folder: from the start, from its newest checkpoint, or not at all if it is done.
 
     ``recipe``: the name of a recipe or model, a YAML file, or a Recipe; ``overrides``: its keys, as
     ``["optim.lr=3e-4", "train.epochs=5"]``. ``data``: images in any form that `anyres data` lists, such as a folder
     ``root/class/*.jpg``. ``out``: the run folder (``runs/NAME``). ``weights``: what to start from. ``report``: measure
-    the curve at the end.
+    the curve at the end. ``device``: ``cpu``, ``cuda:1`` or ``mps`` (None: the best here).
 
     Returns the finished run and what was measured. Its folder holds ``model.safetensors``, ``recipe.yaml``,
     ``metrics.jsonl``, ``run.json``, and with ``report`` ``curve.csv``, ``curve.png`` and ``report.html``. The same call
@@ -99,18 +100,20 @@ def train(
     fault of data or recipe; Stopped after Ctrl-C or SIGTERM, when the step in hand is saved.
     """
     show_log()
-    given = {key: text for key, text in (("data.source", data), ("weights", weights)) if text}
+    given = {key: str(text) for key, text in (("data.source", data), ("weights", weights)) if text}
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     if isinstance(recipe, Recipe):
         if overrides or given:
             raise UserError("overrides go with a recipe's name or file; a Recipe holds every value already")
         made, name = recipe, str(recipe.model["name"])
     else:
-        made = load_recipe(recipe, overrides, given)
-        name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+        made, name = load_recipe(str(recipe), overrides, given), str(recipe)
+        name = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     if made.weights == AUTO:
         made = replace(made, weights=best_weights(str(made.model["name"])))
     run = Path(out) if out is not None else Path("runs") / name.replace("/", "-").replace(":", "-")
-    return TrainingRun(run, train_run(made, run, report=report))
+    with on_device(device):
+        return TrainingRun(run, train_run(made, run, report=report))
 
 
 def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation | None:
@@ -208,7 +211,7 @@ def fit(
     held out; ``teacher`` is what ``build_teacher`` made. Raises as ``train`` does.
     """
     training = images[0]
-    plan = make_plan(recipe, len(training))
+    plan = make_plan(recipe, len(training), accelerator.num_processes)
     prepare_model(recipe, model, accelerator)
     objective = task.objective(
         Parts(
@@ -297,10 +300,27 @@ def check_kernels(recipe: Recipe, device: torch.device) -> None:
         raise UserError(f"train.kernels=triton: {error}; set train.kernels=plain") from None
 
 
-def make_plan(recipe: Recipe, images: int) -> Plan:
-    """What the recipe comes to for so many training images."""
-    per_epoch = steps_per_epoch(images, recipe.data.batch_size)
-    return Plan(recipe.train.epochs * per_epoch, per_epoch, recipe.data.batch_size, recipe.train, recipe.optim)
+def make_plan(recipe: Recipe, images: int, processes: int = 1) -> Plan:
+    """What the recipe comes to for so many training images.
+
+    Where ``data.batch_size`` is more than all of them, steps have fewer, and the learning rate goes down with them.
+    """
+    batch, optim = recipe.data.batch_size, recipe.optim
+    train = recipe.train
+    if batch > images:
+        whole, batch = batch, fitting_batch(images, processes)
+        train = replace(train, accumulate=min(train.accumulate, batch))
+        optim = optim if optim.lr_batch else replace(optim, lr_batch=whole, scale_bounds=True)
+    per_epoch = steps_per_epoch(images, batch)
+    return Plan(train.epochs * per_epoch, per_epoch, batch, train, optim)
+
+
+def fitting_batch(images: int, processes: int) -> int:
+    """Images of a step where the recipe's are more than there are: a quarter of them as a power of two, at least 8 or
+    all, and as many for each process."""
+    quarter = 1 << (max(images // 4, 1).bit_length() - 1)
+    batch = min(max(quarter, 8), images)
+    return max(batch // processes, 1) * processes
 
 
 def describe(
@@ -333,8 +353,13 @@ def describe(
     )
     yield (
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
-        f"peak learning rate {recipe.optim.peak_lr(plan.batch_size):.3g}"
+        f"peak learning rate {plan.optim.peak_lr(plan.batch_size):.3g}"
     )
+    if plan.batch_size < recipe.data.batch_size:
+        yield (
+            f"data.batch_size={recipe.data.batch_size} is more than the {len(training)} training images: a step takes "
+            f"{plan.batch_size}, and the learning rate is lowered with it"
+        )
     yield from task.describe(training.source)
     if recipe.data.repeats > 1:
         seen = min(len(training), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))

@@ -20,17 +20,29 @@ if TYPE_CHECKING:
 
 
 def build_accelerator(precision: Precision) -> Accelerator:
-    """An Accelerator on the best device. ``auto`` is bf16 autocast where the chip multiplies bf16 natively."""
+    """An Accelerator on ``pick_device``'s. ``auto`` is bf16 autocast where the chip multiplies bf16 natively."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
+    device, world = pick_device(), int(os.environ.get("WORLD_SIZE") or 1)
+    numbered = ":" in str(device)
+    if numbered and world > 1:
+        raise UserError(f"device {device} is one, and {world} processes run: leave it out, each takes its own")
     dtype = autocast_dtype(precision)
     mixed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     # DDP remarks on a gradient's strides along axes of length 1; that is no loss.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     if AcceleratorState._shared_state:  # an earlier run of this process may have had another precision
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed, cpu=pick_device().type == "cpu")
+        moved = world == 1 and PartialState().device.type != device.type
+        AcceleratorState._reset_state(reset_partial_state=moved or numbered)
+    if not numbered:
+        return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    torch.cuda.set_device(device)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    try:
+        return Accelerator(mixed_precision=mixed)
+    finally:
+        del os.environ["ACCELERATE_TORCH_DEVICE"]
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:

@@ -11,21 +11,23 @@ from torch import nn
 from anyres.config import UserError
 from anyres.deploy.fuse.folded import Folded
 from anyres.deploy.fuse.tables import bake
+from anyres.flow import Size
 from anyres.models.contract import Backbone
 
 
-def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> nn.Module:
+def fuse(model: nn.Module, size: int | str | tuple[int, int] | None = None) -> nn.Module:
     """The folded form of a trained model: images (b, c, h, w) -> logits (b, num_classes), equal to 1e-5.
 
     It is a model of its own for evaluation, without gradients, on the device and in the dtype of ``model``, which stays
     unchanged. A model whose family has no folded form (timm's, other packages', any nn.Module) is copied as it is.
     Without a ``size`` a folded form takes every height and width, and caches tensors that depend on them alone
-    (``anyres.deploy.fuse.tables.GridCache``). With a ``size`` in pixels, a side or (height, width), these are computed
-    now and are constants for compilers and exporters; other sizes are refused where anything depends on them.
-    Raises UserError for a folded model, and for a size below one pixel.
+    (``anyres.deploy.fuse.tables.GridCache``). With a ``size`` in pixels, a side, ``"320x192"`` or
+    (height, width), these are computed now and are constants for compilers and exporters; other sizes are refused where
+    anything depends on them. Raises UserError for a folded model, and for a size below one pixel.
     """
     if isinstance(model, Folded):
         raise UserError("the model is folded already")
+    size = Size.parse(size) if isinstance(size, str) else size
     height, width = (size, size) if size is None or isinstance(size, int) else size
     if height is not None and width is not None and min(height, width) < 1:
         raise UserError(f"a size is at least one pixel, not {height}x{width}")
