@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.faults.small import small
 from tests.pictures import make_folder
 from tests.runs import differences, listening
@@ -19,6 +22,7 @@ from anyres.runs.train import train_run
 from anyres.training import checkpoint, loop
 from anyres.training.schedule import OptimConfig, learning_rate
 
+FOUR = ("train.epochs=4", "train.eval_every=4")
 CONSTANT = ("optim.schedule=constant", "optim.warmup_epochs=1")
 
 
@@ -52,9 +56,11 @@ def test_a_finished_run_is_prolonged_as_if_it_had_been_longer(
     run = tmp_path / "short"
     train_run(small(data, *CONSTANT, "train.epochs=2"), run, report=False)
     (run / "report.html").write_text("of two epochs")
-    renamed = make_folder(tmp_path / "others", per_class=4)
-    with pytest.raises(UserError, match="was begun with 6 training images"):
-        train_run(small(renamed, *CONSTANT, "train.epochs=4", f"data.source={renamed}"), run, report=False)
+    one = data / "disc" / "00.jpg"
+    one.rename(data / "disc" / "00b.jpg")
+    with pytest.raises(UserError, match="images are not those"):
+        train_run(small(data, *CONSTANT, "train.epochs=4"), run, report=False)
+    (data / "disc" / "00b.jpg").rename(one)
     assert (run / "model.safetensors").exists(), "a refusal costs nothing"
     said = run_for(small(data, *CONSTANT, "train.epochs=4"), run)
     assert any("continuing from step 6 of 12" in line for line in said)
@@ -68,12 +74,6 @@ def test_a_finished_run_is_prolonged_as_if_it_had_been_longer(
         folder.rename(tmp_path / folder.name)
     with pytest.raises(UserError, match="no checkpoint to go on from: give --weights"):
         train_run(small(data, *CONSTANT, "train.epochs=5"), run, report=False)
-
-
-def test_what_depended_on_the_length_cannot_be_prolonged(data: Path, tmp_path: Path) -> None:
-    train_run(small(data, "train.epochs=1"), tmp_path / "run", report=False)
-    with pytest.raises(UserError, match=r"prolonged to train\.epochs=2: optim\.schedule=cosine spreads .* --weights"):
-        train_run(small(data, "train.epochs=2"), tmp_path / "run", report=False)
 
 
 def test_patience_ends_a_run_and_more_of_it_goes_on(
@@ -111,15 +111,15 @@ def test_the_time_that_is_up_ends_a_run_with_all_written_and_more_of_it_goes_on(
 ) -> None:
     """With a cosine too: the schedule is that of all epochs. A step takes half a minute, by a clock of this test."""
     monkeypatch.setattr(loop.Clock, "lap", lambda _: 30.0)
-    train_run(small(data, "train.epochs=4"), tmp_path / "whole", report=False)
+    train_run(small(data, *FOUR), tmp_path / "whole", report=False)
     run = tmp_path / "run"
-    said = run_for(small(data, "train.epochs=4", "train.max_minutes=2"), run)
+    said = run_for(small(data, *FOUR, "train.max_minutes=2"), run)
     assert steps(run) == 4
     assert "It ended after epoch 1.33 of 4, by train.max_minutes" in said[-1]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "val/top1" in line] == [2, 3]
-    assert "by train.max_minutes" in run_for(small(data, "train.epochs=4", "train.max_minutes=1"), run)[-1]
-    run_for(small(data, "train.epochs=4"), run)
+    assert [line["step"] for line in lines if "val/top1" in line] == [3]
+    assert "by train.max_minutes" in run_for(small(data, *FOUR, "train.max_minutes=1"), run)[-1]
+    run_for(small(data, *FOUR), run)
     assert steps(run) == 12
     assert facts(run)["ended"] == ""
     a, b = ((one / "step_000012" / "ema.safetensors").read_bytes() for one in (tmp_path / "whole", run))
@@ -128,8 +128,8 @@ def test_the_time_that_is_up_ends_a_run_with_all_written_and_more_of_it_goes_on(
         small(data, "train.max_minutes=0")
 
 
-def test_a_recipe_of_before_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finished run whose recipe and facts know nothing of it all."""
+def test_a_run_of_before_stays_as_it_is_and_a_cosine_cannot_be_prolonged(data: Path, tmp_path: Path) -> None:
+    """A finished run whose recipe and facts know nothing of all this."""
     run = tmp_path / "run"
     train_run(small(data, "train.epochs=1"), run, report=False)
     lines = (run / "recipe.yaml").read_text().splitlines(keepends=True)
@@ -140,3 +140,19 @@ def test_a_recipe_of_before_goes_on(data: Path, tmp_path: Path, monkeypatch: pyt
         del known[key]
     (run / "run.json").write_text(json.dumps(known))
     assert "is done" in run_for(small(data, "train.epochs=1", "train.keep=last"), run)[-1]
+    with pytest.raises(UserError, match=r"prolonged to train\.epochs=2: optim\.schedule=cosine spreads .* --weights"):
+        train_run(small(data, "train.epochs=2"), run, report=False)
+
+
+def test_classes_are_balanced_and_blocks_frozen_in_a_run(data: Path, tmp_path: Path) -> None:
+    skewed = Path(shutil.copytree(data, tmp_path / "skewed"))
+    for number in range(6):
+        shutil.copy(data / "disc" / "00.jpg", skewed / "disc" / f"more{number}.jpg")
+    recipe = small(skewed, "data.balance=true", "train.freeze_blocks=1", "train.epochs=2", "train.ema_decay=null")
+    said = run_for(recipe, tmp_path / "run")
+    assert any("balanced: each class comes" in line and "they have 2 to" in line for line in said)
+    assert any("M of them trained" in line for line in said)
+    newest, first = (load_file(folder / "model.safetensors") for folder in checkpoint.found(tmp_path / "run")[:2])
+    moved = {key for key, tensor in newest.items() if not torch.equal(tensor, first[key])}
+    assert "head.weight" in moved
+    assert not [key for key in moved if key.startswith(("stem.", "stage1."))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -150,7 +151,7 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     model = build_model(recipe, task)
     if not checkpoint.found(run):
         log.info(start_from(model, recipe.weights, task.classes) if recipe.weights else from_scratch(recipe))
-    freeze(model, recipe.train.trainable)
+    freeze(model, recipe.train.trainable, recipe.train.freeze_blocks)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,8 @@ def check_images(recipe: Recipe, task: Task, images: tuple[DecodedImages, Decode
     scored = task.can_score(images[0].source)
     if task.compares and scored:
         check_apart(*images)
+    if recipe.data.balance and images[0].source.labelling != "one":
+        raise UserError("data.balance=true wants images of one label each: leave it out")
     if recipe.train.patience is not None and not scored:
         raise UserError("train.patience counts scorings, and these images cannot be scored: leave it out")
 
@@ -351,6 +354,10 @@ def describe(
             "train.keep=best chooses the epoch by the test images, on which the report then measures: its figures will "
             "be too high; data.eval_split=val holds other images out"
         )
+    if recipe.data.balance:
+        counts = Counter(record.target for record in training.source.records).values()
+        often = len(training) / len(counts)
+        yield f"balanced: each class comes {often:.3g} times an epoch; they have {min(counts)} to {max(counts)} images"
     if recipe.data.repeats > 1:
         seen = min(len(training), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))
         yield f"each image comes {recipe.data.repeats} times in a row with other draws: an epoch sees {seen} images"

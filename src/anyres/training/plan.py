@@ -61,6 +61,8 @@ class TrainConfig:
     # all; attention, position tables and the classifier; or the classifier alone. The rest is frozen, with batch norm's
     # statistics
     trainable: Literal["all", "attention", "head"] = "all"
+    # the stem and so many of the first blocks are frozen too, counted as optim.layer_decay counts layers
+    freeze_blocks: int = 0
     # a step whose loss or gradient is not finite stops the run, or is skipped
     non_finite: Literal["stop", "skip"] = "stop"
     # more skipped steps in a row stop the run
@@ -105,6 +107,8 @@ class TrainConfig:
             raise ValueError(f"train.max_minutes={self.max_minutes} must be above 0, or null for no limit")
         if min(self.eval_every, self.seed) < 0:
             raise ValueError(f"train.eval_every={self.eval_every} and train.seed={self.seed} must be 0 or more")
+        if self.freeze_blocks < 0:
+            raise ValueError(f"train.freeze_blocks={self.freeze_blocks} must be 0 (none) or more")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay} must be 0 or more and below 1, or null for none")
 
