@@ -165,7 +165,10 @@ def differences(a: Path, b: Path) -> list[str]:
     files = [(one / name, two / name) for one, two in pairs for name in FILES if (one / name).exists()]
     different = [str(one.relative_to(a)) for one, two in files if one.read_bytes() != two.read_bytes()]
     states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in pairs[1]]
-    progress = [json.loads((folder / "state.json").read_text())["progress"] | {"seconds": 0} for folder in pairs[1]]
+    progress = [
+        json.loads((folder / "state.json").read_text())["progress"] | {"seconds": 0, "elapsed": 0}
+        for folder in pairs[1]
+    ]
     nests = {"optimiser": states, "progress": progress}
     return different + [name for name, (one, two) in nests.items() if not _same(one, two)]
 
@@ -191,7 +194,7 @@ def forget_the_end(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-FILES = ("metrics.jsonl", "model.safetensors", "ema.safetensors")
+FILES = ("metrics.jsonl", "model.safetensors", "last.safetensors", "ema.safetensors")
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -157,6 +157,7 @@ def test_a_run_of_an_earlier_version_is_still_one_of_several_labels(spotted: Spo
             "objective.distillation.kind=hard is for one class an image",
         ),
         (["objective.consistency=soft", "objective.target=logit"], "objective.consistency=soft is for one class"),
+        (["data.balance=true"], "data.balance=true wants images of one label each"),
         (["objective.loss=bce", "mix.smoothing=0.1"], "mix.smoothing=0.1 gives every class a share"),
     ],
 )

@@ -67,6 +67,9 @@ class DataConfig:
     val_share: float = 0.2
     # images of a step, over all processes
     batch_size: int = 128
+    # every class comes equally often in an epoch, which keeps its length: images of rare ones several times, with other
+    # draws, and of common ones not all (images of one label each)
+    balance: bool = False
     # each image comes so many times in a row with other draws, and an epoch keeps its length (repeated augmentation: 3)
     repeats: int = 1
     # loader processes per process (null: chosen by the data and the machine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,9 +40,10 @@ def load(
     rank: int = 0,
     world: int = 1,
     seen: Callable[[int], range] | None = None,
+    classes: Sequence[int] | None = None,
     **options: object,
 ) -> Iterator[Batch]:
-    steps = Steps(batch_size, seed, start_step, stop_step, repeats, seen)
+    steps = Steps(batch_size, seed, start_step, stop_step, repeats, seen, classes)
     given = LoaderOptions(**options)  # type: ignore[arg-type]
     return train_batches(
         images, records_of(targets), reader_for(targets), augment, views, steps, Rank(rank, world), given

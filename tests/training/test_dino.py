@@ -404,6 +404,7 @@ PLAIN = ["objective={dino: {}}"]
         ("train.ema_decay=0.9", "set train.ema_decay=null"),
         ("train.trainable=head", "objective.dino trains all layers alike"),
         ("optim.layer_decay=0.7", "objective.dino trains all layers alike"),
+        ("train.freeze_blocks=1", "objective.dino trains all layers alike"),
         ("optim.clip_each=0", "optim.clip_each=0.0 must be above 0"),
         ("objective.dino.warmup_epochs=200", "objective.dino.warmup_epochs=200 is more than train.epochs=20"),
         ("objective.dino.out_dim=0", "objective.dino.out_dim=0 must be 1 or more"),

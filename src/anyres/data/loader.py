@@ -1,6 +1,7 @@
 """Batches from a position: step s of a run is a function of (seed, s), whatever the workers, ranks or earlier steps.
 
-An epoch is a permutation drawn from (seed, epoch); sample i of it is augmented from (seed, epoch, i).
+An epoch is a permutation drawn from (seed, epoch); sample i of it is augmented from (seed, epoch, i). Where classes are
+balanced it is a draw from (seed, epoch) too (``anyres.data.balance``).
 
 Repeated augmentation (DeiT's sampler, as published runs of DeiT, DeiT III, CaiT, ResMLP and ResFormer had it): with
 ``repeats`` R each image of the permutation comes R times in a row with other draws, and rank r of W takes every W-th
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from anyres.config import UserError
 from anyres.data.augment import mix_seed
 from anyres.data.augment_config import AugmentConfig
+from anyres.data.balance import balanced_order
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Parcel, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views_config import ViewsConfig
@@ -33,6 +35,7 @@ from anyres.data.workers import LOOKS_EVERY, ended, next_item, start
 from anyres.flow import Batch, Record, Size, TargetReader
 from anyres.ops.processors import processors
 
+Order = np.ndarray[tuple[int], np.dtype[np.int64]]
 PREFETCHED = 2
 """So many batches a worker makes ahead; its buffer has two more slots: for the batch that is used, and one to spare."""
 
@@ -52,6 +55,7 @@ class Steps:
     stop: int  # the step after the last
     repeats: int = 1  # each image of the permutation comes so many times in a row
     seen: Callable[[int], range] | None = None  # places of the views that a step sees; None: all
+    classes: Sequence[int] | None = None  # of each image, where every class is to come equally often
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class _StepKeys:
 
     def __init__(self, n: int, steps: Steps, rank: Rank) -> None:
         self.n, self.steps, self.rank = n, steps, rank
+        self.order = lru_cache(maxsize=2)(self._order)
 
     def __len__(self) -> int:
         return self.steps.stop - self.steps.start
@@ -170,23 +175,25 @@ class _StepKeys:
         per_epoch, share = steps_per_epoch(self.n, how.batch_size), how.batch_size // world
         for step in range(how.start, how.stop):
             epoch, position = divmod(step, per_epoch)
-            order = _permutation(self.n, how.seed, epoch)
+            order = self.order(epoch)
             batch = range(position * how.batch_size, (position + 1) * how.batch_size)
             first = rank * share
             mine = batch[first : first + share] if how.repeats == 1 else batch[rank::world]
             keys = [(epoch, self._index(order, k)) for k in mine]
             yield keys if how.seen is None else [(*key, how.seen(step)) for key in keys]
 
-    def _index(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], k: int) -> int:
+    def _order(self, epoch: int) -> Order:
+        if self.steps.classes is not None:
+            return balanced_order(self.steps.classes, self.steps.seed, epoch)
+        return np.random.default_rng(mix_seed(self.steps.seed, epoch)).permutation(self.n)
+
+    def _index(self, order: Order, k: int) -> int:
         """Sample k of an epoch: image i, or i + n, i + 2n, ... when it comes again: other draws, same image."""
         which, copy = divmod(k, self.steps.repeats)
         tour, place = divmod(which, self.n)
-        return int(order[place]) + (tour * self.steps.repeats + copy) * self.n
-
-
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.random.default_rng(mix_seed(seed, epoch)).permutation(n)
+        again, image = divmod(int(order[place]), self.n)  # a balanced epoch has some images several times
+        most = 1 if self.steps.classes is None else int(order.max()) // self.n + 1
+        return image + ((tour * most + again) * self.steps.repeats + copy) * self.n
 
 
 def _as_it_is(collated: Any) -> Any:

@@ -139,13 +139,14 @@ def training_batches(
     seed, rank = recipe.train.seed, accelerator.process_index
     per_step = recipe.objective.views_per_step
     seen = partial(seen_views, views=len(recipe.views.sizes), per_step=per_step) if per_step else None
+    classes = [task.read(record) for record in images.source.records] if recipe.data.balance else None
     loaded = train_batches(
         images,
         images.source.records,
         task,
         recipe.augment,
         recipe.views,
-        Steps(plan.batch_size, seed, start, plan.steps, recipe.data.repeats, seen),
+        Steps(plan.batch_size, seed, start, plan.steps, recipe.data.repeats, seen, classes),
         Rank(rank, accelerator.num_processes),
         LoaderOptions(recipe.data.workers, recipe.data.max_unreadable, reuse=True),
     )

@@ -73,6 +73,8 @@ IN_FACTS = {
     "scored": bool,
     "notes": list[str],
     "evaluation": dict[str, Any],
+    "kept": dict[str, Any],
+    "ended": str,
 }
 """The types of what ``run.json`` says; the best value of the headline metric comes beside."""
 

@@ -21,11 +21,12 @@ from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
+from anyres.runs.kept import LAST, choose, kept_in
 from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.runs.stderr import doing
 from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Task
-from anyres.training.state import State
+from anyres.training.state import State, ended_by
 
 MOST_NOTES = 100  # on a page
 VERSIONS = {"average": "the moving average", "raw": "the raw weights"}
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[DecodedImages, DecodedImages]) -> None:
     """Write what the run was for: its facts, and weights that know their task and classes."""
+    kept, weights = choose(recipe, run, state, len(images[0]))
     progress, sources = state.progress, [note for opened in images for note in opened.source.notes]
     found = progress.unreadable | images[0].decode_warnings() | images[1].decode_warnings()
     best = {f"best_{task.metrics[0].key}": progress.best} if progress.best_step >= 0 else {"scored": False}
@@ -45,11 +47,20 @@ def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[De
         "skipped_steps": progress.skipped,
         **best,
         "scores": progress.scores,
+        "kept": asdict(kept),
+        "ended": ended_by(progress, recipe.train) if kept.last_epoch < recipe.train.epochs else "",
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in found.items())],
     }
     write_json(facts, run / FACTS)
     about = {"model": recipe.model, "mean": recipe.data.mean, "std": recipe.data.std, **task.about()}
-    save_weights(state.evaluated, run / WEIGHTS, {"anyres": json.dumps(about)})
+    said = {"anyres": json.dumps(about)}
+    if kept.step == progress.step:
+        (run / LAST).unlink(missing_ok=True)
+    else:
+        save_weights(state.evaluated, run / LAST, said)
+    save_weights(weights, run / WEIGHTS, said)
+    also = "" if kept.step == progress.step else f"; {LAST} holds the last ones"
+    log.info("%s holds the weights %s%s", WEIGHTS, kept.sentence(task.metrics[0]), also)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class Evaluation:
             *self.task.summary(best.scores, best.result.size),
             *compared(self),
             *versions_of(self.model),
+            *chosen_on(self.model, self.images),
             f"preprocessing: {describe_preprocessing(self.model.recipe, measured)}",
             f"fingerprint: {pixels_of(self.model, measured)}",
         ]
@@ -140,7 +152,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         "measured.",
         points=results,
         samples=samples_of(images, [(trained.name, trained, evaluation.results)], 12),
-        notes=[*compared(evaluation), *versions_of(trained), *notes],
+        notes=[*compared(evaluation), *versions_of(trained), *chosen_on(trained, images), *notes],
         facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, [r.size for r in results])))],
         train_sizes=trained_at,
         sections=task.sections(best.scores, best.result.size),
@@ -231,15 +243,31 @@ def compared(evaluation: Evaluation) -> list[str]:
 
 
 def versions_of(trained: TrainedModel) -> list[str]:
-    """How the raw weights and their moving average scored at the end of training, and which of them this model is."""
-    scores: dict[str, dict[str, float]] = trained.facts.get("scores") or {}
+    """How the raw weights and their moving average scored when these were kept, and which of them this model is."""
+    kept = kept_in(trained.facts)
+    scores: dict[str, dict[str, float]] = (kept.scores if kept else trained.facts.get("scores")) or {}
     if len(scores) < 2:
         return []
     published = next(iter(scores))
     metric = trained.task.metrics[0]
     told = ", ".join(f"{VERSIONS[name]} {metric.text(scores[name][metric.key])}" for name in sorted(scores))
     held = ", ".join(key.partition("/")[2] for key in scores[published] if "/" in key)
-    return [f"scored at the end of training, at {held} px: {told}; measured here: {VERSIONS[published]}"]
+    when = f"after epoch {kept.epoch:g}" if kept and kept.step != kept.last else "at the end of training"
+    return [f"scored {when}, at {held} px: {told}; measured here: {VERSIONS[published]}"]
+
+
+def chosen_on(trained: TrainedModel, images: DecodedImages) -> list[str]:
+    """Which weights these are, and a warning where the images measured here are those that chose them."""
+    kept = kept_in(trained.facts)
+    if kept is None:
+        return []
+    said = [f"weights kept: those {kept.sentence(trained.task.metrics[0])}"]
+    if kept.rule == "best" and kept.scored > 1 and kept.chosen_by and kept.chosen_by == images.source.fingerprint():
+        said.append(
+            f"these {len(images)} images chose the epoch, so what is measured on them is a little too high: "
+            f"`anyres eval {trained.folder} --data OTHER`, or --split test where there is one, measures on other images"
+        )
+    return said
 
 
 def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,9 +42,10 @@ from anyres.runs.inputs import (
     with_channels,
     with_full_path,
 )
+from anyres.runs.kept import keeps_best
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
-from anyres.runs.resume import check_folder, check_progress, mendable, way_on
+from anyres.runs.resume import check_folder, check_progress, ended_early, mendable, reopen, reopens, way_on
 from anyres.runs.stderr import show_log
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
 from anyres.storage import remove_drafts, write_text
@@ -136,8 +138,9 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     check_kernels(recipe, accelerator.device)
     if accelerator.is_main_process and run.is_dir():
         remove_drafts(run, locked=lock.held)
-    if (run / WEIGHTS).exists():
-        log.info("%s is done: it holds %s. Choose another --out to train again.", run, WEIGHTS)
+    if (run / WEIGHTS).exists() and not reopens(recipe, run):
+        way_on = ended_early(recipe, run) or "Choose another --out to train again."
+        log.info("%s is done: it holds %s. %s", run, WEIGHTS, way_on)
         return report_again(recipe, run, report and accelerator.is_main_process)
     check_recipe(recipe)
     check_sizes(recipe)
@@ -147,18 +150,13 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     task = task_for(recipe.task, recipe.objective, images.source)
     unlabelled = images.source.labelling == "none"  # nothing to score
     held_out = images if unlabelled else open_images(recipe, recipe.data.eval_split, wanted=wanted)
-    for opened in (images, held_out):
-        for record in opened.source.records:
-            task.read(record)  # raises for a label that is none
-        opened.check(recipe.data.max_unreadable)
-    if task.compares and task.can_score(images.source):
-        check_apart(images, held_out)
+    check_images(recipe, task, (images, held_out))
     recipe, task = settled(recipe, task)
     check_folder(recipe, run)
     model = build_model(recipe, task)
     fresh = not checkpoint.found(run)
     began = start_from(model, recipe.weights, task.classes) if fresh and recipe.weights else from_scratch(recipe)
-    freeze(model, recipe.train.trainable)
+    freeze(model, recipe.train.trainable, recipe.train.freeze_blocks)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
@@ -166,6 +164,8 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
         check_folder(recipe, run)  # another process may have begun, or ended, a run here meanwhile
         checkpoint.remove_drafts(run)
         remove_drafts(run, locked=lock.held)
+        if (run / WEIGHTS).exists() and reopens(recipe, run):
+            reopen(run, (images, held_out), make_plan(recipe, len(images)))
         write_text(run / RECIPE, dump_recipe(with_full_path(recipe)))
         if fresh:
             log.info(began)
@@ -175,11 +175,28 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     state = fit(recipe, task, model, (images, held_out), run, accelerator, teacher)
     if accelerator.is_main_process:  # nobody waits for the report: on large sets it takes longer than they would
         finish(recipe, task, run, state, (images, held_out))
+        if note := ended_early(recipe, run):
+            log.info(note)
         if report and task.can_score(images.source):
             return report_on(open_run(run), held_out)
         if report:
             log.info("no curve: `anyres probe %s --data IMAGES` measures it on images with one label each", run)
     return None
+
+
+def check_images(recipe: Recipe, task: Task, images: tuple[DecodedImages, DecodedImages]) -> None:
+    """Raises UserError where images to train on or held out cannot be read, labelled or scored as the recipe says."""
+    for opened in images:
+        for record in opened.source.records:
+            task.read(record)  # raises for a label that is none
+        opened.check(recipe.data.max_unreadable)
+    scored = task.can_score(images[0].source)
+    if task.compares and scored:
+        check_apart(*images)
+    if recipe.data.balance and images[0].source.labelling != "one":
+        raise UserError("data.balance=true wants images of one label each: leave it out")
+    if recipe.train.patience is not None and not scored:
+        raise UserError("train.patience counts scorings, and these images cannot be scored: leave it out")
 
 
 def report_again(recipe: Recipe, run: Path, wanted: bool) -> Evaluation | None:
@@ -361,6 +378,15 @@ def describe(
             f"{plan.batch_size}, and the learning rate is lowered with it"
         )
     yield from task.describe(training.source)
+    if recipe.data.eval_split == "test" and keeps_best(recipe):
+        yield (
+            "train.keep=best chooses the epoch by the test images, on which the report then measures: its figures will "
+            "be too high; data.eval_split=val holds other images out"
+        )
+    if recipe.data.balance:
+        counts = Counter(record.target for record in training.source.records).values()
+        often = len(training) / len(counts)
+        yield f"balanced: each class comes {often:.3g} times an epoch; they have {min(counts)} to {max(counts)} images"
     if recipe.data.repeats > 1:
         seen = min(len(training), -(-plan.steps_per_epoch * plan.batch_size // recipe.data.repeats))
         yield f"each image comes {recipe.data.repeats} times in a row with other draws: an epoch sees {seen} images"

@@ -73,8 +73,10 @@ class Unlabelled(Classify):
             )
         if train.ema_decay is not None:
             raise UserError(f"{only} publishes its teacher, an average already: set train.ema_decay=null")
-        if train.trainable != "all" or configs.optim.layer_decay < 1:
-            raise UserError(f"{only} trains all layers alike: set train.trainable=all and optim.layer_decay=1")
+        if train.trainable != "all" or train.freeze_blocks or configs.optim.layer_decay < 1:
+            raise UserError(
+                f"{only} trains all layers alike: set train.trainable=all, train.freeze_blocks=0, optim.layer_decay=1"
+            )
         warmup = configs.objective.dino.warmup_epochs
         if warmup > train.epochs:
             raise UserError(f"{only}.warmup_epochs={warmup} is more than train.epochs={train.epochs}")

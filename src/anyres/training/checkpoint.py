@@ -133,12 +133,29 @@ def restore(run: Path, state: State) -> list[str]:
     return said
 
 
-def knows_data(run: Path) -> bool:
-    """Whether the run's newest readable checkpoint says what its images were; those of earlier versions do not."""
+def read_weights(run: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    """The weights called ``name`` in the checkpoint after ``step`` steps. Raises Damaged."""
+    folder = run / _name(step)
+    _, digests = _read(folder)
+    file = folder / f"{name}.safetensors"
+    if not file.is_file() or _sha256(file) != digests.get(file.name):
+        raise Damaged(f"{file.name} is missing or differs from its recorded SHA-256")
+    tensors: dict[str, torch.Tensor] = load_file(file)
+    return tensors
+
+
+def newest_progress(run: Path) -> Progress | None:
+    """What the run's newest readable checkpoint says; None where there is none."""
     for folder in found(run):
         with contextlib.suppress(Damaged):
-            return bool(_read(folder)[0].data)
-    return False
+            return _read(folder)[0]
+    return None
+
+
+def knows_data(run: Path) -> bool:
+    """Whether the run's newest readable checkpoint says what its images were; those of earlier versions do not."""
+    progress = newest_progress(run)
+    return progress is not None and bool(progress.data)
 
 
 class Damaged(Exception):

@@ -27,7 +27,7 @@ from anyres.training.log import Bar, RunLog
 from anyres.training.objectives import Objective
 from anyres.training.parallel import check_alike, restart_advice
 from anyres.training.plan import Plan
-from anyres.training.state import Progress, State, first_non_finite
+from anyres.training.state import Progress, State, ended_by, first_non_finite
 from anyres.training.step import NonFiniteLoss, NonFiniteWeights, all_agree, make_step, rehearse
 from anyres.training.stop import Interrupted, Stop
 from anyres.training.threads import choose, run_threads
@@ -60,9 +60,9 @@ def train(
     """Train from ``state.progress.step`` to ``plan.steps``, leaving checkpoints and records in ``run``.
 
     ``student`` is the objective's, already prepared by ``accelerator``; ``batches`` starts at that step, on the device,
-    normalized. Returns None when all is done, else the signal that asked to stop, after a checkpoint. Raises
-    NonFiniteLoss and NonFiniteWeights, with the last good state in a checkpoint. Whatever else is raised between two
-    steps, as by a loader that dies, leaves a checkpoint of the last whole step.
+    normalized. Returns None when all is done (``ended_by`` may say so earlier), else the signal that asked to stop,
+    after a checkpoint. Raises NonFiniteLoss and NonFiniteWeights, with the last good state in a checkpoint. Whatever
+    else is raised between two steps, as by a loader that dies, leaves a checkpoint of the last whole step.
     """
     progress, main = state.progress, accelerator.is_main_process
     check_alike(accelerator, progress.step, run)
@@ -75,7 +75,7 @@ def train(
     with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar, keeper, computing as counts:
         clock = Clock(plan.steps - progress.step, accelerator.device)
         scored = ""
-        while progress.step < plan.steps or progress.unscored:
+        while not _is_over(progress, plan) or progress.unscored:
             if not progress.unscored:
                 batch = clock.waiting(batches)
                 if counts:
@@ -89,8 +89,9 @@ def train(
                     shown = _skip(error, keeper, state, plan, callbacks)
                 progress.step += 1
                 progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
+                progress.elapsed += _mean(accelerator, clock.lap(), plan)
                 progress.unreadable.update(batch.notes)
-                progress.unscored = _is_scored(progress.step, plan)
+                progress.unscored = _is_scored(progress.step, plan) or ended_by(progress, plan.train) == "time"
                 keeper.whole = True
                 if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
                     log.write(progress.step - 1, {name: float(value) for name, value in shown.items()}, clock.numbers())
@@ -102,15 +103,15 @@ def train(
                 keeper.check()
                 scored = _record(log, _evaluate(accelerator, state, callbacks, stop), progress)
             stopping = _agreed(accelerator, stop.asked is not None)
-            due = progress.step % plan.checkpoint_every == 0 or progress.step in (plan.steps, progress.best_step)
-            if stopping or due:
+            due = progress.step % plan.checkpoint_every == 0 or progress.step == progress.best_step
+            if stopping or due or _is_over(progress, plan):
                 keeper.check()
                 keeper.save()
             clock.restart()
             if stopping:
                 break
     state.sync()
-    if progress.step < plan.steps or progress.unscored:
+    if progress.unscored or not _is_over(progress, plan):
         return stop.asked or signal.SIGTERM  # of several processes another may have been asked
     return None
 
@@ -142,6 +143,18 @@ def _skip(error: NonFiniteLoss, keeper: Keeper, state: State, plan: Plan, callba
     return {"skipped": torch.tensor(float(progress.skipped))}
 
 
+def _is_over(progress: Progress, plan: Plan) -> bool:
+    """Whether no step is to be made any more."""
+    return progress.step >= plan.steps or bool(ended_by(progress, plan.train))
+
+
+def _mean(accelerator: Accelerator, seconds: float, plan: Plan) -> float:
+    """Seconds as all processes agree on them, where these decide when the run ends."""
+    if accelerator.num_processes == 1 or plan.train.max_minutes is None:
+        return seconds
+    return float(accelerator.reduce(torch.tensor([seconds], device=accelerator.device), "mean").item())
+
+
 def _is_scored(step: int, plan: Plan) -> bool:
     """Whether the held-out images are scored after so many steps."""
     every = plan.train.eval_every * plan.steps_per_epoch
@@ -166,9 +179,11 @@ def _evaluate(accelerator: Accelerator, state: State, callbacks: Callbacks, stop
         return {}
     first = next(iter(scores.values()))
     better = first > progress.best if callbacks.higher_is_better else first < progress.best
+    progress.scores = {published: scores, **more}
+    progress.scored, progress.since_best = progress.scored + 1, progress.since_best + 1
     if better or progress.best_step < 0:
         progress.best, progress.best_step = first, progress.step
-    progress.scores = {published: scores, **more}
+        progress.best_scores, progress.since_best = progress.scores, 0
     return scores | {f"{name}/{key}": value for name in others for key, value in more[name].items()}
 
 
@@ -234,7 +249,7 @@ class Clock:
     long ``steps`` steps will take, with all that comes between them."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
-        self._began = self._started = time.perf_counter()
+        self._began = self._started = self._lap = time.perf_counter()
         self._steps, self._made, self._device = steps, 0, device
         self._waited = 0.0
         self._rate = self._share = 0.0
@@ -255,6 +270,12 @@ class Clock:
         keep = 0.9 if self._rate else 0.0
         self._rate = keep * self._rate + (1 - keep) * images / took
         self._share = keep * self._share + (1 - keep) * self._waited / took
+        return took
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start: all that came between, too."""
+        now = time.perf_counter()
+        took, self._lap = now - self._lap, now
         return took
 
     def restart(self) -> None:

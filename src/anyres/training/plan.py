@@ -10,6 +10,7 @@ from anyres.training.schedule import OptimConfig, learning_rate, weight_decay
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["wandb", "mlflow"]
+Keep = Literal["auto", "best", "last"]
 Version = Literal["average", "raw"]
 """Of a model's weights: their moving average, or as the optimizer leaves them."""
 MOST_THREADS = 1024
@@ -33,6 +34,9 @@ class TrainConfig:
     # of the weights that decide which step is best, meet the claim and are written to model.safetensors: the moving
     # average, where one is kept, or the raw ones; both are scored
     publish: Version = "average"
+    # whose weights model.safetensors holds: those of the best step scored (the last step's are beside them, in
+    # last.safetensors), or of the last, as papers do; auto: best where data.eval_split is val, last where it is test
+    keep: Keep = "auto"
     # convolution weights in channels-last memory format
     channels_last: bool = False
     # each step's images go through the model in so many parts, whose gradients are summed: the same step with less
@@ -57,12 +61,19 @@ class TrainConfig:
     # all; attention, position tables and the classifier; or the classifier alone. The rest is frozen, with batch norm's
     # statistics
     trainable: Literal["all", "attention", "head"] = "all"
+    # the stem and so many of the first blocks are frozen too, counted as optim.layer_decay counts layers
+    freeze_blocks: int = 0
     # a step whose loss or gradient is not finite stops the run, or is skipped
     non_finite: Literal["stop", "skip"] = "stop"
     # more skipped steps in a row stop the run
     skip_at_most: int = 10
     # epochs between two scorings of the held-out images (0: only at the end)
     eval_every: int = 10
+    # the run ends after so many scorings in a row without a better one (null: it does not)
+    patience: int | None = None
+    # the run ends after so many minutes in all, scorings included, with its weights and page written; the same command
+    # with more of them goes on (null: no limit)
+    max_minutes: float | None = None
     # steps between two checkpoints (null: every epoch, at most 500 steps); the best one scored is kept too
     checkpoint_every: int | None = None
     # steps between two lines of metrics.jsonl
@@ -78,6 +89,7 @@ class TrainConfig:
             "accumulate": self.accumulate,
             "skip_at_most": self.skip_at_most,
             "threads": self.threads,
+            "patience": self.patience,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
@@ -89,8 +101,14 @@ class TrainConfig:
                 "train.shard=true goes without channels_last, compile and precision=fp16: set train.precision=bf16, "
                 "the others to false"
             )
+        if self.patience is not None and not self.eval_every:
+            raise ValueError(f"train.patience={self.patience} counts scorings: set train.eval_every=1 or more")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"train.max_minutes={self.max_minutes} must be above 0, or null for no limit")
         if min(self.eval_every, self.seed) < 0:
             raise ValueError(f"train.eval_every={self.eval_every} and train.seed={self.seed} must be 0 or more")
+        if self.freeze_blocks < 0:
+            raise ValueError(f"train.freeze_blocks={self.freeze_blocks} must be 0 (none) or more")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay} must be 0 or more and below 1, or null for none")
 

@@ -28,8 +28,9 @@ class OptimConfig:
     # lr_batch scales min_lr and warmup_lr too, as in ResT v1
     scale_bounds: bool = False
     # cosine: after warm-up (ResFormer); inclusive_cosine: warm-up's last step is at the peak already (ResT, DINO);
-    # epoch_cosine: constant within an epoch and one epoch late, as timm's under DeiT's script
-    schedule: Literal["cosine", "inclusive_cosine", "epoch_cosine"] = "cosine"
+    # epoch_cosine: constant within an epoch and one epoch late, as timm's under DeiT's script; constant: lr from the
+    # warm-up to the end, so that a finished run can be prolonged
+    schedule: Literal["cosine", "inclusive_cosine", "epoch_cosine", "constant"] = "cosine"
     # linear warm-up, may be a fraction
     warmup_epochs: float = 5.0
     # of parameters other than biases, norms and what the model exempts
@@ -98,6 +99,7 @@ def learning_rate(step: int, peak: float, config: OptimConfig, steps_per_epoch: 
     ``epoch_cosine``: timm's as DeiT drives it: constant within an epoch and one epoch late, so that epochs 0 and 1
     are at ``warmup_lr``; the cosine is that of the whole run, not begun after the warm-up, and so a little below the
     peak at its start. (DeiT's script, when resumed, skips one epoch of it; a resumed run here does not.)
+    ``constant``: the peak from the end of the warm-up on, whatever ``steps`` are.
     """
     bounds = peak / config.lr if config.scale_bounds else 1.0
     low, first = config.min_lr * bounds, config.warmup_lr * bounds
@@ -113,6 +115,8 @@ def learning_rate(step: int, peak: float, config: OptimConfig, steps_per_epoch: 
             return first + (peak - first) * step / max(1, warmup - 1)
     elif step < warmup:
         return first + (peak - first) * step / warmup
+    if config.schedule == "constant":
+        return peak
     return half_cosine(peak, low, (step - warmup) / max(1e-9, steps - warmup))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from anyres.training.plan import Version
+from anyres.training.plan import TrainConfig, Version
 from anyres.training.shard import copy_full, shard
 
 
@@ -26,9 +27,11 @@ class Progress:
     """The plain numbers of a run: ``step`` is the next to be made; ``pixels`` counts the model's input pixels;
     ``training_images`` are in the set (0: not known); ``skipped`` steps were not finite, ``skipped_in_row`` of them
     just now; ``best`` is the best headline metric scored, after step ``best_step`` (-1: none yet); ``scores`` are the
-    last ones, by version of the weights and by metric; ``unscored``: the last step is still to be scored; ``threads``
-    of the CPU, whose number decides how sums are rounded (0: not known); ``data``: what the images were when the run
-    began, by what is told of them ({}: not known)."""
+    last ones, by version of the weights and by metric, and ``best_scores`` those of ``best_step``; ``scored`` counts
+    the scorings, ``since_best`` those after the best; ``elapsed`` are seconds in all,
+    ``seconds`` those of steps alone; ``unscored``: the last step is still to be scored; ``threads`` of the CPU, whose
+    number decides how sums are rounded (0: not known); ``data``: what the images were when the run began, by what is
+    told of them ({}: not known)."""
 
     step: int = 0
     images: int = 0
@@ -41,6 +44,10 @@ class Progress:
     skipped_in_row: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    best_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scored: int = 0
+    since_best: int = 0
+    elapsed: float = 0.0
     unscored: bool = False
     threads: int = 0
     data: dict[str, str] = field(default_factory=dict)
@@ -93,6 +100,12 @@ class State:
         return next(iter(self.versions.values())) if self.replica is None else self.replica
 
     @property
+    def published_file(self) -> str:
+        """How a checkpoint calls the file of the published weights."""
+        first = next(iter(self.versions.values()))
+        return next(name for name, module in self.modules.items() if module is first)
+
+    @property
     def versions(self) -> dict[str, nn.Module]:
         """The weights that are scored, those to be published first: the ``raw`` ones, and their ``average`` if kept; or
         the objective's ``own``, alone."""
@@ -111,6 +124,13 @@ class State:
         if self.ema is not None:
             named["ema"] = self.ema.module
         return named | dict(self.copies)
+
+
+def ended_by(progress: Progress, train: TrainConfig) -> Literal["", "patience", "time"]:
+    """What ends a run before its last step: too many scorings without a better one, or its time; "" if nothing does."""
+    if train.max_minutes is not None and progress.elapsed >= 60 * train.max_minutes:
+        return "time"
+    return "patience" if train.patience is not None and progress.since_best >= train.patience else ""
 
 
 def first_non_finite(state: State) -> str | None:

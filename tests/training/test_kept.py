@@ -1,0 +1,139 @@
+"""Which weights a run leaves: the best scored, through crashes too, or the last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.faults.small import small
+from tests.pictures import make_folder
+from tests.runs import differences, listening
+from torch import nn
+
+from anyres.runs import train as wiring
+from anyres.runs.opened import DataSpec, open_run
+from anyres.runs.report import chosen_on
+from anyres.runs.train import train_run
+from anyres.training import checkpoint, loop
+
+FIVE = "train.epochs=5"
+
+
+def leaping(recipe: Any, task: Any, model: nn.Module, *_: Any) -> dict[str, float]:
+    """A score that leaps from epoch to epoch, and is the same for the same weights."""
+    return {"top1": float(1e5 * model.head.weight.detach().double().sum()) % 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "shapes", per_class=3)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "score_views", leaping)
+        train_run(small(data, FIVE), out, report=False)
+    return out
+
+
+def facts(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "run.json").read_text()))
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return all(torch.equal(tensor, b[key]) for key, tensor in a.items())
+
+
+def test_the_best_is_kept_and_the_last_beside_it(whole: Path) -> None:
+    scored = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines() if "val/" in line]
+    best = max(scored, key=lambda line: line["val/top1"])
+    assert best["step"] + 1 < 15, "the last is the best: take another score"
+    newest, *others = checkpoint.found(whole)
+    assert newest.name == "step_000015"
+    chosen = next(folder for folder in others if int(folder.name[5:]) == best["step"] + 1)
+    assert same(whole / "model.safetensors", chosen / "ema.safetensors")
+    assert same(whole / "last.safetensors", newest / "ema.safetensors")
+    assert not same(whole / "model.safetensors", whole / "last.safetensors")
+    kept = facts(whole)["kept"]
+    assert (kept["rule"], kept["step"], kept["last"]) == ("best", best["step"] + 1, 15)
+    assert (kept["epoch"], kept["last_epoch"]) == (kept["step"] / 3, 5)
+    assert kept["scores"]["average"]["top1"] == best["val/top1"]
+    assert kept["scored"] == 5
+    assert open_run(whole).names
+
+
+def test_a_crash_changes_nothing_of_it(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes = (5, 10, 14)
+    left, step_as_it_is = list(crashes), loop.make_step
+
+    def make_step(accelerator: Any, student: Any, objective: Any, state: Any, *more: Any) -> Any:
+        if left and state.progress.step == left[0]:  # within a step nothing is saved
+            left.pop(0)
+            raise OSError("pulled the plug")
+        return step_as_it_is(accelerator, student, objective, state, *more)
+
+    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(wiring, "score_views", leaping)
+    for _ in crashes:
+        with pytest.raises(OSError, match="pulled the plug"):
+            train_run(small(data, FIVE), tmp_path / "run", report=False)
+    train_run(small(data, FIVE), tmp_path / "run", report=False)
+    assert not differences(whole, tmp_path / "run")
+    assert facts(tmp_path / "run") | {"seconds": 0} == facts(whole) | {"seconds": 0}
+
+
+def test_the_last_is_kept_where_it_is_asked_for_or_the_best_is_lost(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "score_views", leaping)
+    run = tmp_path / "run"
+    train_run(small(data, FIVE, "train.keep=last"), run, report=False)
+    assert same(run / "model.safetensors", whole / "last.safetensors")
+    assert not (run / "last.safetensors").exists()
+    assert facts(run)["kept"]["rule"] == "last"
+    best = run / f"step_{facts(whole)['kept']['step']:06d}" / "ema.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    for name in ("model.safetensors", "run.json"):
+        (run / name).unlink()
+    with listening() as said:
+        train_run(small(data, FIVE), run, report=False)
+    assert any("are lost" in line and "the last are kept" in line for line in said)
+    assert same(run / "model.safetensors", whole / "last.safetensors")
+
+
+def test_the_page_says_which_and_that_these_images_chose_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "score_views", leaping)
+    found = train_run(small(data), tmp_path / "run")
+    assert found is not None
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "weights kept: those after epoch" in html
+    assert "these 3 images chose the epoch" in html
+    others = make_folder(tmp_path / "others", per_class=4)
+    trained = open_run(tmp_path / "run")
+    said = chosen_on(trained, trained.images(DataSpec(str(others))))
+    assert len(said) == 1
+    assert said[0].startswith("weights kept: those after epoch")
+
+
+def test_choosing_by_the_test_images_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = tmp_path / "data"
+    for split in ("train", "test"):
+        make_folder(both / split, per_class=2 if split == "train" else 1)
+    with listening() as said:
+        train_run(
+            small(both, "data.eval_split=test", "train.epochs=1", "train.keep=best"), tmp_path / "a", report=False
+        )
+    assert any("chooses the epoch by the test images" in line for line in said)
+    train_run(small(both, "data.eval_split=test", "train.epochs=1"), tmp_path / "b", report=False)
+    assert facts(tmp_path / "b")["kept"]["rule"] == "last"
