@@ -1,6 +1,6 @@
 """Faults of every kind against a short training run: how each try ends, and whether the same command then ends as ever.
 
-    python benchmarks/faults.py [--seed N] [--tries N] [--jobs N]
+    python benchmarks/faults.py [--seed N] [--tries N] [--jobs N] [--kinds kill,disk,signal,early,halfway,finished]
 
 The run has augmentation, a moving average, checkpoints every two steps, evaluation, curve and page. Its tries:
 
@@ -297,6 +297,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tries", type=int, default=120, help="at most so many of each kind (default: 120)")
     parser.add_argument("--jobs", type=int, default=2)
+    every = "kill,disk,signal,early,halfway,finished"
+    parser.add_argument("--kinds", default=every, help=f"those of {every} to try; the table's other rows stay")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     options = parser.parse_args()
     import torch
@@ -312,15 +314,18 @@ def main() -> None:
         bench = Bench(Path(folder), random.Random(options.seed))
         print(f"left alone: {bench.operations} file operations, {bench.seconds:.1f} s", flush=True)
         kinds = {
-            "SIGKILL at a file operation": bench.kills(options.tries),
-            "disk full from a file operation on": bench.full_disks(options.tries),
-            "a signal to the process group": bench.signals(options.tries),
-            "a signal while Python starts": bench.early_signals(options.tries // 6),
-            "damaged in mid-run": bench.damage(options.tries),
-            "damaged when finished, then predict": bench.finished(options.tries),
+            "kill": ("SIGKILL at a file operation", bench.kills, 1),
+            "disk": ("disk full from a file operation on", bench.full_disks, 1),
+            "signal": ("a signal to the process group", bench.signals, 1),
+            "early": ("a signal while Python starts", bench.early_signals, 6),
+            "halfway": ("damaged in mid-run", bench.damage, 1),
+            "finished": ("damaged when finished, then predict", bench.finished, 1),
         }
-        rows = []
-        for kind, tries in kinds.items():
+        rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+        for short in options.kinds.split(","):
+            kind, found, share = kinds[short]
+            tries = found(options.tries // share)
+            rows = [row for row in rows if row["kind"] != kind]
             tally = Tally()
             with ThreadPoolExecutor(options.jobs) as pool:
                 numbered = ((name, attempt, bench.folder / f"try{i}") for i, (name, attempt) in enumerate(tries))
