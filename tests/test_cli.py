@@ -33,7 +33,8 @@ def test_help_shows_an_example_that_parses(verb: str) -> None:
     assert "Example:" in answer.out
     doc = COMMANDS[verb].help
     examples = re.findall(r"Example: `([^`]+)`", doc)
-    assert [parse(example) for example in examples] == [verb]
+    assert examples
+    assert {parse(example) for example in examples} == {verb}
 
 
 def test_without_a_verb_the_help_is_shown() -> None:
@@ -400,7 +401,7 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     data = make_folder(tmp_path / "shapes", per_class=3)
     answer = anyres("train", "restv2_nano", "--data", data, "--out", tmp_path / "run", "views.sizes=[48, 32]")
     assert answer.code == 2
-    assert answer.err.splitlines()[-1].startswith("error: the device's memory is too small for 32 images at 48, 32 px")
+    assert answer.err.splitlines()[-1].startswith("error: the device's memory is too small for 6 images at 48, 32 px")
 
 
 def test_a_warning_is_a_note_and_another_library_s_goes_to_a_file(
