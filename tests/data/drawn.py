@@ -78,7 +78,7 @@ def coco(pictures: Sequence[Drawn], masks: bool = False) -> dict[str, Any]:
 def write_coco(root: Path, pictures: Sequence[Drawn] = PICTURES) -> Path:
     """``root/annotations/instances_train.json`` and its pictures in ``root/images``."""
     paint(root / "images", pictures)
-    (root / "annotations").mkdir()
+    (root / "annotations").mkdir(parents=True)
     for split in dict.fromkeys(picture.split for picture in pictures):
         some = [picture for picture in pictures if picture.split == split]
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(coco(some)))

@@ -11,7 +11,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
-from tests.data.drawn import CLASSES, PICTURES, WRITERS, Box, Drawn, coco, paint, square, write_coco, write_maps
+from tests.data.drawn import (
+    CLASSES,
+    PICTURES,
+    WRITERS,
+    Box,
+    Drawn,
+    coco,
+    paint,
+    square,
+    voc,
+    write_coco,
+    write_maps,
+    yolo,
+)
 
 from anyres.config import UserError
 from anyres.data.annotations.annotated import AnnotatedSet, Rules
@@ -20,6 +33,7 @@ from anyres.data.annotations.forms import open_annotations, recognized
 from anyres.data.annotations.masks import class_map
 from anyres.data.annotations.pictures import look
 from anyres.data.annotations.shapes import NoShape, runs, turned_pixels, turned_points
+from anyres.data.drawn_sources import drawn_source
 from anyres.data.sources import Source
 from anyres.flow import IGNORED, MapFile, Objects, Polygons, Record, Rle, Size
 
@@ -92,6 +106,45 @@ def test_a_file_is_named_where_two_forms_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fits 2 forms.*: give --task"):
         open_annotations(str(tmp_path))
     assert open_annotations(str(tmp_path), "boxes").form == "COCO json"
+
+
+def test_layouts_of_roboflow(tmp_path: Path) -> None:
+    """Its YOLO, VOC and CSV have a folder for each split; data.yaml counts from a folder that is not there."""
+    parts = (("train", PICTURES[:2]), ("valid", PICTURES[2:]))
+    for part, some in parts:
+        paint(tmp_path / "yolo" / part / "images", some)
+        paint(tmp_path / "voc" / part, some)
+        paint(tmp_path / "csv" / part, some)
+        (tmp_path / "yolo" / part / "labels").mkdir()
+        rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+        for picture in some:
+            stem = Path(picture.name).stem
+            (tmp_path / "yolo" / part / "labels" / f"{stem}.txt").write_text(yolo(picture))
+            (tmp_path / "voc" / part / f"{stem}.xml").write_text(voc(picture))
+            head = f"{picture.name},{picture.w},{picture.h}"
+            rows += [f"{head},{b.label},{b.x1},{b.y1},{b.x2},{b.y2}" for b in picture.boxes]
+        (tmp_path / "csv" / part / "_annotations.csv").write_text("\n".join(rows))
+    sheet = "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['cat', 'dog']\n"
+    (tmp_path / "yolo" / "data.yaml").write_text(sheet)
+    for form in ("yolo", "voc", "csv"):
+        found = open_annotations(str(tmp_path / form))
+        assert by_picture(found) == truth(PICTURES), form
+        assert not found.faults.counts
+
+
+def test_lists_of_voc_say_what_is_in_the_set(tmp_path: Path) -> None:
+    root = WRITERS["VOC xml"](tmp_path)
+    (root / "ImageSets/Main/train.txt").write_text("1  1\n")
+    found = open_annotations(str(root))
+    assert {split: len(records) for split, records in found.parts.items()} == {"train": 1, "val": 1}
+    assert found.notes == ("1 files, as 2.xml, are in no list of a split: left out",)
+    (root / "SegmentationClass").mkdir()
+    (root / "ImageSets/Segmentation").mkdir()
+    (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
+    Image.fromarray(np.full((33, 33), 1, np.uint8)).save(root / "SegmentationClass" / "3.png")
+    maps = open_annotations(str(root), "maps")
+    assert list(maps.parts) == ["val"]
+    assert not maps.faults.counts
 
 
 def test_a_folder_of_classes_has_no_form(folder: Path) -> None:
@@ -244,6 +297,21 @@ def test_a_fingerprint_depends_on_what_is_drawn(tmp_path: Path) -> None:
     assert len({moved, first}) == 2
     other = Source("set", found.classes, (Record(b"", moved, records[0].name), *records[1:]), (), "train")
     assert other.fingerprint() != source.fingerprint()
+
+
+def test_val_is_held_out_by_name_and_rarest_class(tmp_path: Path) -> None:
+    some = tuple(Drawn(f"{i}.png", 20, 20, (Box("cat" if i else "dog", 1, 1, 9, 9),)) for i in range(11))
+    found = open_annotations(str(write_coco(tmp_path / "a", some)))
+    train, val, test = (drawn_source(found, split) for split in ("train", "val", "test"))
+    assert [len(source.records) for source in (train, val, test)] == [9, 2, 2]
+    assert not {r.name for r in train.records} & {r.name for r in val.records}
+    assert "no val split: 2 of 11 images held out of train for it" in val.notes
+    assert "images/0.png" in {r.name for r in train.records}  # the only dog is learned from
+    moved = open_annotations(str(write_coco(tmp_path / "b" / "c", some)))
+    assert drawn_source(moved, "val").fingerprint() == val.fingerprint()
+    assert val.labelling == "drawn"
+    with pytest.raises(UserError, match="has no image for val"):
+        drawn_source(open_annotations(str(write_coco(tmp_path / "one", some[:1]))), "val")
 
 
 @pytest.mark.builtin

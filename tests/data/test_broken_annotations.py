@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -587,6 +588,19 @@ def test_many_faults_are_counted_and_a_thousand_kept() -> None:
     assert (faults.done(LEFT_OUT), len(faults.kept)) == (1500, 1000)
 
 
+def test_unusable_outlines_stop_nothing_where_boxes_will_do() -> None:
+    faults = Faults()
+    faults.add("mask unusable", "a.json: annotation 1", "the polygon is empty", NO_MASK, 50)
+    assert too_many(faults, 60, 3, 0.01) is None
+
+
+def test_a_pipe_with_the_name_of_annotations_is_no_file(tmp_path: Path) -> None:
+    write_voc(tmp_path, TRAIN)
+    for name in ("a.json", "data.yaml", "boxes.csv"):
+        os.mkfifo(tmp_path / name)
+    assert open_annotations(str(tmp_path)).form == "VOC xml"
+
+
 FILES = (
     ("t.json", '{"images": [], "annotations": [] ', r"t.json is damaged \(Expecting ',' delimiter"),
     ("t.json", '{"images": [], "annotations": []}', "t.json has no 'categories': a COCO file holds the lists"),
@@ -597,7 +611,9 @@ FILES = (
     ("data.yaml", "names: {1: a}\ntrain: .", "names must number the classes 0 to 0"),
     ("data.yaml", "names: [a, a]\ntrain: .", "the class 'a' stands twice in names"),
     ("data.yaml", "names: [a]\nnc: 3\ntrain: .", "nc is 3, and names has 1"),
-    ("data.yaml", "names: 3\ntrain: .", "has no 'names', the list of classes"),
+    ("data.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\ntrain: .", "has no 'names' that is a list"),
+    ("data.yaml", "names: [a]\ntrain: [[1]]", "train is no text: give a folder"),
+    ("data.yaml", "names: 3\ntrain: .", "has no 'names' that is a list of classes"),
     ("data.yaml", "names: [a\ntrain: .", "is no YAML"),
     ("t.csv", "image_path,xmin,ymin,xmax,ymax,label\n", "t.csv has no box with a class"),
     ("t.csv", 'image_path,xmin,ymin,xmax,ymax,label\n"a,1,1,2,2,x\n', "t.csv:1: no row of cells"),

@@ -54,7 +54,8 @@ def check(
 ) -> None:
     """Count pictures, objects and classes, show how large boxes are at each training size, and list what is wrong.
 
-    The exit code is 2 where nothing could be trained on the set.
+    A training size S is the short side of the picture, HxW both its sides. The exit code is 2 where nothing could be
+    trained on the set.
 
     Example: `anyres check lungs --sizes 64,128,224`
     """
@@ -85,7 +86,9 @@ def _print(found: Checked) -> None:
 
     console = stdout()
     splits = ", ".join(f"{split} {n}" for split, n in found.pictures.items() if n)
-    drawn = {"classify": "", "detect": f", {found.annotations} objects", "segment": ", each with a class map"}
+    used = sum(row.objects or 0 for row in found.classes)
+    objects = f", {used} objects" + (f" of {found.annotations} annotations" if used != found.annotations else "")
+    drawn = {"classify": "", "detect": objects, "segment": ", each with a class map"}
     sides = f"; short side {found.sides[0]} to {found.sides[2]} px, median {found.sides[1]}" if found.sides else ""
     n = len(found.classes)
     total = sum(found.pictures.values())

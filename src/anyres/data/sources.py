@@ -31,8 +31,9 @@ SPLITS = ("train", "val", "test", "trainval")
 BUILTIN = ("groceries", "groceries:fine")
 
 
-Labelling = Literal["none", "one", "several", "text"]
-"""Of every image of a set: no label, one class, any number of classes, or its label as it is written."""
+Labelling = Literal["none", "one", "several", "text", "drawn"]
+"""Of every image of a set: no label, one class, any number of classes, its label as it is written, or what is drawn on
+it."""
 Wanted = Literal["classes", "optional", "text"]
 """What is wanted of a set: labels that are classes; the same where there are any; labels as they are written."""
 
@@ -42,7 +43,8 @@ class Source:
     """One split of a set. ``notes`` says what was left out.
 
     ``records[i].target`` by ``labelling``: ``one``: indexes ``classes``; ``several``: a tuple of such indices;
-    ``none``: -1, and no ``classes``; ``text``: the label itself, and no ``classes``.
+    ``none``: -1, and no ``classes``; ``text``: the label itself, and no ``classes``; ``drawn``: ``flow.Objects`` or
+    ``flow.MapFile``, whose class indices count in ``classes``.
     """
 
     name: str
@@ -268,7 +270,7 @@ def _assemble(
         if strange := sorted(_labels_of(parts[part]) - set(classes)):
             hint = nearest(strange[0], classes, 1)
             raise UserError(f"{name}: class {shorten(strange[0])} of {part} has no images in train{hint}")
-    chosen, more = _choose(name, parts, split, val_share)
+    chosen, more = choose(name, parts, split, val_share)
     notes += more
     if absent := sorted(set(classes) - _labels_of(chosen)):
         told = ", ".join(map(shorten, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
@@ -282,7 +284,7 @@ def _assemble(
     return Source(name, classes, records, tuple(notes), split, "several" if found.several else "one")
 
 
-def _choose(name: str, parts: Parts, split: str, val_share: float) -> tuple[list[Item], list[str]]:
+def choose(name: str, parts: Parts, split: str, val_share: float) -> tuple[list[Item], list[str]]:
     """The images of a split, val being held out of train where there is none; and what there is to say about that."""
     notes: list[str] = []
     if split == "all":
@@ -310,7 +312,7 @@ def _with_texts(name: str, found: Found, split: str, val_share: float) -> Source
         raise UserError(f"{name} has no image for train")
     texts = {item.key: item.labels[0] for item in found.items}
     alike = {part: [replace(item, labels=()) for item in items] for part, items in found.parts.items()}
-    chosen, notes = _choose(name, alike, split, val_share)
+    chosen, notes = choose(name, alike, split, val_share)
     records = tuple(Record(item.source, texts[item.key], item.key) for item in chosen)
     return Source(name, (), records, (*found.notes, *notes), split, "text")
 

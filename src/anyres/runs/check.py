@@ -22,6 +22,7 @@ from anyres.data.annotations.forms import open_annotations, recognized
 from anyres.data.annotations.masks import class_map
 from anyres.data.annotations.pictures import look
 from anyres.data.decode import Unreadable, decode_in_thread
+from anyres.data.drawn_sources import drawn_source
 from anyres.data.sources import BUILTIN, Source, class_indices, open_source
 from anyres.evaluation.plots.box_sizes import box_sizes_png
 from anyres.flow import IGNORED, MapFile, Objects, Record, Size
@@ -125,7 +126,8 @@ def check(
     if task in (None, "detect", "segment"):
         forms = [] if data in (*BUILTIN, *DRAWN) or ":" in data else recognized_or_none(data)
         if data in DRAWN or forms or task is not None:
-            annotated = open_annotations(data, _KIND.get(task) if task else None, rules)
+            with doing(f"reading the annotations of {data}"):
+                annotated = open_annotations(data, _KIND.get(task) if task else None, rules)
     if annotated is None:
         return _written(_check_classes(data, sizes, quick), folder, {})
     found, sides = _check_annotated(annotated, sizes, rules, quick)
@@ -249,6 +251,8 @@ def _check_annotated(
     stop = found.stop(rules)
     if stop is None and task == "detect" and not sum(row.train for row in classes):
         stop = "train has no object: there is nothing to learn"
+    if stop is None and not found.parts.get("val"):
+        notes += _held_out(found)
     pictures = {split: len(found.parts.get(split, ())) for split in ("train", "val", "test")}
     checked = Checked(
         found.name,
@@ -264,6 +268,16 @@ def _check_annotated(
         stop,
     )
     return checked, by_size
+
+
+def _held_out(found: AnnotatedSet) -> Iterator[str]:
+    """What there is to say of validation where the set has no val split."""
+    try:
+        source = drawn_source(found, "val")
+    except UserError:
+        yield "no val split, and too few train pictures to hold one out: score on test"
+    else:
+        yield from (note for note in source.notes if note not in found.notes)
 
 
 def _objects_in(record: Record) -> int:

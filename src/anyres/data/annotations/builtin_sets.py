@@ -10,6 +10,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -197,5 +198,5 @@ def _trees() -> AnnotatedSet:
             image = archive.read(f"deepforest/data/{stem}.png")
             pictures.append(RawPicture(f"{stem}.xml", f"{stem}.png", image, split, objects, sheet.size))
     note = "SOAP_061's Alive and Dead trees are one class here, as in the other pictures"
-    made = assemble("trees", RawSet("built-in set", ("Tree",), "voc", pictures, notes=[note]), Rules())
+    made = assemble("trees", RawSet("built-in set", ("Tree",), "voc", pictures, Path(), notes=[note]), Rules())
     return made

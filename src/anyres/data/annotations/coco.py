@@ -12,7 +12,7 @@ from typing import Any
 from anyres.config import UserError
 from anyres.data.annotations.faults import LEFT_OUT, NO_PICTURE, STOP, Fault
 from anyres.data.annotations.pictures import Pictures
-from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, told
+from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, path_below
 from anyres.data.annotations.shapes import NoShape, is_number, polygons, runs
 from anyres.data.raw_dataset import cut, one_form, shorten
 from anyres.flow import Shape, Size
@@ -36,11 +36,11 @@ def read_coco(files: Sequence[tuple[Path, str]], root: Path) -> RawSet:
     classes: list[str] = []
     for path, split in files:
         document = _document(path)
-        read = _File(told(path, root), split, document, classes, faults)
+        read = _File(path_below(path, root), split, document, classes, faults)
         pictures += read.pictures(Pictures(root, _folders(path, split)))
     if not classes:
         raise UserError(f"{files[0][0]} has no category: it must list the classes under 'categories'")
-    return RawSet("COCO json", tuple(classes), "xywh", pictures, faults)
+    return RawSet("COCO json", tuple(classes), "xywh", pictures, root, faults)
 
 
 def is_coco(document: object) -> bool:
@@ -130,7 +130,9 @@ class _File:
         objects: dict[Id, list[RawObject]] = defaultdict(list)
         strange: Counter[Id] = Counter()
         first: dict[Id, str] = {}
-        for place, annotation in enumerate(self.document["annotations"]):
+        rows = self.document["annotations"]
+        for place, annotation in enumerate(rows):
+            rows[place] = None  # its memory goes where what was made of it comes
             key = _id(annotation, "id")
             where = f"annotation {key if key is not None else f'number {place + 1}'}"
             picture, category = _id(annotation, "image_id"), _id(annotation, "category_id")

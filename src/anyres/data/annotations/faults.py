@@ -73,18 +73,19 @@ def tolerated(n: int, share: float) -> int:
 
 
 def too_many(faults: Faults, annotations: int, pictures: int, max_faulty: float) -> str | None:
-    """The line that stops a run for what was left out; None: it is little enough.
+    """The line that stops a run for what was left out; None: it is little enough. A box whose outline alone is left
+    out is not.
 
     ``annotations``: of the pictures that are there; ``pictures``: of the set; both as the files have them.
     """
     counted: Sequence[tuple[str, int, int]] = (
-        ("annotations", faults.done(LEFT_OUT, NO_MASK), annotations),
+        ("annotations", faults.done(LEFT_OUT), annotations),
         ("pictures", faults.done(NO_PICTURE), pictures),
     )
     for what, lost, n in counted:
         if lost > tolerated(n, max_faulty):
-            ways = (NO_PICTURE,) if what == "pictures" else (LEFT_OUT, NO_MASK)
-            first = next(fault for fault in faults.kept if fault.done in ways)
+            way = NO_PICTURE if what == "pictures" else LEFT_OUT
+            first = next(fault for fault in faults.kept if fault.done == way)
             return (
                 f"{lost} of {n} {what} are faulty, more than {100 * max_faulty:g} %, as {first.where}: {first.what}: "
                 "mend or remove them, or allow more (max_faulty)"

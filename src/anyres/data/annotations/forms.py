@@ -112,7 +112,8 @@ def _split_folders(root: Path) -> list[Path]:
 
 def _files(root: Path, ending: str) -> list[Path]:
     """The files with an ending right in a folder."""
-    return [Path(e.path) for e in listed(root) if e.name.lower().endswith(ending) and not e.name.startswith(".")]
+    entries = (e for e in listed(root) if e.name.lower().endswith(ending) and not e.name.startswith("."))
+    return [path for path in map(Path, entries) if path.is_file()]
 
 
 # --- COCO ---------------------------------------------------------------------------------------------------------
@@ -198,14 +199,18 @@ def _voc(data: str, root: Path) -> Form | None:
     top = nested[0] if nested else root
     folder = next((top / name for name in ("Annotations", "annotations") if (top / name).is_dir()), top)
     files = dict.fromkeys(_files(folder, ".xml"), "train")
-    if files:
-        files = _listed_splits(top, files)
+    lists = _listed([*_voc_lists(top, "Main"), *(top / f"{name}_list.txt" for name in ("train", "val", "test"))])
+    unlisted = [path for path in files if path.stem not in lists] if lists else []
+    if len(unlisted) < len(files):
+        files = {path: lists.get(path.stem, "train") for path in files if path not in set(unlisted)}
+    else:
+        unlisted = []
     for part in _split_folders(top):
         files |= {path: folder_split(part.name) or "train" for path in _files(part, ".xml")}
     if not files:
         return None
-    by = next(iter(files))
-    return _boxes("VOC xml", data, by, lambda: read_voc(files, top, _voc_names(top)))
+    told = [f"{len(unlisted)} files, as {unlisted[0].name}, are in no list of a split: left out"] if unlisted else []
+    return _boxes("VOC xml", data, next(iter(files)), lambda: read_voc(files, top, _voc_names(top), told))
 
 
 def _voc_names(root: Path) -> list[str] | None:
@@ -215,27 +220,25 @@ def _voc_names(root: Path) -> list[str] | None:
     return None
 
 
-def _listed_splits(root: Path, files: dict[Path, str]) -> dict[Path, str]:
-    """The files by the lists of ``ImageSets/Main``, or ``train_list.txt``; what no list names is left out of the set.
+def _listed(files: Iterable[Path]) -> dict[str, str]:
+    """The split of each name that lists such as ``train.txt`` hold, a name a line; the first list decides.
 
-    Of a list ``trainval`` everything is train that no other list names.
+    A line may be ``0012``, ``0012 1``, or ``JPEGImages/0012.jpg Annotations/0012.xml``.
     """
-    lists = [root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test", "trainval")]
-    lists += [root / f"{name}_list.txt" for name in ("train", "val", "test")]
-    by_stem = {path.stem: path for path in files}
-    placed: dict[Path, str] = {}
-    for path in lists:
+    placed: dict[str, str] = {}
+    for path in files:
         if path.is_file():
             split = SPLIT_OF[path.stem.removesuffix("_list")]
             for line in read_bytes(path).decode(errors="surrogateescape").splitlines():
-                spelled = [
-                    line.strip(),
-                    *line.split()[:1],
-                ]  # `0012`, `0012 1`, `JPEGImages/0012.jpg Annotations/0012.xml`
-                found = [by_stem[w] for word in spelled for w in (word, Path(word).stem) if w in by_stem]
-                if found:
-                    placed.setdefault(found[0], split)
-    return placed or files
+                for word in (line.strip(), *line.split()[:1]):
+                    placed.setdefault(word, split)
+                    placed.setdefault(Path(word).stem, split)
+    return placed
+
+
+def _voc_lists(root: Path, what: str) -> list[Path]:
+    """The lists of VOC, ``trainval`` last: of it everything is train that no other list names."""
+    return [root / "ImageSets" / what / f"{name}.txt" for name in ("train", "val", "test", "trainval")]
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------------
@@ -292,9 +295,12 @@ def _pairs(root: Path, pictures: Path, maps: Path) -> list[Pair]:
                 raise UserError(f"{files[stem][place]} and {path} have one name: rename or remove one")
             files[stem][place] = path
     within = pictures.relative_to(root).parts[:-1]
+    lists = _listed(_voc_lists(root, "Segmentation"))
     made = []
     for stem, (picture, mask) in sorted(files.items()):
+        if lists and stem not in lists:
+            continue
         words: Sequence[str] = [*Path(stem).parts[:-1], *within]
-        split = next((part for word in words if (part := folder_split(word))), "train")
+        split = lists.get(stem) or next((part for word in words if (part := folder_split(word))), "train")
         made.append(Pair(stem, picture, mask, split))
     return made

@@ -16,7 +16,7 @@ from anyres.config import UserError, first_line
 from anyres.data.annotations.annotated import AnnotatedSet
 from anyres.data.annotations.faults import NO_PICTURE, STOP, TURNED, Faults
 from anyres.data.annotations.pictures import LYING, look
-from anyres.data.annotations.raw import told
+from anyres.data.annotations.raw import path_below
 from anyres.data.annotations.rules import wide_high
 from anyres.data.annotations.shapes import turned_pixels
 from anyres.data.image_formats import formats, openable
@@ -74,9 +74,9 @@ def _record(
         there = pair.picture or pair.map
         assert there is not None
         what = "no map" if pair.map is None else "no picture"
-        faults.add(f"{what.split()[1]} missing", told(there, root), f"there is {what} of this name", NO_PICTURE)
+        faults.add(f"{what.split()[1]} missing", path_below(there, root), f"there is {what} of this name", NO_PICTURE)
         return None
-    place = f"{told(pair.map, root)} (photo {told(pair.picture, root)})"
+    place = f"{path_below(pair.map, root)} (photo {path_below(pair.picture, root)})"
     try:
         seen = look(pair.picture)
     except ValueError as error:
@@ -96,8 +96,8 @@ def _record(
         what = f"{wide_high(size)} is the size before the picture is turned by its EXIF orientation"
         faults.add("turned by EXIF", place, what, TURNED)
         turned = seen.orientation
-    target = MapFile(pair.map, seen.size, told(pair.map, root), first, colors, turned)
-    return Record(pair.picture, target, told(pair.picture, root))
+    target = MapFile(pair.map, seen.size, path_below(pair.map, root), first, colors, turned)
+    return Record(pair.picture, target, path_below(pair.picture, root))
 
 
 def _values(parts: dict[str, list[Record]], first: int, faults: Faults, notes: list[str]) -> Names:

@@ -49,16 +49,18 @@ class RawPicture:
 
 @dataclass(frozen=True)
 class RawSet:
-    """Every picture of a set; ``faults`` are those that a reader met by itself, each with an annotation left out."""
+    """Every picture of a set below ``root``; ``faults`` are those that a reader met by itself, each with an annotation
+    or picture left out."""
 
     form: str
     classes: tuple[str, ...]
     corners: Corners
     pictures: Sequence[RawPicture]
+    root: Path
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def told(path: Path, root: Path) -> str:
+def path_below(path: Path, root: Path) -> str:
     """A file as messages call it: its path below ``root``, if it lies there."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

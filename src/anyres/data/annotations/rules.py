@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 
 from anyres.data.annotations.annotated import AnnotatedSet, Rules
 from anyres.data.annotations.faults import CUT, KEPT, LEFT_OUT, NO_MASK, NO_PICTURE, STOP, TURNED, Faults
 from anyres.data.annotations.pictures import LYING, Seen, look
-from anyres.data.annotations.raw import Corners, RawObject, RawPicture, RawSet
+from anyres.data.annotations.raw import Corners, RawObject, RawPicture, RawSet, path_below
 from anyres.data.annotations.shapes import box_of, turned, turned_points
 from anyres.data.raw_dataset import cut, readable_text
 from anyres.flow import Objects, Polygons, Record, Rle, Shape, Size
@@ -28,6 +28,8 @@ WRONG_SHARE, WRONG_LEAST = 0.2, 2
 """Share of a file's boxes, and their number, from which on wrong sides are no accident but another convention."""
 SAME = 0.99
 """Intersection over union of two boxes of one class that are noted as drawn twice."""
+
+_ROWS = 256  # of the table of overlaps that is made at a time
 
 _Box = tuple[float, float, float, float]
 _MEANT = {
@@ -49,7 +51,7 @@ def assemble(name: str, raw: RawSet, rules: Rules) -> AnnotatedSet:
     faults.extend(raw.faults)
     parts: dict[str, list[Record]] = defaultdict(list)
     seen: dict[object, RawPicture] = {}
-    annotations = sum(fault.count for fault in raw.faults if fault.done == LEFT_OUT)
+    annotations, pictures = faults.done(LEFT_OUT), len(raw.pictures) + faults.done(NO_PICTURE)
     empty = 0
     masks_meant = any(item.shape is not None for picture in raw.pictures for item in picture.objects)
     for picture in raw.pictures:
@@ -66,15 +68,14 @@ def assemble(name: str, raw: RawSet, rules: Rules) -> AnnotatedSet:
             faults.add("nothing left", _place(picture), what, NO_PICTURE)
         elif len(objects) or not rules.drop_empty:
             assert not isinstance(picture.source, str)
-            parts[picture.split].append(Record(picture.source, objects, readable_text(picture.name)))
+            known = path_below(picture.source, raw.root) if isinstance(picture.source, Path) else picture.name
+            parts[picture.split].append(Record(picture.source, objects, readable_text(known)))
     work.stop_for_wrong_corners(faults)
     made = {split: tuple(records) for split, records in parts.items()}
     notes = list(raw.notes)
     if empty:
         notes.append(f"{empty} pictures without an object: {'left out' if rules.drop_empty else 'kept as negatives'}")
-    return AnnotatedSet(
-        name, raw.form, "boxes", raw.classes, made, faults, annotations, len(raw.pictures), empty, tuple(notes)
-    )
+    return AnnotatedSet(name, raw.form, "boxes", raw.classes, made, faults, annotations, pictures, empty, tuple(notes))
 
 
 def _place(picture: RawPicture, item: RawObject | None = None) -> str:
@@ -272,19 +273,15 @@ def _turned_boxes(boxes: Float32[np.ndarray, "n 4"], size: Size, orientation: in
     return np.concatenate([np.minimum(one, other), np.maximum(one, other)], 1)
 
 
-def _same(boxes: Float32[np.ndarray, "n 4"]) -> Iterable[tuple[int, int]]:
+def _same(boxes: Float32[np.ndarray, "n 4"]) -> list[tuple[int, int]]:
     """Pairs (i < j) of boxes that lie on each other."""
-    if len(boxes) < 2:
-        return []
-    order = np.argsort(boxes[:, 0], kind="stable")
+    found: list[tuple[int, int]] = []
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    found = []
-    for place, i in enumerate(order[:-1].tolist()):
-        others = order[place + 1 :]
-        width = boxes[i, 2] - boxes[i, 0]
-        near = others[boxes[others, 0] <= boxes[i, 0] + width * (1 - SAME)]  # beyond, they cannot be the same
-        low, high = np.maximum(boxes[i, :2], boxes[near, :2]), np.minimum(boxes[i, 2:], boxes[near, 2:])
-        shared = np.clip(high - low, 0, None).prod(1)
-        is_same: Bool[np.ndarray, " n"] = shared > SAME * (area[i] + area[near] - shared)
-        found += [(min(i, j), max(i, j)) for j in near[is_same].tolist()]
-    return sorted(found)
+    for start in range(0, len(boxes), _ROWS):
+        some = boxes[start : start + _ROWS, None]  # (rows, 1, 4)
+        wide = np.minimum(some[..., 2], boxes[:, 2]) - np.maximum(some[..., 0], boxes[:, 0])
+        high = np.minimum(some[..., 3], boxes[:, 3]) - np.maximum(some[..., 1], boxes[:, 1])
+        shared = wide.clip(min=0) * high.clip(min=0)
+        is_same = shared > SAME * (area[start : start + _ROWS, None] + area - shared)
+        found += [(start + i, j) for i, j in np.argwhere(is_same).tolist() if start + i < j]
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,13 +33,17 @@ def corners(numbers: object) -> Float32[np.ndarray, "_ 2"]:
         raise NoShape(f"the polygon part {shorten(numbers)} is no list of numbers")
     if not numbers:
         raise NoShape("the polygon is empty")
-    if not all(is_number(value) and math.isfinite(value) for value in numbers):
+    try:
+        values = np.asarray(numbers)
+    except ValueError:  # lists of different lengths within
+        values = np.asarray("none")
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise NoShape(f"the polygon {shorten(numbers)} has something else than numbers")
     if len(numbers) % 2:
         raise NoShape(f"the polygon has {len(numbers)} numbers, which make no pairs of x and y")
     if len(numbers) < 6:
         raise NoShape(f"the polygon has {len(numbers) // 2} corners: three or more are needed")
-    return np.asarray(numbers, np.float32).reshape(-1, 2)
+    return values.astype(np.float32).reshape(-1, 2)
 
 
 def is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from anyres.config import UserError
 from anyres.data.annotations.faults import LEFT_OUT, NO_PICTURE, Fault
 from anyres.data.annotations.pictures import Pictures
-from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, told
+from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, path_below
 from anyres.data.raw_dataset import SPLIT_OF, one_form, shorten
 from anyres.flow import Size
 
@@ -54,7 +54,7 @@ def read_table(files: Sequence[tuple[Path, str]], root: Path) -> RawSet:
     faults: list[Fault] = []
     gathered: dict[tuple[str, str], _Sheet] = {}
     for path, split in files:
-        _read(path, split, told(path, root), gathered, faults)
+        _read(path, split, path_below(path, root), gathered, faults)
     labels = sorted({label for sheet in gathered.values() for _, label, _ in sheet.rows})
     if not labels:
         raise UserError(f"{files[0][0]} has no box with a class")
@@ -71,7 +71,7 @@ def read_table(files: Sequence[tuple[Path, str]], root: Path) -> RawSet:
         )
         for (file, name), sheet in gathered.items()
     ]
-    return RawSet("CSV table", tuple(labels), "xyxy", pictures, faults)
+    return RawSet("CSV table", tuple(labels), "xyxy", pictures, root, faults)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from xml.parsers import expat
 from anyres.config import UserError, first_line
 from anyres.data.annotations.faults import LEFT_OUT, NO_PICTURE, Fault
 from anyres.data.annotations.pictures import Pictures
-from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, told
+from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, path_below
 from anyres.data.raw_dataset import cut, one_form, shorten
 from anyres.flow import Size
 from anyres.storage import read_bytes
@@ -32,10 +32,11 @@ class Sheet:
     objects: Sequence[tuple[str, tuple[float, float, float, float] | None]]
 
 
-def read_voc(files: Mapping[Path, str], root: Path, names: Sequence[str] | None) -> RawSet:
+def read_voc(files: Mapping[Path, str], root: Path, names: Sequence[str] | None, notes: Sequence[str] = ()) -> RawSet:
     """Files, each with its split; pictures lie beside them or anywhere below ``root``.
 
-    ``names``: the classes in their order; None: those that the files have, sorted. Raises UserError where no file has
+    ``names``: the classes in their order; None: those that the files have, sorted. ``notes``: what was told of the
+    files before. Raises UserError where no file has
     an object.
     """
     finder = Pictures(root, [folder for path in files for folder in _folders(path)])
@@ -45,7 +46,7 @@ def read_voc(files: Mapping[Path, str], root: Path, names: Sequence[str] | None)
         try:
             sheets[path] = read_sheet(read_bytes(path, MOST_BYTES), path.stem)
         except (UserError, OSError, ValueError) as error:
-            faults.append(Fault("file broken", told(path, root), cut(first_line(error)), NO_PICTURE))
+            faults.append(Fault("file broken", path_below(path, root), cut(first_line(error)), NO_PICTURE))
     classes = tuple(names) if names else tuple(sorted({name for sheet in sheets.values() for name, _ in sheet.objects}))
     if not classes:
         raise UserError(f"{root} has no object in its {len(files)} .xml files: each needs <object> with <name>")
@@ -60,13 +61,13 @@ def read_voc(files: Mapping[Path, str], root: Path, names: Sequence[str] | None)
                 objects.append(RawObject(f"object {number}", index[name], box))
             else:
                 strange[name] += 1
-                first.setdefault(name, f"{told(path, root)}: object {number} (photo {sheet.picture})")
+                first.setdefault(name, f"{path_below(path, root)}: object {number} (photo {sheet.picture})")
         found = finder.find(sheet.picture)
-        pictures.append(RawPicture(told(path, root), sheet.picture, found, files[path], objects, sheet.size))
+        pictures.append(RawPicture(path_below(path, root), sheet.picture, found, files[path], objects, sheet.size))
     for name, count in strange.items():
         what = f"class {shorten(name)} is none of the {len(classes)} of the list"
         faults.append(Fault("class unknown", first[name], what, LEFT_OUT, count))
-    return RawSet("VOC xml", classes, "voc", pictures, faults)
+    return RawSet("VOC xml", classes, "voc", pictures, root, faults, list(notes))
 
 
 def _folders(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import yaml
 
 from anyres.config import UserError, first_line
 from anyres.data.annotations.faults import LEFT_OUT, NO_PICTURE, Fault
-from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, told
+from anyres.data.annotations.raw import RawObject, RawPicture, RawSet, path_below
 from anyres.data.annotations.shapes import NoShape, corners
 from anyres.data.folders import walk
 from anyres.data.raw_dataset import SPLIT_OF, cut, one_form, shorten
@@ -40,15 +40,15 @@ def read_yolo(pictures: Mapping[str, Sequence[Path]], root: Path, names: Sequenc
             used.add(labels)
             objects = reader.read(labels, path)
             if objects is not None:
-                name = told(path, root)
-                file = told(labels, root) if labels.is_file() else f"{name}, without a file of labels"
+                name = path_below(path, root)
+                file = path_below(labels, root) if labels.is_file() else f"{name}, without a file of labels"
                 made.append(RawPicture(file, name, path, split, objects))
     for folder in sorted({path.parent for path in used}):
         for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
             if path not in used and path.name not in _NOT_LABELS:
                 what = "there is no picture of this name"
-                reader.faults.append(Fault("picture missing", told(path, root), what, NO_PICTURE))
-    return RawSet("YOLO txt", reader.classes, "shares", made, reader.all_faults())
+                reader.faults.append(Fault("picture missing", path_below(path, root), what, NO_PICTURE))
+    return RawSet("YOLO txt", reader.classes, "shares", made, root, reader.all_faults())
 
 
 def label_file(picture: Path) -> Path:
@@ -85,12 +85,12 @@ class _Labels:
         try:
             text = read_bytes(labels, MOST_BYTES).decode("utf-8-sig")
         except (OSError, ValueError, UserError) as error:
-            self.faults.append(Fault("file broken", told(labels, self.root), cut(first_line(error)), NO_PICTURE))
+            self.faults.append(Fault("file broken", path_below(labels, self.root), cut(first_line(error)), NO_PICTURE))
             return None
         objects = []
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                found = self._line(line.split(), f"line {number}", told(labels, self.root), picture)
+                found = self._line(line.split(), f"line {number}", path_below(labels, self.root), picture)
                 objects += [found] if found else []
         return objects
 
@@ -151,7 +151,7 @@ def _names(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
             raise UserError(f"{path}: names must number the classes 0 to {len(names) - 1}, not {shorten(list(names))}")
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise UserError(f"{path} has no 'names', the list of classes: {shorten(names)}")
+        raise UserError(f"{path} has no 'names' that is a list of classes, as names: [cat, dog]")
     texts = [one_form(str(name).strip()) for name in names]
     if twice := next((name for name in texts if texts.count(name) > 1), None):
         raise UserError(f"{path}: the class {shorten(twice)} stands twice in names: rename one")
@@ -166,7 +166,7 @@ def _listed(path: Path, split: str, given: object, roots: Sequence[Path]) -> lis
     found: list[Path] = []
     for word in given if isinstance(given, list) else [given]:
         if not isinstance(word, str):
-            raise UserError(f"{path}: {split} is {shorten(word)}: give a folder, or a .txt that lists pictures")
+            raise UserError(f"{path}: {split} is no text: give a folder, or a .txt that lists pictures")
         spelled = [word, re.sub(r"^(\.\./)+", "", word)]  # as Roboflow writes it, from a folder that is not there
         places = [root / each for root in roots for each in spelled]
         place = next((place for place in places if place.exists()), None)
