@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.models.contract import Backbone, Loadable, Style
 from anyres.models.external import share_members
+from anyres.models.pyramids.windows import windowed_maps
 from anyres.models.registry import new_model, official_name, variant
 from anyres.models.weights import load_weights
 from anyres.ops.patch import crop, pad_to_multiple
@@ -54,6 +55,8 @@ def create_bottom_up(
     style: Style = "detection",
     stages: Sequence[int] = (1, 2, 3, 4),
     neck: Neck | None = None,
+    window: int = 0,
+    global_every: int = 3,
     pretrained: str | Path | bool = False,
     **options: Any,
 ) -> BottomUp:
@@ -63,6 +66,8 @@ def create_bottom_up(
     maps (b, channels, ceil(h / stride), ceil(w / stride)), those of ``stages`` alone; ``channels`` and ``strides`` say
     how many. ``style``: which official code is meant; ResTv2's detection and segmentation name their norms differently,
     and a plain ViT gets the learned neck for detection, the resized for segmentation, unless ``neck`` is given.
+    ``window``: tokens a side within which a plain ViT's blocks attend, but for every ``global_every``-th, which sees
+    all; 0: all blocks see all. ViTDet takes 14 for images of 1024 px.
     ``pretrained``: what ``load_weights`` takes, or True for the first known weights: a classifier's, or the backbone in
     a detector's or a segmenter's file. ``options`` are fields of the family's configuration; where the official dense
     code differs from the classifier (drop path, and the depths of ``restv2_large`` in detection), its values hold.
@@ -76,8 +81,16 @@ def create_bottom_up(
         raise UserError(f"style is 'detection' or 'segmentation', not {style!r}")
     if neck not in (None, "learned", "resized"):
         raise UserError(f"neck is 'learned' or 'resized', not {neck!r}")
+    if window < 0 or global_every < 1:
+        raise UserError(f"window must be 0 or more, global_every 1 or more, not {window} and {global_every}")
     dense = variant(official).traits.dense.get((style, official), {})
-    model = BottomUp(new_model(official, 0, **{**dense, **options}), tuple(sorted(wanted)), style, neck)
+    trunk = new_model(official, 0, **{**dense, **options})
+    layout = _layout(trunk, tuple(sorted(wanted)), neck or ("learned" if style == "detection" else "resized"))
+    if layout.neck is None and neck is not None:
+        raise UserError(f"{trunk.called} has maps of several strides: it takes no neck")
+    if window and (layout.neck is None or trunk.traits.windows is None):
+        raise UserError(f"{trunk.called} cannot attend in windows: leave window out")
+    model = BottomUp(trunk, style, replace(layout, window=window, global_every=global_every))
     if pretrained:
         load_weights(model, "pretrained" if pretrained is True else pretrained)
     return model
@@ -99,6 +112,10 @@ class Layout:
     """None for a backbone with stages."""
     doublings: tuple[int, ...]
     """How often a neck doubles the plain map for each map; below zero: halves."""
+    window: int = 0
+    """Tokens a side of the windows in which a plain ViT attends; 0: none."""
+    global_every: int = 3
+    """Every which block attends to all nevertheless."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,18 +132,18 @@ class BottomUp(Loadable):
     trunk: Backbone
     """The backbone, whose members are this module's; so other attributes here have names that no backbone uses."""
 
-    def __init__(self, trunk: Backbone, stages: tuple[int, ...], style: Style, neck: Neck | None) -> None:
+    def __init__(self, trunk: Backbone, style: Style, layout: Layout) -> None:
         super().__init__()
-        self.layout = _layout(trunk, stages, style, neck)
+        self.layout = layout
         before = set(trunk.state_dict())
-        trunk.become_bottom_up(stages, style)
+        trunk.become_bottom_up(layout.stages, style)
         self.left_out = before - set(trunk.state_dict())
         """Names of a classifier's file that this has no use for."""
         share_members(self, "trunk", trunk)
         self.pretrained_cfg = trunk.pretrained_cfg
-        if self.layout.neck == "learned":
-            for i, doublings in zip(stages, self.layout.doublings, strict=True):
-                self.add_module(f"fpn{i}", _resizer(self.layout.channels[0], doublings))
+        if layout.neck == "learned":
+            for i, doublings in zip(layout.stages, layout.doublings, strict=True):
+                self.add_module(f"fpn{i}", _resizer(layout.channels[0], doublings))
         self.added = set(self.state_dict()) - before
         """Names that no classifier's file has: norms of the outputs, and a neck."""
 
@@ -162,7 +179,11 @@ class BottomUp(Loadable):
                 found[name] = maps if whole is x else crop(maps, grid)
             return found
         indices = sorted(set(layout.indices))
-        plain = self.trunk.forward_intermediates(x, indices=indices, norm=True, intermediates_only=True)
+        plain = (
+            windowed_maps(self.trunk, x, indices, layout.window, layout.global_every)
+            if layout.window
+            else self.trunk.forward_intermediates(x, indices=indices, norm=True, intermediates_only=True)
+        )
         by_index: dict[int, Tensor] = dict(zip(indices, list(plain), strict=True))  # type: ignore[arg-type]
         for k, i in enumerate(layout.stages):
             level = by_index[layout.indices[k]]
@@ -221,20 +242,22 @@ class BottomUp(Loadable):
         self.trunk.check_sizes(sizes, training=training)
 
 
-def _layout(trunk: Backbone, stages: tuple[int, ...], style: Style, neck: Neck | None) -> Layout:
-    """Where the maps come from. Raises UserError for a backbone without maps, or without those of a stage."""
+def _layout(trunk: Backbone, stages: tuple[int, ...], plain_neck: Neck) -> Layout:
+    """Where the maps come from; ``plain_neck`` if the backbone has one stride.
+
+    Raises UserError for a backbone without maps, or without those of a stage.
+    """
     features = trunk.feature_info
     if not features:
         raise UserError(f"{trunk.called} gives no maps to build a pyramid on: take a model of timm's, timm:NAME")
     reductions = [info["reduction"] for info in features]
+    neck: Neck | None = None
     if len(set(reductions)) > 1:
-        if neck is not None:
-            raise UserError(f"{trunk.called} has maps of several strides: it takes no neck")
         indices = tuple(_last(trunk.called, reductions, STRIDES[i - 1]) for i in stages)
         strides = tuple(float(STRIDES[i - 1]) for i in stages)
         doublings: tuple[int, ...] = ()
     else:
-        neck = neck or ("learned" if style == "detection" else "resized")
+        neck = plain_neck
         depth, patch = len(features), reductions[0]
         indices = tuple(depth - 1 if neck == "learned" else max(depth * i // 4 - 1, 0) for i in stages)
         doublings = tuple(round(math.log2(patch / STRIDES[0])) + 1 - i for i in stages)
