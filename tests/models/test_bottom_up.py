@@ -250,6 +250,14 @@ def test_mistakes_are_one_line(call: Any, says: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@torch.no_grad()
+def test_a_foreign_model_of_one_size_says_so_in_one_line() -> None:
+    model = create_bottom_up("timm:gmixer_12_224", neck="resized").eval()
+    assert model(torch.zeros(1, 3, 224, 224))["stage4"].shape == (1, 384, 7, 7)
+    with pytest.raises(UserError, match="takes images of one size only, 224 px, not 64 px"):
+        model(torch.zeros(1, 3, 64, 64))
+
+
 def test_a_file_of_another_pyramid_is_refused(tmp_path: Path) -> None:
     torch.save(small("rest_lite").state_dict(), tmp_path / "file.pth")
     with pytest.raises(UserError, match=r"2 unexpected \(norm1"):  # it changed all later stages

@@ -5,15 +5,16 @@ Three kinds, by what the backbone is:
 * ResT and ResTv2 as their official detection and segmentation code has them: the same state-dict keys, the same norms
   on the outputs. ResTv2's norms stand on the outputs alone. ResT's stand between the stages: with the same weights,
   stages (2, 3, 4) give other maps than (1, 2, 3, 4).
-* Other backbones with stages (most of timm's): the last map of each stride, as timm gives it, without a norm. As some
-  of them drop what is no whole patch, they see the image padded to a multiple of 32, and their maps are cropped.
+* Other backbones with stages (most of timm's): the last map of each stride, as timm gives it, without a norm.
 * Plain ViTs (DeiT, DeiT III, ResFormer, CaiT, DINO, PatchConvNet, ResMLP, timm's ViTs), which have one stride: a neck
   makes four maps of it. ``neck="learned"`` is ViTDet's simple pyramid in the form that ResFormer's published parameter
   count fits: transposed convolutions that keep the channels, and max pooling, on the last block's map (Li, Mao,
   Girshick, He: "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022, arXiv:2203.16527).
   ``neck="resized"`` has no parameter, as ResFormer's segmentation count wants: four blocks' maps, resized.
 
-Any height and width: map i has ceil(height / stride) x ceil(width / stride) positions.
+Any height and width: map i has ceil(height / stride) x ceil(width / stride) positions. timm's
+models, some of which drop what is no whole patch, see the image padded to a multiple of 32, or of a plain ViT's patch,
+and their maps are cropped.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ class Layout:
     """Every which block attends to all nevertheless."""
 
     @property
+    def multiple(self) -> int:
+        """Pixels of which an image's sides are multiples where the backbone drops nothing: 32, or a patch."""
+        return int(self.strides[0] * 2 ** self.doublings[0]) if self.doublings else STRIDES[-1]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Keys of the dict of maps."""
         return tuple(f"stage{i}" for i in self.stages)
@@ -172,12 +178,22 @@ class BottomUp(Loadable):
         layout = self.layout
         height, width = x.shape[-2:]
         grids = [(_ceil(height, stride), _ceil(width, stride)) for stride in layout.strides]
-        found: dict[str, Tensor] = {}
+        whole = x if self.trunk.traits.rounds_up else pad_to_multiple(x, layout.multiple)
+        try:
+            maps = self._maps(whole)
+        except Exception:
+            if not self.trunk.traits.rounds_up:  # another library's model, which may take one size only: in one line
+                self.trunk.check_sizes([(whole.shape[2], whole.shape[3])])
+            raise
+        if layout.neck is None and whole is x:
+            return dict(zip(layout.names, maps, strict=True))
+        return {layout.names[k]: crop(maps[k], grids[k]) for k in range(len(maps))}
+
+    def _maps(self, x: Float[Tensor, "b k h w"]) -> list[Tensor]:
+        """The maps, which may have more rows and columns than the image needs."""
+        layout = self.layout
         if layout.neck is None:
-            whole = x if self.trunk.traits.rounds_up else pad_to_multiple(x, STRIDES[-1])
-            for name, maps, grid in zip(layout.names, self.trunk.stage_maps(whole, layout.indices), grids, strict=True):
-                found[name] = maps if whole is x else crop(maps, grid)
-            return found
+            return self.trunk.stage_maps(x, layout.indices)
         indices = sorted(set(layout.indices))
         plain = (
             windowed_maps(self.trunk, x, indices, layout.window, layout.global_every)
@@ -185,12 +201,9 @@ class BottomUp(Loadable):
             else self.trunk.forward_intermediates(x, indices=indices, norm=True, intermediates_only=True)
         )
         by_index: dict[int, Tensor] = dict(zip(indices, list(plain), strict=True))  # type: ignore[arg-type]
-        for k, i in enumerate(layout.stages):
-            level = by_index[layout.indices[k]]
-            learned = layout.neck == "learned"
-            level = self.get_submodule(f"fpn{i}")(level) if learned else _resized(level, layout.doublings[k])
-            found[layout.names[k]] = crop(level, grids[k])
-        return found
+        if layout.neck == "learned":
+            return [self.get_submodule(f"fpn{i}")(by_index[layout.indices[0]]) for i in layout.stages]
+        return [_resized(by_index[i], count) for i, count in zip(layout.indices, layout.doublings, strict=True)]
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A classifier's file, or the backbone out of a detector's or a segmenter's.
