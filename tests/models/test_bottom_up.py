@@ -158,6 +158,26 @@ def test_norms_between_stages_change_what_follows_and_norms_aside_do_not() -> No
         assert (not torch.equal(every(x)["stage4"], some(x)["stage4"])) == changes
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_patch16_LS", "cait_XXS24_224", "resformer_nano"])
+@torch.no_grad()
+def test_windows_as_large_as_the_grid_change_nothing_and_small_ones_see_no_other(name: str) -> None:
+    options = {"patch_size": 8} | ({} if name == "resformer_nano" else SMALL_VIT | {"patch_size": 8})
+    x = torch.randn(2, 3, 61, 86)  # 8 x 11 tokens: windows of 3 leave 2 rows and 2 columns
+    everywhere, large = (small(name, window=window, neck="resized", **options) for window in (0, 11))
+    small_ones = small(name, window=3, global_every=100, neck="resized", **options)
+    with torch.no_grad():
+        for p, q, r in zip(everywhere.parameters(), large.parameters(), small_ones.parameters(), strict=True):
+            q.copy_(p.normal_(std=0.1))
+            r.copy_(p)
+    torch.testing.assert_close(large(x), everywhere(x))
+    if name == "cait_XXS24_224":  # without special tokens, which look at every window
+        changed = x.clone()
+        changed[:, :, 32:] += 1
+        difference = (small_ones(changed)["stage2"] - small_ones(x)["stage2"]).abs().amax((0, 1, 3))
+        assert (difference[:3] == 0).all()
+        assert (difference[3:] > 0).all()
+
+
 WRAPPED = {
     "as it is": lambda state: state,
     "detectron2": lambda state: {
@@ -218,6 +238,7 @@ def test_a_classifiers_file_leaves_new_norms_at_one(tmp_path: Path, name: str) -
     [
         (lambda: create_bottom_up("restv2_nano", stages=(1, 5)), "stages must be some of 1, 2, 3 and 4"),
         (lambda: create_bottom_up("restv2_nano", neck="learned"), "it takes no neck"),
+        (lambda: create_bottom_up("restv2_nano", window=7), "cannot attend in windows"),
         (lambda: create_bottom_up("torchvision:resnet18"), "take a model of timm's"),
         (lambda: create_bottom_up("timm:levit_128s"), "leave stage 1 out"),
         (lambda: create_bottom_up("restv2_nan"), "did you mean 'restv2_nano'"),
@@ -227,6 +248,14 @@ def test_mistakes_are_one_line(call: Any, says: str) -> None:
     with pytest.raises(UserError, match=says) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+@torch.no_grad()
+def test_a_foreign_model_of_one_size_says_so_in_one_line() -> None:
+    model = create_bottom_up("timm:gmixer_12_224", neck="resized").eval()
+    assert model(torch.zeros(1, 3, 224, 224))["stage4"].shape == (1, 384, 7, 7)
+    with pytest.raises(UserError, match="takes images of one size only, 224 px, not 64 px"):
+        model(torch.zeros(1, 3, 64, 64))
 
 
 def test_a_file_of_another_pyramid_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "segment/upernet_resformer_nano": {},
     "segment/upernet_timm:convnext_atto": {},
 }
-NARROW = {"detect": {"width": 32, "hidden": 64, "norm": "group"}, "segment": {"width": 32, "auxiliary_width": 16}}
+NARROW = {
+    "detect": {"width": 32, "hidden": 64, "norm": "group", "taught": 32},
+    "segment": {"width": 32, "auxiliary_width": 16},
+}
 SIZES = [(97, 163), (225, 225), (33, 64)]
 
 

@@ -182,7 +182,9 @@ class ClassBlock(nn.Module):
 class CaiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(TalkingHeads, ClassAttention), fold="anyres.deploy.fuse.cait:FoldedCaiT")
+    traits = Traits(
+        attention=(TalkingHeads, ClassAttention), windows="tokens", fold="anyres.deploy.fuse.cait:FoldedCaiT"
+    )
 
     def __init__(self, config: CaiTConfig) -> None:
         super().__init__()

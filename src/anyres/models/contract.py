@@ -37,6 +37,9 @@ class Traits:
     """Options that a model is built with when it is trained at several sizes."""
     warp_from: int | None = None
     """The official evaluation resizes images of so many pixels and more to the square, and crops smaller ones."""
+    windows: Literal["tokens", "grid"] | None = None
+    """What ``run_block`` takes beside the block, tokens alone or with their grid, of a plain ViT whose attention can be
+    put into windows (it has ``embed``, ``blocks`` and ``norm``); None: it cannot."""
     rounds_up: bool = True
     """Whether maps have a position for what is left of the image at the right and at the bottom."""
     dense: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)

@@ -212,7 +212,7 @@ class ParallelBlock(nn.Module):
 class DeiT3(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(SelfAttention,), fold="anyres.deploy.fuse.vit:FoldedViT")
+    traits = Traits(attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT")
 
     def __init__(self, config: DeiT3Config) -> None:
         super().__init__()

@@ -147,7 +147,7 @@ class DINO(Backbone):
     See the module's docstring.
     """
 
-    traits = Traits(attention=(SelfAttention,), fold="anyres.deploy.fuse.vit:FoldedViT")
+    traits = Traits(attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT")
 
     def __init__(self, config: DINOConfig) -> None:
         super().__init__()

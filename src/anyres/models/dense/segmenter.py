@@ -71,7 +71,7 @@ class UPerHead(nn.Module):
 
     def __init__(self, bottom_up: BottomUp, config: SegmenterConfig) -> None:
         super().__init__()
-        need("segmentation_models_pytorch", extra="dense", purpose="UPerNet")
+        need("segmentation_models_pytorch", extra="tasks", purpose="UPerNet")
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 
         channels = list(bottom_up.channels.values())

@@ -5,15 +5,16 @@ Three kinds, by what the backbone is:
 * ResT and ResTv2 as their official detection and segmentation code has them: the same state-dict keys, the same norms
   on the outputs. ResTv2's norms stand on the outputs alone. ResT's stand between the stages: with the same weights,
   stages (2, 3, 4) give other maps than (1, 2, 3, 4).
-* Other backbones with stages (most of timm's): the last map of each stride, as timm gives it, without a norm. As some
-  of them drop what is no whole patch, they see the image padded to a multiple of 32, and their maps are cropped.
+* Other backbones with stages (most of timm's): the last map of each stride, as timm gives it, without a norm.
 * Plain ViTs (DeiT, DeiT III, ResFormer, CaiT, DINO, PatchConvNet, ResMLP, timm's ViTs), which have one stride: a neck
   makes four maps of it. ``neck="learned"`` is ViTDet's simple pyramid in the form that ResFormer's published parameter
   count fits: transposed convolutions that keep the channels, and max pooling, on the last block's map (Li, Mao,
   Girshick, He: "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022, arXiv:2203.16527).
   ``neck="resized"`` has no parameter, as ResFormer's segmentation count wants: four blocks' maps, resized.
 
-Any height and width: map i has ceil(height / stride) x ceil(width / stride) positions.
+Any height and width: map i has ceil(height / stride) x ceil(width / stride) positions. timm's
+models, some of which drop what is no whole patch, see the image padded to a multiple of 32, or of a plain ViT's patch,
+and their maps are cropped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from anyres.config import UserError
 from anyres.models.contract import Backbone, Loadable, Style
 from anyres.models.external import share_members
+from anyres.models.pyramids.windows import windowed_maps
 from anyres.models.registry import new_model, official_name, variant
 from anyres.models.weights import load_weights
 from anyres.ops.patch import crop, pad_to_multiple
@@ -54,6 +56,8 @@ def create_bottom_up(
     style: Style = "detection",
     stages: Sequence[int] = (1, 2, 3, 4),
     neck: Neck | None = None,
+    window: int = 0,
+    global_every: int = 3,
     pretrained: str | Path | bool = False,
     **options: Any,
 ) -> BottomUp:
@@ -63,6 +67,8 @@ def create_bottom_up(
     maps (b, channels, ceil(h / stride), ceil(w / stride)), those of ``stages`` alone; ``channels`` and ``strides`` say
     how many. ``style``: which official code is meant; ResTv2's detection and segmentation name their norms differently,
     and a plain ViT gets the learned neck for detection, the resized for segmentation, unless ``neck`` is given.
+    ``window``: tokens a side within which a plain ViT's blocks attend, but for every ``global_every``-th, which sees
+    all; 0: all blocks see all. ViTDet takes 14 for images of 1024 px.
     ``pretrained``: what ``load_weights`` takes, or True for the first known weights: a classifier's, or the backbone in
     a detector's or a segmenter's file. ``options`` are fields of the family's configuration; where the official dense
     code differs from the classifier (drop path, and the depths of ``restv2_large`` in detection), its values hold.
@@ -76,8 +82,16 @@ def create_bottom_up(
         raise UserError(f"style is 'detection' or 'segmentation', not {style!r}")
     if neck not in (None, "learned", "resized"):
         raise UserError(f"neck is 'learned' or 'resized', not {neck!r}")
+    if window < 0 or global_every < 1:
+        raise UserError(f"window must be 0 or more, global_every 1 or more, not {window} and {global_every}")
     dense = variant(official).traits.dense.get((style, official), {})
-    model = BottomUp(new_model(official, 0, **{**dense, **options}), tuple(sorted(wanted)), style, neck)
+    trunk = new_model(official, 0, **{**dense, **options})
+    layout = _layout(trunk, tuple(sorted(wanted)), neck or ("learned" if style == "detection" else "resized"))
+    if layout.neck is None and neck is not None:
+        raise UserError(f"{trunk.called} has maps of several strides: it takes no neck")
+    if window and (layout.neck is None or trunk.traits.windows is None):
+        raise UserError(f"{trunk.called} cannot attend in windows: leave window out")
+    model = BottomUp(trunk, style, replace(layout, window=window, global_every=global_every))
     if pretrained:
         load_weights(model, "pretrained" if pretrained is True else pretrained)
     return model
@@ -99,6 +113,15 @@ class Layout:
     """None for a backbone with stages."""
     doublings: tuple[int, ...]
     """How often a neck doubles the plain map for each map; below zero: halves."""
+    window: int = 0
+    """Tokens a side of the windows in which a plain ViT attends; 0: none."""
+    global_every: int = 3
+    """Every which block attends to all nevertheless."""
+
+    @property
+    def multiple(self) -> int:
+        """Pixels of which an image's sides are multiples where the backbone drops nothing: 32, or a patch."""
+        return int(self.strides[0] * 2 ** self.doublings[0]) if self.doublings else STRIDES[-1]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,18 +138,18 @@ class BottomUp(Loadable):
     trunk: Backbone
     """The backbone, whose members are this module's; so other attributes here have names that no backbone uses."""
 
-    def __init__(self, trunk: Backbone, stages: tuple[int, ...], style: Style, neck: Neck | None) -> None:
+    def __init__(self, trunk: Backbone, style: Style, layout: Layout) -> None:
         super().__init__()
-        self.layout = _layout(trunk, stages, style, neck)
+        self.layout = layout
         before = set(trunk.state_dict())
-        trunk.become_bottom_up(stages, style)
+        trunk.become_bottom_up(layout.stages, style)
         self.left_out = before - set(trunk.state_dict())
         """Names of a classifier's file that this has no use for."""
         share_members(self, "trunk", trunk)
         self.pretrained_cfg = trunk.pretrained_cfg
-        if self.layout.neck == "learned":
-            for i, doublings in zip(stages, self.layout.doublings, strict=True):
-                self.add_module(f"fpn{i}", _resizer(self.layout.channels[0], doublings))
+        if layout.neck == "learned":
+            for i, doublings in zip(layout.stages, layout.doublings, strict=True):
+                self.add_module(f"fpn{i}", _resizer(layout.channels[0], doublings))
         self.added = set(self.state_dict()) - before
         """Names that no classifier's file has: norms of the outputs, and a neck."""
 
@@ -155,21 +178,32 @@ class BottomUp(Loadable):
         layout = self.layout
         height, width = x.shape[-2:]
         grids = [(_ceil(height, stride), _ceil(width, stride)) for stride in layout.strides]
-        found: dict[str, Tensor] = {}
+        whole = x if self.trunk.traits.rounds_up else pad_to_multiple(x, layout.multiple)
+        try:
+            maps = self._maps(whole)
+        except Exception:
+            if not self.trunk.traits.rounds_up:  # another library's model, which may take one size only: in one line
+                self.trunk.check_sizes([(whole.shape[2], whole.shape[3])])
+            raise
+        if layout.neck is None and whole is x:
+            return dict(zip(layout.names, maps, strict=True))
+        return {layout.names[k]: crop(maps[k], grids[k]) for k in range(len(maps))}
+
+    def _maps(self, x: Float[Tensor, "b k h w"]) -> list[Tensor]:
+        """The maps, which may have more rows and columns than the image needs."""
+        layout = self.layout
         if layout.neck is None:
-            whole = x if self.trunk.traits.rounds_up else pad_to_multiple(x, STRIDES[-1])
-            for name, maps, grid in zip(layout.names, self.trunk.stage_maps(whole, layout.indices), grids, strict=True):
-                found[name] = maps if whole is x else crop(maps, grid)
-            return found
+            return self.trunk.stage_maps(x, layout.indices)
         indices = sorted(set(layout.indices))
-        plain = self.trunk.forward_intermediates(x, indices=indices, norm=True, intermediates_only=True)
+        plain = (
+            windowed_maps(self.trunk, x, indices, layout.window, layout.global_every)
+            if layout.window
+            else self.trunk.forward_intermediates(x, indices=indices, norm=True, intermediates_only=True)
+        )
         by_index: dict[int, Tensor] = dict(zip(indices, list(plain), strict=True))  # type: ignore[arg-type]
-        for k, i in enumerate(layout.stages):
-            level = by_index[layout.indices[k]]
-            learned = layout.neck == "learned"
-            level = self.get_submodule(f"fpn{i}")(level) if learned else _resized(level, layout.doublings[k])
-            found[layout.names[k]] = crop(level, grids[k])
-        return found
+        if layout.neck == "learned":
+            return [self.get_submodule(f"fpn{i}")(by_index[layout.indices[0]]) for i in layout.stages]
+        return [_resized(by_index[i], count) for i, count in zip(layout.indices, layout.doublings, strict=True)]
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A classifier's file, or the backbone out of a detector's or a segmenter's.
@@ -221,20 +255,22 @@ class BottomUp(Loadable):
         self.trunk.check_sizes(sizes, training=training)
 
 
-def _layout(trunk: Backbone, stages: tuple[int, ...], style: Style, neck: Neck | None) -> Layout:
-    """Where the maps come from. Raises UserError for a backbone without maps, or without those of a stage."""
+def _layout(trunk: Backbone, stages: tuple[int, ...], plain_neck: Neck) -> Layout:
+    """Where the maps come from; ``plain_neck`` if the backbone has one stride.
+
+    Raises UserError for a backbone without maps, or without those of a stage.
+    """
     features = trunk.feature_info
     if not features:
         raise UserError(f"{trunk.called} gives no maps to build a pyramid on: take a model of timm's, timm:NAME")
     reductions = [info["reduction"] for info in features]
+    neck: Neck | None = None
     if len(set(reductions)) > 1:
-        if neck is not None:
-            raise UserError(f"{trunk.called} has maps of several strides: it takes no neck")
         indices = tuple(_last(trunk.called, reductions, STRIDES[i - 1]) for i in stages)
         strides = tuple(float(STRIDES[i - 1]) for i in stages)
         doublings: tuple[int, ...] = ()
     else:
-        neck = neck or ("learned" if style == "detection" else "resized")
+        neck = plain_neck
         depth, patch = len(features), reductions[0]
         indices = tuple(depth - 1 if neck == "learned" else max(depth * i // 4 - 1, 0) for i in stages)
         doublings = tuple(round(math.log2(patch / STRIDES[0])) + 1 - i for i in stages)
