@@ -122,7 +122,11 @@ def _record(log: RunLog | None, scores: Mapping[str, float], progress: Progress)
         return ""
     log.write(progress.step - 1, {f"val/{name}": value for name, value in scores.items()})
     first, value = next(iter(scores.items()))
-    sizes = [f"{each:.3f} at {name.removeprefix(f'{first}/')}" for name, each in scores.items() if f"{first}/" in name]
+    sizes = [
+        f"{each:.3f} at {name.removeprefix(f'{first}/')}"
+        for name, each in scores.items()
+        if name.startswith(f"{first}/")
+    ]
     is_best = progress.best_step == progress.step
     best = "the best so far" if is_best else f"the best was {progress.best:.3f} after step {progress.best_step}"
     logger.info("step %d: held-out %s %.3f (%s)", progress.step, first, value, "; ".join([*sizes, best]))
