@@ -1,5 +1,6 @@
 import base64
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +14,21 @@ from rich.console import Console
 
 from anyres.config import UserError
 from anyres.evaluation.metrics import compare
-from anyres.evaluation.page import PageTable, Pairing, ReportPage, Sample, SampleAnswer, Section
+from anyres.evaluation.page import (
+    Chart,
+    FactGroup,
+    Line,
+    PageTable,
+    Pairing,
+    ReportPage,
+    Sample,
+    SampleAnswer,
+    Section,
+    Sheet,
+)
+from anyres.evaluation.plots.line_chart import FRAME, drawn_chart
 from anyres.evaluation.report import console_table, write_html
-from anyres.flow import Size
+from anyres.flow import Cost, Estimate, Size
 
 from .curves import SIZES, TRAINED, curve, pixel_errors
 
@@ -50,6 +63,19 @@ def sample(name: str, truth: str, side: tuple[int, int]) -> Sample:
     return Sample(name, Image.new("RGB", side, (200, 120, 40)), truth, predictions)
 
 
+def jpeg(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (40, 120, 200)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+CHARTS = [
+    Chart("Loss", [Line("training", [(x / 10, 2 - x / 150) for x in range(1, 151)])]),
+    Chart("Held-out top-1 %", [Line(NASTY, [(5.0, 61.0), (10.0, 70.5)]), Line("64 px", [(5.0, 60.0)])], "%", 10.0),
+    Chart("One number", [Line("all the same", [(1.0, 0.5), (2.0, 0.5)])]),
+]
+
+
 def page() -> ReportPage:
     return ReportPage(
         title="ResFormer-tiny on groceries",
@@ -58,8 +84,13 @@ def page() -> ReportPage:
         comparisons=pairings(),
         samples=[sample("a.jpg", NASTY, (500, 300)), sample("b.jpg", "Granny-Smith", (90, 400))],
         notes=["Fruit/" + "very-long-folder-name/" * 12 + "img.jpg could not be read (truncated).", NASTY],
-        facts=[("seed", "0"), ("recipe", NASTY)],
+        facts=[FactGroup("Model", [("recipe", NASTY)]), FactGroup("Training", [("seed", "0")])],
         train_sizes=TRAINED,
+        cautions=["these images chose the epoch: `anyres eval RUN` measures on others"],
+        samples_lead="First the wrong ones.",
+        charts=CHARTS,
+        sheet=Sheet(jpeg(1800, 300), "Images of the first step.", "Augmented training images."),
+        commands=[("anyres predict RUN photo.jpg", NASTY)],
     )
 
 
@@ -105,11 +136,11 @@ def test_the_page_is_whole_and_asks_for_nothing(written: Path) -> None:
     assert html.count("<b") == html.count('<b aria-hidden="true">') + html.count("<body>"), "bold is ours alone"
     for tag, name, value in outline.attributes:
         if name in ("src", "srcset", "href", "action", "data"):
-            assert value.startswith("data:"), f"<{tag} {name}> leaves the page: {value[:80]}"
+            assert value.startswith(("data:", "#")), f"<{tag} {name}> leaves the page: {value[:80]}"
     assert not re.search(r"url\(|@import|https?://|//\w", re.sub(r'"data:[^"]*"', "", html))
     assert any(name == "content" and "default-src 'none'" in value for _, name, value in outline.attributes)
     images = re.findall(r"<img[^>]*>", html)
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
     assert NASTY not in html
     assert NASTY in outline.text, "shown as it is written, not obeyed"
@@ -133,8 +164,59 @@ def test_the_page_says_what_was_measured(written: Path) -> None:
     assert "any-size: 68.1 % at 32, 74.0 % at 64" in alt
 
 
+def test_the_contents_lead_to_every_section(written: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.html"
+    write_html(bare, ReportPage(title="t", claim="c", points=curve()[:1]))
+    for path, count in ((written, 8), (bare, 2)):
+        outline = Outline()
+        outline.feed(path.read_text(encoding="utf-8"))
+        linked = [value for tag, name, value in outline.attributes if (tag, name) == ("a", "href")]
+        headed = [value for tag, name, value in outline.attributes if (tag, name) == ("h2", "id")]
+        assert linked == [f"#{anchor}" for anchor in headed]
+        assert len(linked) == count
+
+
+def test_a_difference_has_the_color_of_the_better_model(written: Path) -> None:
+    html = written.read_text(encoding="utf-8")
+    assert '<span class="verdict clear ink0">clear: any-size is better' in html
+    swapped = [replace(pair, first=pair.second, second=pair.first) for pair in pairings()]
+    write_html(written.with_name("swapped.html"), replace(page(), comparisons=swapped))
+    assert '<span class="verdict clear ink1">' in written.with_name("swapped.html").read_text(encoding="utf-8")
+    written.with_name("swapped.html").unlink()
+
+
+def test_what_is_the_same_in_every_row_is_said_once(tmp_path: Path) -> None:
+    few = [replace(p, metrics=p.metrics | {"top5": Estimate(1.0)}) for p in curve()]
+    unlike = [replace(p, n=1000 + i, cost=Cost(math.nan, math.nan, 0)) for i, p in enumerate(curve())]
+    heads = []
+    for points in (few, unlike):
+        write_html(tmp_path / "r.html", ReportPage(title="t", claim="c", points=points))
+        html = (tmp_path / "r.html").read_text(encoding="utf-8")
+        heads.append(re.findall(r'<th scope="col">([^<]+)</th>', html))
+        rows = re.findall(r"<tr>\n<th scope=\"row\">.*?</tr>", html, re.DOTALL)
+        assert {row.count("<td") + 1 for row in rows} == {len(heads[-1]) + 1}, "and the drawn interval"
+        assert f'colspan="{len(heads[-1]) + 1}"' in html
+        assert ("Everywhere: 1,000 images, top-5 100.0 %." in html) == (points is few)
+    assert heads[0] == ["size", "top-1&nbsp;%", "95&nbsp;% interval", "ms", "MACs", "images/s", "loss"]
+    assert heads[1] == ["size", "top-1&nbsp;%", "95&nbsp;% interval", "top-5&nbsp;%", "loss", "images"]
+
+
+def test_charts_lie_within_their_frame() -> None:
+    for chart in CHARTS:
+        drawn = drawn_chart(chart)
+        places = [tuple(map(float, place.split(","))) for line in drawn.lines for place in line.path.split()]
+        assert all(FRAME.left <= x <= FRAME.right and FRAME.top <= y <= FRAME.foot for x, y in places)
+        assert len(drawn.along) >= 2
+    loss, scores, _ = map(drawn_chart, CHARTS)
+    assert not loss.lines[0].dots, "too many to be marked"
+    assert scores.kept == f"{FRAME.right:.1f}", "the last epoch is the widest"
+    assert "64 px: 60 % at the end" in scores.alt
+
+
 def test_thumbnails_are_small_jpegs_in_proportion(written: Path) -> None:
     found = re.findall(r'data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"', written.read_text())
+    *found, sheet = found
+    assert sheet[1:] == ("1800", "300"), "the sheet as it is"
     sizes = []
     for content, width, height in found:
         with Image.open(io.BytesIO(base64.b64decode(content))) as image:
@@ -242,14 +324,14 @@ def test_the_page_in_a_browser(browser: object, written: Path, width: int, theme
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(written.as_uri(), wait_until="load")
     widths = tab.evaluate("[...document.images].map(image => image.complete ? image.naturalWidth : 0)")
-    assert len(widths) == 3
+    assert len(widths) == 4
     assert min(widths) > 0
     drawn = tab.evaluate("(({naturalWidth: w, naturalHeight: h}) => w / h)(document.querySelector('.curve img'))")
     assert (drawn > 2) == (width > 640), "the tall picture is for narrow screens"
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     outside = tab.evaluate(
         """[...document.querySelectorAll('main *')]
-           .filter(e => !e.closest('.pan table') && e.getBoundingClientRect().right > innerWidth + 1)
+           .filter(e => !e.closest('.pan > *') && e.getBoundingClientRect().right > innerWidth + 1)
            .map(e => e.outerHTML.slice(0, 80))"""
     )
     assert outside == []

@@ -21,7 +21,7 @@ from rich.table import Table
 from anyres.cli.console import report_, say, stdout
 from anyres.config import printable
 from anyres.evaluation.confusion import Confusion, write_tables
-from anyres.evaluation.page import ReportPage
+from anyres.evaluation.page import FactGroup, ReportPage
 from anyres.evaluation.plots.bar_chart import bars
 from anyres.evaluation.plots.curve import png
 from anyres.evaluation.plots.heatmap import heat_map
@@ -114,7 +114,9 @@ def test_pictures_draw_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder
 
 def test_the_page_and_the_table_take_any_name(tmp_path: Path) -> None:
     points = [result(name) for name in NAMES[:6]]
-    page = ReportPage(title=NAMES[6], claim=NAMES[8], points=points, notes=NAMES, facts=[(n, n) for n in NAMES])
+    page = ReportPage(
+        title=NAMES[6], claim=NAMES[8], points=points, notes=NAMES, facts=[FactGroup(n, [(n, n)]) for n in NAMES]
+    )
     write_html(tmp_path / "report.html", page)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert r"caf\xe9" in html

@@ -96,7 +96,7 @@ def test_a_run_without_its_facts_is_used_all_the_same(tiny_run: TinyRun, tmp_pat
     if content is not None:
         (tmp_path / "run.json").write_bytes(content)
     assert [word in trained.facts["notes"][0] for word in ("run.json", "is lost")] == [True, True]
-    assert dict(facts_of(trained))["epochs"] == "2"
+    assert dict(pair for group in facts_of(trained) for pair in group.facts)["epochs"] == "2"
 
 
 def test_facts_are_read_as_they_were_written(tiny_run: TinyRun) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tests.faults.small import small
 from tests.pictures import make_folder
@@ -16,8 +19,9 @@ from torch import nn
 
 from anyres.runs import train as wiring
 from anyres.runs.opened import DataSpec, open_run
-from anyres.runs.report import chosen_on
+from anyres.runs.report import cautions_for, report_on
 from anyres.runs.train import train_run
+from anyres.runs.training_record import GAP
 from anyres.training import checkpoint, loop
 
 FIVE = "train.epochs=5"
@@ -111,19 +115,24 @@ def test_the_last_is_kept_where_it_is_asked_for_or_the_best_is_lost(
 
 
 def test_the_page_says_which_and_that_these_images_chose_it(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "score_views", leaping)
-    found = train_run(small(data), tmp_path / "run")
-    assert found is not None
-    html = (tmp_path / "run" / "report.html").read_text()
-    assert "weights kept: those after epoch" in html
-    assert "these 3 images chose the epoch" in html
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    trained = open_run(run)
+    report_on(trained, trained.images())
+    html = (run / "report.html").read_text()
+    assert f"after epoch {facts(run)['kept']['epoch']:g} of 5, the best of 5 scored" in html
+    assert "These 3 images chose the epoch" in html
+    assert "The dashed line is the epoch whose weights were kept" in html
+    with Image.open(run / "views.jpg") as sheet:
+        assert sheet.size == (2 * (32 + GAP) + GAP, 32 + 2 * GAP)  # two images of a step, one view
+    assert 'alt="Augmented training images at 32 px."' in html
+    rights = re.findall(r'<td class="(right|wrong)">', html)
+    assert rights == sorted(rights, reverse=True)
+    assert rights[0] == "wrong"
     others = make_folder(tmp_path / "others", per_class=4)
-    trained = open_run(tmp_path / "run")
-    said = chosen_on(trained, trained.images(DataSpec(str(others))))
-    assert len(said) == 1
-    assert said[0].startswith("weights kept: those after epoch")
+    assert cautions_for(trained, trained.images())
+    assert not cautions_for(trained, trained.images(DataSpec(str(others))))
 
 
 def test_choosing_by_the_test_images_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,16 @@ class Pairing:
     comparison: Comparison
 
     @property
+    def winner(self) -> str | None:
+        """The better of the two; None where nobody can tell."""
+        if self.comparison.inside_noise:
+            return None
+        return self.first if self.comparison.difference > 0 else self.second
+
+    @property
     def verdict(self) -> str:
         """In words: who is better, or that nobody can tell."""
-        if self.comparison.inside_noise:
-            return "inside the noise"
-        return f"clear: {self.first if self.comparison.difference > 0 else self.second} is better"
+        return f"clear: {self.winner} is better" if self.winner else "inside the noise"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,42 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of a chart: ``points`` (x, y) from left to right, under a ``name`` for its legend."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over epochs; ``unit`` is of their values; ``kept``: the epoch whose weights were kept (None: not said)."""
+
+    title: str
+    lines: Sequence[Line]
+    unit: str = ""
+    kept: float | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture wider than a page, which scrolls: the content of a JPEG, what it shows, and the same for a reader who
+    does not see it."""
+
+    jpeg: bytes
+    lead: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class FactGroup:
+    """Facts that belong together: pairs of a name and a value."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One test image, as a person would see it, the truth about it, and what the models answered."""
 
@@ -93,9 +134,10 @@ class Sample:
 class ReportPage:
     """Everything the page shows; plain text throughout, escaped on the way out.
 
-    ``claim`` is one sentence. ``notes`` are sentences about the data (images that could not be read, ...), ``facts``
-    pairs of a name and a value about the run (seed, epochs, pixels processed, seconds, versions). ``sections``: what
-    the task has to show.
+    ``claim`` is one sentence, ``cautions`` more on how far it goes. ``samples_lead`` says how the samples were chosen.
+    ``notes`` are sentences about the data (images that could not be read, ...), ``facts`` are about the run (seed,
+    epochs, pixels processed, seconds, versions). ``sections``: what the task has to show. ``charts`` and ``sheet``: the
+    training. ``commands``: what may come next, and what it does.
     """
 
     title: str
@@ -104,6 +146,11 @@ class ReportPage:
     comparisons: Sequence[Pairing] = ()
     samples: Sequence[Sample] = ()
     notes: Sequence[str] = ()
-    facts: Sequence[tuple[str, str]] = ()
+    facts: Sequence[FactGroup] = ()
     train_sizes: Mapping[str, Sequence[Size]] = field(default_factory=dict)
     sections: Sequence[Section] = ()
+    cautions: Sequence[str] = ()
+    samples_lead: str = ""
+    charts: Sequence[Chart] = ()
+    sheet: Sheet | None = None
+    commands: Sequence[tuple[str, str]] = ()

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from PIL import Image
 from rich.table import Table
 
 from anyres.config import printable
-from anyres.evaluation.page import Pairing, ReportPage, Section
+from anyres.evaluation.page import Pairing, ReportPage, Section, Sheet
 from anyres.evaluation.plots.curve import png
+from anyres.evaluation.plots.line_chart import FRAME, drawn_chart
 from anyres.evaluation.plots.theme import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
 from anyres.evaluation.probe import Probed
 from anyres.flow import Cost, Estimate, Metric, Size, SizeResult
@@ -43,14 +45,83 @@ def write_html(path: Path, page: ReportPage) -> None:
         pictures=_pictures(page),
         alt=_alt(page.points),
         inks=list(zip(ON_LIGHT, ON_DARK, strict=True)),
+        ink={model: i % len(ON_LIGHT) for i, model in enumerate(_by_model(page.points))},
         groups=_by_model(page.points).items(),
         pairs=_by_models(page.comparisons).items(),
         scale=_scale(page.points),
-        metrics=page.points[0].described if page.points else (),
+        columns=_columns(page.points),
         samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
-        sections=[(section, _maps(section)) for section in page.sections],
+        sections=[(section, _maps(section), anchor) for section, anchor in _anchors(page)],
+        contents=_contents(page),
+        frame=FRAME,
+        charts=[drawn_chart(chart) for chart in page.charts],
+        sheet=_sheet(page.sheet) if page.sheet else None,
     )
     write_text(path, html)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the table of sizes shows beside headline and interval, and in a sentence what is the same in each row."""
+
+    head: Metric
+    metrics: Sequence[Metric]
+    time: bool
+    macs: bool
+    images: bool
+    alike: str
+
+    @property
+    def count(self) -> int:
+        """All columns of the table."""
+        return 4 + 2 * self.time + self.macs + len(self.metrics) + self.images
+
+
+def _columns(points: Sequence[SizeResult]) -> _Columns:
+    """A column whose cells all say the same is said once instead."""
+    head, *others = points[0].described
+    shown = {metric.key: {_value(p.metrics[metric.key].value, metric) for p in points} for metric in others}
+    alike = [metric for metric in others if len(points) > 1 and len(shown[metric.key]) == 1]
+    counts = {p.n for p in points}
+    said = [f"{next(iter(counts)):,} images"] if len(counts) == 1 else []
+    for metric in alike:
+        said.append(f"{metric.name} {next(iter(shown[metric.key]))} {metric.unit}".rstrip())
+    return _Columns(
+        head,
+        [metric for metric in others if metric not in alike],
+        any(math.isfinite(p.cost.latency_ms) for p in points),
+        any(p.cost.macs for p in points),
+        len(counts) > 1,
+        f" Everywhere: {', '.join(said)}." if said else "",
+    )
+
+
+def _anchors(page: ReportPage) -> list[tuple[Section, str]]:
+    """The task's sections with their addresses within the page."""
+    return [(section, section.anchor or f"section{i}") for i, section in enumerate(page.sections, 1)]
+
+
+def _contents(page: ReportPage) -> list[tuple[str, str]]:
+    """Address and name of every section that the page has, in their order."""
+    head = page.points[0].headline if page.points else None
+    found = [
+        ("curve", "Accuracy" if head and head.key == "top1" else head.name if head else "", True),
+        ("sizes", "Sizes", True),
+        ("pairs", "Comparison", bool(page.comparisons)),
+        *((anchor, section.title.partition(",")[0], True) for section, anchor in _anchors(page)),
+        ("images", "Test images", bool(page.samples)),
+        ("training", "Training", bool(page.charts or page.sheet)),
+        ("data", "Data", bool(page.notes)),
+        ("facts", "Run", bool(page.facts)),
+        ("next", "Next", bool(page.commands)),
+    ]
+    return [(anchor, name) for anchor, name, there in found if there]
+
+
+def _sheet(sheet: Sheet) -> tuple[str, int, int]:
+    """The picture as a data address, with its width and height in pixels."""
+    with Image.open(io.BytesIO(sheet.jpeg)) as image:
+        return _data_uri(sheet.jpeg, "jpeg"), image.width, image.height
 
 
 def _shown(value: Any) -> Any:

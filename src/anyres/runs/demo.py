@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,14 +11,15 @@ from typing import cast
 from anyres.evaluation.curve import EvalResult
 from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.metrics import Scores, compare
-from anyres.evaluation.page import Pairing, ReportPage
+from anyres.evaluation.page import FactGroup, Pairing, ReportPage
 from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.report import write_html
 from anyres.flow import SizeResult
 from anyres.recipe import load_recipe
 from anyres.runs.inputs import evaluated_sizes
 from anyres.runs.opened import TrainedModel, measure_models, open_run
-from anyres.runs.report import facts_of, samples_of
+from anyres.runs.report import facts_of
+from anyres.runs.samples import samples_of
 from anyres.runs.train import train_run
 
 log = logging.getLogger(__name__)
@@ -53,18 +54,29 @@ def run_demo(out: Path, seed: int, epochs: int | None) -> Demo:
     trained_at = {name: run.recipe.views.parsed for name, run in runs.items()}
     write_csv(results, out / "curve.csv")
     plot(results, out / "curve.png", train_sizes=trained_at)
+    samples, how_chosen = samples_of(images, [(name, runs[name], measured[name]) for name in RECIPES])
     page = ReportPage(
         title="One model for every size",
         claim=conclusion(pairings, results[0].n),
         points=results,
         comparisons=pairings,
-        samples=samples_of(images, [(name, runs[name], measured[name]) for name in RECIPES], 12),
+        samples=samples,
+        samples_lead=how_chosen,
         notes=[*images.source.notes, NOISE.format(n=results[0].n)],
-        facts=[(f"{name}: {key}", value) for name, run in runs.items() for key, value in facts_of(run)],
+        facts=facts_of_both(runs),
         train_sizes=trained_at,
     )
     write_html(out / "report.html", page)
     return Demo(out, runs, results, pairings, page.claim)
+
+
+def facts_of_both(runs: Mapping[str, TrainedModel]) -> list[FactGroup]:
+    """What is the same in all runs once, then what is each one's own."""
+    facts = {name: [pair for group in facts_of(run) for pair in group.facts] for name, run in runs.items()}
+    first = next(iter(facts.values()))
+    alike = [pair for pair in first if all(pair in own for own in facts.values())]
+    own = [FactGroup(name, [pair for pair in pairs if pair not in alike]) for name, pairs in facts.items()]
+    return [FactGroup("Both models", alike), *own]
 
 
 NOISE = (

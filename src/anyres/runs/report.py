@@ -16,14 +16,16 @@ from anyres.data.cache import DecodedImages
 from anyres.evaluation.curve import EvalResult
 from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.fingerprint import Fingerprint, fingerprint
-from anyres.evaluation.page import ReportPage, Sample
+from anyres.evaluation.page import FactGroup, ReportPage
 from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.kept import LAST, choose, kept_in
 from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
+from anyres.runs.samples import best_of, samples_of
 from anyres.runs.stderr import doing
+from anyres.runs.training_record import charts_of, sheet_of
 from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Task
 from anyres.training.state import State, ended_by
@@ -85,12 +87,7 @@ class Evaluation:
     @property
     def best(self) -> EvalResult:
         """At the size with the best headline metric."""
-
-        def quality(found: EvalResult) -> float:
-            value = found.result.best.value
-            return value if found.result.headline.higher_is_better else -value
-
-        return max(self.results, key=quality)
+        return best_of(self.results)
 
     def rows(self) -> list[dict[str, str | int | float | bool]]:
         """One dictionary of plain values per size, with the columns of ``curve.csv``."""
@@ -107,7 +104,8 @@ class Evaluation:
             *self.task.summary(best.scores, best.result.size),
             *compared(self),
             *versions_of(self.model),
-            *chosen_on(self.model, self.images),
+            *kept_weights(self.model),
+            *cautions_for(self.model, self.images),
             f"preprocessing: {describe_preprocessing(self.model.recipe, measured)}",
             f"fingerprint: {pixels_of(self.model, measured)}",
         ]
@@ -146,16 +144,22 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"... {len(notes)} such notes in all: run.json has those of training"]
     name = "Top-1 accuracy" if metric.key == "top1" else metric.name
+    samples, how_chosen = samples_of(images, [(trained.name, trained, evaluation.results)])
     page = ReportPage(
         title=f"{trained.name} on {images.source.name}",
         claim=f"{name}{task.scored_by()} on {results[0].n} images of the {images.source.split} split at every size "
         "measured.",
+        cautions=cautions_for(trained, images),
         points=results,
-        samples=samples_of(images, [(trained.name, trained, evaluation.results)], 12),
-        notes=[*compared(evaluation), *versions_of(trained), *chosen_on(trained, images), *notes],
-        facts=[*facts_of(trained), ("decoder and resize", str(pixels_of(trained, [r.size for r in results])))],
+        samples=samples,
+        samples_lead=how_chosen,
+        notes=[*compared(evaluation), *versions_of(trained), *notes],
+        facts=facts_of(trained, str(pixels_of(trained, [r.size for r in results]))),
         train_sizes=trained_at,
         sections=task.sections(best.scores, best.result.size),
+        charts=charts_of(trained),
+        sheet=sheet_of(trained),
+        commands=commands_after(trained, best.result.size),
     )
     write_html(folder / "report.html", page)
     write_json(trained.facts | {"evaluation": evaluation.facts()}, folder / FACTS)
@@ -181,55 +185,42 @@ def folder_for(trained: TrainedModel, out: Path | None) -> Path:
     return folder
 
 
-def samples_of(
-    images: DecodedImages, scored: Sequence[tuple[str, TrainedModel, Sequence[EvalResult]]], count: int
-) -> list[Sample]:
-    """``count`` images spread evenly over the set, each with what every model answered at every size."""
-    samples = []
-    order = scored[0][2][0].scores.index
-    for place in range(0, len(order), max(1, len(order) // count))[:count]:
-        index = int(order[place])
-        answers = [
-            trained.task.naming(images.source).sample(found.scores, place, name, found.result.size)
-            for name, trained, measured in scored
-            for found in measured
-        ]
-        truth = scored[0][1].task.truth(images.source, index)
-        image = images[index].image
-        from torchvision.transforms.v2.functional import to_pil_image
-
-        picture = to_pil_image(image if len(image) <= 4 else image[:3])  # of many bands the first three
-        samples.append(Sample(images.source.records[index].name, picture, truth, answers))
-    return samples
-
-
-def facts_of(trained: TrainedModel) -> list[tuple[str, str]]:
-    """Name and value of what matters about a training run, or about weights, for people."""
+def facts_of(trained: TrainedModel, decoder: str = "") -> list[FactGroup]:
+    """Name and value of what matters about a training run, or about weights, for people; ``decoder``: the fingerprint
+    of how images are read and resized."""
     recipe, facts = trained.recipe, trained.facts
-    objective = recipe.objective
-    training = (
-        []
-        if trained.folder is None
-        else [
-            ("task", trained.task.name),
-            ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
-            ("objective", objective.chosen),
-            ("labels", f"not used; scored by{trained.task.scored_by().removeprefix(' of')}")
-            if trained.task.wanted == "optional"
-            else ("consistency", f"{objective.consistency} on {objective.target}"),
-            ("epochs", str(recipe.train.epochs)),
-            ("seed", str(recipe.train.seed)),
-            *([("pixels processed", f"{facts['pixels'] / 1e9:.2f} G")] if "pixels" in facts else []),
-            *([("seconds of training", f"{facts['seconds']:.0f}")] if "seconds" in facts else []),
-        ]
-    )
-    return [
-        ("model", trained.name),
-        *(training or [("weights", trained.weights)]),
+    measured = [
         ("preprocessing", describe_preprocessing(recipe)),
         ("device", f"{trained.device.type}, {trained.autocast or torch.float32}".replace("torch.", "")),
         ("torch", torch.__version__),
+        *([("decoder and resize", decoder)] if decoder else []),
     ]
+    if trained.folder is None:
+        return [
+            FactGroup("Model", [("model", trained.name), ("weights", trained.weights)]),
+            FactGroup("Here", measured),
+        ]
+    objective, kept = recipe.objective, kept_in(facts)
+    about = [
+        ("model", trained.name),
+        ("task", trained.task.name),
+        *([("weights kept", kept.sentence(trained.task.metrics[0]))] if kept else []),
+        *([("started from", recipe.weights)] if recipe.weights else []),
+    ]
+    training = [
+        ("views", ", ".join(map(str, recipe.views.sizes)) + " px"),
+        ("objective", objective.chosen),
+        ("labels", f"not used; scored by{trained.task.scored_by().removeprefix(' of')}")
+        if trained.task.wanted == "optional"
+        else ("consistency", f"{objective.consistency} on {objective.target}"),
+        ("epochs", str(recipe.train.epochs)),
+        ("learning rate", f"{recipe.optim.peak_lr(recipe.data.batch_size):.3g}, {recipe.optim.schedule}"),
+        ("batch", f"{recipe.data.batch_size} images"),
+        ("seed", str(recipe.train.seed)),
+        *([("pixels processed", f"{facts['pixels'] / 1e9:.2f} G")] if "pixels" in facts else []),
+        *([("seconds of training", f"{facts['seconds']:.0f}")] if "seconds" in facts else []),
+    ]
+    return [FactGroup("Model", about), FactGroup("Training", training), FactGroup("Measured here", measured)]
 
 
 def compared(evaluation: Evaluation) -> list[str]:
@@ -256,18 +247,34 @@ def versions_of(trained: TrainedModel) -> list[str]:
     return [f"scored {when}, at {held} px: {told}; measured here: {VERSIONS[published]}"]
 
 
-def chosen_on(trained: TrainedModel, images: DecodedImages) -> list[str]:
-    """Which weights these are, and a warning where the images measured here are those that chose them."""
+def kept_weights(trained: TrainedModel) -> list[str]:
+    """Which of a run's weights these are."""
     kept = kept_in(trained.facts)
-    if kept is None:
+    return [] if kept is None else [f"weights kept: those {kept.sentence(trained.task.metrics[0])}"]
+
+
+def cautions_for(trained: TrainedModel, images: DecodedImages) -> list[str]:
+    """A warning where the images measured here are those that chose the weights."""
+    kept = kept_in(trained.facts)
+    if kept is None or kept.rule == "last" or kept.scored < 2 or kept.chosen_by != images.source.fingerprint():
         return []
-    said = [f"weights kept: those {kept.sentence(trained.task.metrics[0])}"]
-    if kept.rule == "best" and kept.scored > 1 and kept.chosen_by and kept.chosen_by == images.source.fingerprint():
-        said.append(
-            f"these {len(images)} images chose the epoch, so what is measured on them is a little too high: "
-            f"`anyres eval {trained.folder} --data OTHER`, or --split test where there is one, measures on other images"
-        )
-    return said
+    return [
+        f"these {len(images)} images chose the epoch, so what is measured on them is a little too high: "
+        f"`anyres eval {trained.folder} --data OTHER`, or --split test where there is one, measures on other images"
+    ]
+
+
+def commands_after(trained: TrainedModel, best: Size) -> list[tuple[str, str]]:
+    """What may come next for a run."""
+    run = trained.folder
+    if run is None:
+        return []
+    return [
+        (f"anyres predict {run} photo.jpg", "names what is in your images"),
+        (f"anyres curve {run} --sizes 64:320:32", "measures more sizes"),
+        (f"anyres pick {run} --max-ms 10", "names the best size within 10 ms an image"),
+        (f"anyres eval {run} --data root --sizes {best}", "scores other images"),
+    ]
 
 
 def claim_differences(recipe: Recipe, results: Sequence[SizeResult]) -> list[str]:

@@ -48,6 +48,7 @@ from anyres.runs.report import Evaluation, finish, report_on
 from anyres.runs.resume import check_folder, check_progress, ended_early, mendable, reopen, reopens, way_on
 from anyres.runs.stderr import show_log
 from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
+from anyres.runs.training_record import VIEWS, showing_first
 from anyres.storage import remove_drafts, write_text
 from anyres.tasks import Parts, Reference, Task, task_for, wanted_by
 from anyres.training import checkpoint
@@ -267,6 +268,8 @@ def fit(
         return ", ".join(training.source.records[i].name for i in index.tolist()[:8])
 
     batches = training_batches(recipe, task, training, plan, state.progress.step, accelerator)
+    if accelerator.is_main_process and not state.progress.step:
+        batches = showing_first(batches, recipe, run / VIEWS)
     try:
         callbacks = Callbacks(evaluate, task.metrics[0].higher_is_better, names, asdict(recipe))
         with triton_kernels(recipe.train.kernels == "triton"), contextlib.closing(batches):  # ends its loaders

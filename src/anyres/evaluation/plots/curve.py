@@ -153,7 +153,7 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
         marks.append("lower is better")
     n = sorted({p.n for p in points})
     images = f"{n[0]:,} images" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} images"
-    lines = ["    ".join(marks)] if sheet.columns or len(marks) < 3 else [marks[0], "    ".join(marks[1:])]
+    lines = ["    ".join(marks)] if sheet.columns or len(marks) < 2 else [marks[0], "    ".join(marks[1:])]
     for i, line in enumerate(lines):
         height = (0.18 + 0.25 * (len(lines) - 1 - i)) / sheet.height
         figure.text(left, height, line, fontsize=9.5, color=ink.quiet, va="center")
@@ -227,6 +227,8 @@ def _round_numbers(start: float, stop: float) -> list[float]:
         found = [d * 10.0**e for e in exponents for d in digits if start <= d * 10.0**e <= stop]
         if len(found) >= 4:
             break
+    if len(found) < 2:  # of a span shorter than the steps above
+        found = [float(tick) for tick in MaxNLocator(4).tick_values(start, stop) if start <= tick <= stop]
     return found
 
 
