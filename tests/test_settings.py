@@ -162,3 +162,20 @@ def test_one_value_is_a_list_of_one(tmp_path: Path) -> None:
     file.write_text("model: {name: restv2_nano}\nviews: {sizes: 48}\nevaluate: {sizes: 32}\n")
     assert load_recipe(str(file)).evaluate.sizes == (32,)
     assert differences(load_recipe("nano", ["views.sizes=64"]), load_recipe("nano", ["views.sizes=[64]"])) == []
+
+
+def test_a_model_with_weights_has_defaults_of_its_own() -> None:
+    """Short, slower towards the first layers, lightly augmented; a recipe that is named stays as it is."""
+    tuned, scratch = load_recipe("deit_small", texts={"weights": "deit_small.224"}), load_recipe("deit_small")
+    assert tuned.weights == "deit_small.224"
+    assert tuned.train.epochs < scratch.train.epochs / 5
+    assert tuned.optim.layer_decay < 1 == scratch.optim.layer_decay
+    assert not tuned.mix.mixup
+    assert tuned.model == scratch.model
+    assert load_recipe("deit_small", ["weights=deit_small.224"]) == tuned
+    assert load_recipe("deit_small", ["weights=null"]) == scratch
+    ours = load_recipe("restv2_nano", ["weights=runs/first"])
+    assert ours.views.sizes == load_recipe("restv2_nano").views.sizes
+    assert ours.optim == tuned.optim
+    named = load_recipe("deit/base_transfer", texts={"weights": "a.pth"})
+    assert differences(named, load_recipe("deit/base_transfer")) == ["weights: a.pth -> deit_base.224"]

@@ -210,15 +210,21 @@ def recipe_settings() -> dict[str, Setting]:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None) -> Recipe:
-    """A recipe's name, a model's name (then the recipe ``nano`` or ``folder`` with that model) or a YAML file.
+    """A recipe's name, a model's name or a YAML file.
+
+    A model's name stands for the recipe ``finetune`` with that model where weights are given, else ``nano`` for the
+    small models of ours, or ``folder``.
 
     ``overrides`` are ``key.path=value``: YAML, but for keys that hold text, such as paths, which are taken as they are
     (``data.source=2024``, ``data.source=[v2]``; ``null`` is none). ``texts``: key -> a value that is taken as it is in
     any case. Raises UserError for an unknown name, key or value.
     Other programs' words for a key are taken too: ``epochs=5`` (``anyres.settings.HABITS``).
     """
-    values, what = _find(source)
-    for text in map(from_habit, overrides):
+    overrides = list(map(from_habit, overrides))
+    named = [(texts or {}).get("weights"), *(text[8:] for text in overrides if text.startswith("weights="))]
+    tuned = any(name not in (None, "", "null", "~") for name in named)
+    values, what = _find(source, tuned=tuned)
+    for text in overrides:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise UserError(f"{text!r} is not KEY=VALUE, as in optim.lr=3e-4")
@@ -319,7 +325,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
-def _find(source: str) -> tuple[dict[str, Any], str]:
+def _find(source: str, *, tuned: bool = False) -> tuple[dict[str, Any], str]:
     known = list_recipes()
     root = Path(str(files("anyres.recipes")))
     if source.endswith((".yaml", ".yml")):
@@ -327,7 +333,11 @@ def _find(source: str) -> tuple[dict[str, Any], str]:
     if source in known:
         return _read(root / f"{source}.yaml"), f"recipe {source}"
     if is_model(source):
-        values = _read(root / ("nano.yaml" if variant(source).ours else "folder.yaml"))
+        ours = variant(source).ours
+        values = _read(root / ("finetune.yaml" if tuned else "nano.yaml" if ours else "folder.yaml"))
+        if tuned and ours:  # which are made for small images
+            nano = _read(root / "nano.yaml")
+            values |= {group: nano[group] for group in ("data", "views", "evaluate")}
         values["model"] = {"name": source}
         return values, f"model {source}"
     hint = nearest(source, [*known, *model_names()])
