@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
 
@@ -11,38 +12,47 @@ LOOSER := --allow-untyped-defs --allow-untyped-calls --allow-any-generics --no-w
 
 .PHONY: setup demo test packaging check bench docs clean lock
 
-setup: $(READY)                          ## install anyres and its pinned dependencies into .venv
+setup: $(READY)                          ## install anyres and what training and evaluation use into .venv
 	@echo "ready. Next: . $(BIN)/activate && anyres train restv2_nano --data groceries --out runs/first"
+	@echo "  (engines for predict --backend, export and int8: pip install -e '.[deploy]'; all: '.[all]')"
 
-# uv installs for its speed, pip where uv cannot be had or fails.
-$(READY): requirements.lock pyproject.toml
+# $(1): the file of pinned dependencies. uv installs for its speed, pip where uv cannot be had or fails.
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyres needs Python 3.11 or newer; set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): a minute or two, 6.5 GB on disk (docs/start.md has smaller ways)"
 	@$(PIP) uv || echo "uv cannot be had: pip installs"
-	@$(UV) --require-hashes -r requirements.lock && $(UV) --no-deps -e . || \
-	  { $(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps -e . ; }
-	@touch $(READY)
+	@$(UV) --require-hashes -r $(1) && $(UV) --no-deps -e . || \
+	  { $(PIP) --require-hashes -r $(1) && $(PIP) --no-deps -e . ; }
+	@touch $@
+endef
+
+$(READY): requirements-run.lock pyproject.toml
+	@echo "installing into $(VENV): a minute or two, 5.8 GB on disk (docs/start.md has smaller ways)"
+	$(call install,requirements-run.lock)
+
+$(TOOLS): requirements.lock pyproject.toml
+	@echo "installing into $(VENV), with every extra and the tools of the tests: a minute or two, 6.5 GB on disk"
+	$(call install,requirements.lock)
 
 demo: $(READY)                           ## train on real photographs and compare sizes (10 minutes on 2 cores)
 	$(BIN)/anyres demo --out runs/demo
 	@echo "open runs/demo/report.html. Next, with your images in root/CLASS/:"
 	@echo "  . $(BIN)/activate && anyres train restv2_nano --data root --out runs/mine"
 
-test: $(READY)                           ## every test
+test: $(TOOLS)                           ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-packaging: $(READY)                      ## the wheel in an empty environment, and the lowest versions
+packaging: $(TOOLS)                      ## the wheel in an empty environment, and the lowest versions
 	$(BIN)/python -m pytest -n 0 -m packaging tests/test_packaging.py
 
-check: $(READY)                          ## style, types, import contracts
+check: $(TOOLS)                          ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy $(LOOSER) $(wildcard benchmarks examples docs)
 	$(BIN)/lint-imports
 
-bench: $(READY)                          ## the evidence beyond the demo; long, see docs/lab
+bench: $(TOOLS)                          ## the evidence beyond the demo; long, see docs/lab
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/view_memory.py
 	$(BIN)/python benchmarks/resume.py
@@ -61,12 +71,14 @@ bench: $(READY)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/any_size.py cifar10 --epochs 2
 	$(BIN)/python benchmarks/any_size.py groceries --epochs 20
 
-docs: $(READY)                           ## the documentation is Markdown: check that its links and snippets hold
+docs: $(TOOLS)                           ## the documentation is Markdown: check that its links and snippets hold
 	$(BIN)/python -m pytest -n 0 tests/test_docs.py
 
 lock:                                    ## pin every dependency anew
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
 	  --no-header --quiet pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra data --generate-hashes --no-emit-index-url \
+	  --no-header --quiet -c requirements.lock pyproject.toml -o requirements-run.lock
 
 clean:                                   ## remove what setup and runs made
 	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
