@@ -132,7 +132,7 @@ def test_the_page_says_which_and_that_these_images_chose_it(
     samples, lead = samples_of(evaluation.images, [("run", trained, [measured._replace(scores=scores)])])
     named = [record.name for record in evaluation.images.source.records]
     assert [sample.name for sample in samples] == [named[2], *named[:2]]
-    assert lead == "First 1 of the 1 images (of 3) answered wrongly at the best size, then 2 others."
+    assert lead == "First 1 of the 1 images (of 3) that the model at its best size got wrong, then 2 others."
     others = make_folder(tmp_path / "others", per_class=4)
     assert cautions_for(trained, trained.images())
     assert not cautions_for(trained, trained.images(DataSpec(str(others))))
