@@ -80,7 +80,7 @@ def page() -> ReportPage:
     return ReportPage(
         title="ResFormer-tiny on groceries",
         claim="One model holds 74 to 77 % top-1 from 64 to 224 pixels.",
-        points=curve(),
+        points=[replace(point, metrics=point.metrics | {"top5": Estimate(1.0)}) for point in curve()],
         comparisons=pairings(),
         samples=[sample("a.jpg", NASTY, (500, 300)), sample("b.jpg", "Granny-Smith", (90, 400))],
         notes=["Fruit/" + "very-long-folder-name/" * 12 + "img.jpg could not be read (truncated).", NASTY],
@@ -164,41 +164,43 @@ def test_the_page_says_what_was_measured(written: Path) -> None:
     assert "any-size: 68.1 % at 32, 74.0 % at 64" in alt
 
 
-def test_the_contents_lead_to_every_section(written: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare.html"
-    write_html(bare, ReportPage(title="t", claim="c", points=curve()[:1]))
-    for path, count in ((written, 8), (bare, 2)):
-        outline = Outline()
-        outline.feed(path.read_text(encoding="utf-8"))
-        linked = [value for tag, name, value in outline.attributes if (tag, name) == ("a", "href")]
-        headed = [value for tag, name, value in outline.attributes if (tag, name) == ("h2", "id")]
-        assert linked == [f"#{anchor}" for anchor in headed]
-        assert len(linked) == count
+def contents_of(path: Path) -> list[str]:
+    """Where the table of contents leads, which is every section."""
+    outline = Outline()
+    outline.feed(path.read_text(encoding="utf-8"))
+    linked = [value for tag, name, value in outline.attributes if (tag, name) == ("a", "href")]
+    headed = [value for tag, name, value in outline.attributes if (tag, name) == ("h2", "id")]
+    assert linked == [f"#{anchor}" for anchor in headed]
+    return linked
 
 
-def test_a_difference_has_the_color_of_the_better_model(written: Path) -> None:
+def columns_of(path: Path) -> list[str]:
+    """The heads of the table of sizes, whose rows have as many cells, and the drawn interval."""
+    table = path.read_text(encoding="utf-8").partition('aria-labelledby="sizes"')[2].partition("</table>")[0]
+    heads = re.findall(r'<th scope="col">([^<]+)</th>', table)
+    rows = re.findall(r'<tr>\n<th scope="row">.*?</tr>', table, re.DOTALL)
+    assert {row.count("<td") for row in rows} == {len(heads)}
+    assert f'colspan="{len(heads) + 1}"' in table
+    return heads
+
+
+def test_what_is_the_same_in_every_row_is_said_once_and_the_winner_gives_the_color(
+    written: Path, tmp_path: Path
+) -> None:
     html = written.read_text(encoding="utf-8")
+    assert contents_of(written) == ["#curve", "#sizes", "#pairs", "#images", "#training", "#data", "#facts", "#next"]
+    assert columns_of(written) == ["size", "top-1&nbsp;%", "95&nbsp;% interval", "ms", "MACs", "images/s", "loss"]
+    assert "Everywhere: 1,000 images, top-5 100.0 %." in html
     assert '<span class="verdict clear ink0">clear: any-size is better' in html
+    points = [replace(p, n=1000 + i, cost=Cost(math.nan, math.nan, 0)) for i, p in enumerate(curve()[:2])]
     swapped = [replace(pair, first=pair.second, second=pair.first) for pair in pairings()]
-    write_html(written.with_name("swapped.html"), replace(page(), comparisons=swapped))
-    assert '<span class="verdict clear ink1">' in written.with_name("swapped.html").read_text(encoding="utf-8")
-    written.with_name("swapped.html").unlink()
-
-
-def test_what_is_the_same_in_every_row_is_said_once(tmp_path: Path) -> None:
-    few = [replace(p, metrics=p.metrics | {"top5": Estimate(1.0)}) for p in curve()]
-    unlike = [replace(p, n=1000 + i, cost=Cost(math.nan, math.nan, 0)) for i, p in enumerate(curve())]
-    heads = []
-    for points in (few, unlike):
-        write_html(tmp_path / "r.html", ReportPage(title="t", claim="c", points=points))
-        html = (tmp_path / "r.html").read_text(encoding="utf-8")
-        heads.append(re.findall(r'<th scope="col">([^<]+)</th>', html))
-        rows = re.findall(r"<tr>\n<th scope=\"row\">.*?</tr>", html, re.DOTALL)
-        assert {row.count("<td") + 1 for row in rows} == {len(heads[-1]) + 1}, "and the drawn interval"
-        assert f'colspan="{len(heads[-1]) + 1}"' in html
-        assert ("Everywhere: 1,000 images, top-5 100.0 %." in html) == (points is few)
-    assert heads[0] == ["size", "top-1&nbsp;%", "95&nbsp;% interval", "ms", "MACs", "images/s", "loss"]
-    assert heads[1] == ["size", "top-1&nbsp;%", "95&nbsp;% interval", "top-5&nbsp;%", "loss", "images"]
+    other = tmp_path / "other.html"
+    points = [*points, replace(points[0], model="single-size 96")]
+    write_html(other, ReportPage(title="t", claim="c", points=points, comparisons=swapped))
+    assert contents_of(other) == ["#curve", "#sizes", "#pairs"]
+    assert columns_of(other) == ["size", "top-1&nbsp;%", "95&nbsp;% interval", "top-5&nbsp;%", "loss", "images"]
+    assert "Everywhere" not in other.read_text(encoding="utf-8")
+    assert '<span class="verdict clear ink1">clear: single-size 96 is better' in other.read_text(encoding="utf-8")
 
 
 def test_charts_lie_within_their_frame() -> None:

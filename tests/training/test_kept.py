@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from torch import nn
 from anyres.runs import train as wiring
 from anyres.runs.opened import DataSpec, open_run
 from anyres.runs.report import cautions_for, report_on
+from anyres.runs.samples import samples_of
 from anyres.runs.train import train_run
 from anyres.runs.training_record import GAP
 from anyres.training import checkpoint, loop
@@ -106,8 +108,6 @@ def test_the_last_is_kept_where_it_is_asked_for_or_the_best_is_lost(
     assert facts(run)["kept"]["rule"] == "last"
     best = run / f"step_{facts(whole)['kept']['step']:06d}" / "ema.safetensors"
     best.write_bytes(best.read_bytes()[:-1])
-    for name in ("model.safetensors", "run.json"):
-        (run / name).unlink()
     with listening() as said:
         train_run(small(data, FIVE), run, report=False)
     assert any("are lost" in line and "the last are kept" in line for line in said)
@@ -119,7 +119,7 @@ def test_the_page_says_which_and_that_these_images_chose_it(
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     trained = open_run(run)
-    report_on(trained, trained.images())
+    evaluation = report_on(trained, trained.images())
     html = (run / "report.html").read_text()
     assert f"after epoch {facts(run)['kept']['epoch']:g} of 5, the best of 5 scored" in html
     assert "These 3 images chose the epoch" in html
@@ -127,9 +127,12 @@ def test_the_page_says_which_and_that_these_images_chose_it(
     with Image.open(run / "views.jpg") as sheet:
         assert sheet.size == (2 * (32 + GAP) + GAP, 32 + 2 * GAP)  # two images of a step, one view
     assert 'alt="Augmented training images at 32 px."' in html
-    rights = re.findall(r'<td class="(right|wrong)">', html)
-    assert rights == sorted(rights, reverse=True)
-    assert rights[0] == "wrong"
+    measured = evaluation.results[0]
+    scores = replace(measured.scores, correct=np.asarray([True, True, False]))
+    samples, lead = samples_of(evaluation.images, [("run", trained, [measured._replace(scores=scores)])])
+    named = [record.name for record in evaluation.images.source.records]
+    assert [sample.name for sample in samples] == [named[2], *named[:2]]
+    assert lead == "First 1 of the 1 images (of 3) that the model at its best size got wrong, then 2 others."
     others = make_folder(tmp_path / "others", per_class=4)
     assert cautions_for(trained, trained.images())
     assert not cautions_for(trained, trained.images(DataSpec(str(others))))

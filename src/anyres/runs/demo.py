@@ -76,7 +76,7 @@ def facts_of_both(runs: Mapping[str, TrainedModel]) -> list[FactGroup]:
     first = next(iter(facts.values()))
     alike = [pair for pair in first if all(pair in own for own in facts.values())]
     own = [FactGroup(name, [pair for pair in pairs if pair not in alike]) for name, pairs in facts.items()]
-    return [FactGroup("Both models", alike), *own]
+    return [group for group in (FactGroup("Both models", alike), *own) if group.facts]
 
 
 NOISE = (

@@ -23,12 +23,10 @@ def samples_of(images: DecodedImages, scored: Scored) -> tuple[list[Sample], str
     wrong, right = _wrong_and_right(images, scored)
     first = _spread(wrong, MOST_WRONG if len(right) >= MOST_SAMPLES - MOST_WRONG else MOST_SAMPLES)
     others = _spread(right, MOST_SAMPLES - len(first))
-    lead = (
-        f"First {len(first)} of the {len(wrong)} images (of {n}) answered wrongly at the best size, then {len(others)} "
-        "others."
-        if wrong
-        else ""
-    )
+    by = "a model at its" if len(scored) > 1 else "the model at its"
+    lead = f"First {len(first)} of the {len(wrong)} images (of {n}) that {by} best size got wrong" if wrong else ""
+    if wrong:
+        lead += f", then {len(others)} others." if others else "."
     return [_sample(images, scored, place) for place in (*first, *others)], lead
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import math
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -22,6 +24,7 @@ from anyres.runs.kept import kept_in
 from anyres.runs.opened import TrainedModel
 from anyres.storage import read_bytes, write_bytes
 
+log = logging.getLogger(__name__)
 METRICS, VIEWS = "metrics.jsonl", "views.jpg"
 MOST_BYTES = 1 << 30
 MOST_POINTS = 160
@@ -115,13 +118,15 @@ def sheet_of(trained: TrainedModel) -> Sheet | None:
 
 
 def showing_first(batches: Generator[Batch], recipe: Recipe, path: Path) -> Generator[Batch]:
-    """The same batches; of the first one a sheet is written to ``path``."""
-    first = next(batches, None)
-    if first is None:
-        return
-    write_bytes(path, contact_sheet(first.views[:ROWS], recipe))
-    yield first
-    yield from batches
+    """The same batches; of the first one a sheet is written to ``path``, where the disk lets it."""
+    with contextlib.closing(batches):
+        for number, batch in enumerate(batches):
+            if number == 0:
+                try:
+                    write_bytes(path, contact_sheet(batch.views[:ROWS], recipe))
+                except OSError as error:
+                    log.warning("%s cannot be written: %s", path, error.strerror or error)
+            yield batch
 
 
 def contact_sheet(views: Iterable[Float[Tensor, "b c _ _"]], recipe: Recipe) -> bytes:
