@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import anyres
@@ -164,6 +165,29 @@ def test_an_image_gives_the_same_alone_and_beside_a_larger_one() -> None:
     beside, _ = model([image, torch.randn(3, 64, 96)])
     assert beside["masks"].shape[-2:] == alone["masks"].shape[-2:] == (64, 64)
     assert beside["boxes"].max() <= 64
+
+
+@torch.no_grad()
+def test_the_decoder_is_upernet_as_mmsegmentation_writes_it() -> None:
+    """The library's decoder against its slow twin, at a size whose grids are odd."""
+    model = small("segment/upernet_restv2_nano").eval()
+    decoder = model.decode_head.decoder
+    maps = list(model.backbone(torch.randn(2, 3, 97, 163)).values())
+
+    def to(x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+    sizes = zip((1, 2, 3, 6), decoder.psp.blocks, strict=True)
+    pooled = [to(block[1](F.adaptive_avg_pool2d(maps[3], n)), maps[3]) for n, block in sizes]
+    levels = [decoder.psp.out_conv(torch.cat([maps[3], *pooled], dim=1))]
+    for found, lateral in zip(reversed(maps[:3]), decoder.fpn_lateral_blocks, strict=True):
+        x = lateral.conv_norm_relu(found)
+        levels.append(x + to(levels[-1], x))
+    levels[1:] = [conv(x) for conv, x in zip(decoder.fpn_conv_blocks, levels[1:], strict=True)]
+    fused = decoder.fusion_block(torch.cat([to(x, maps[0]) for x in reversed(levels)], dim=1))
+    torch.testing.assert_close(decoder([None, None, *maps]), fused)
+    assert len(decoder.feature_norms) == 0, "the pyramid has normalised its maps"
+    assert len(small("segment/upernet_timm:convnext_atto").decode_head.decoder.feature_norms) == 4
 
 
 def test_pixels_are_enlarged_by_the_stride() -> None:

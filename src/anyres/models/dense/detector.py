@@ -87,7 +87,7 @@ class DetectorConfig:
     proposals: int = 1000
     """Boxes that go on to the box head, after suppression; in training too, where torchvision has 2000."""
     taught: int = 512
-    """Proposals of an image that the box and mask heads learn from; 64 make a small set's steps several times faster."""
+    """Proposals of an image that the box and mask heads learn from; 64 make the steps of a small model faster."""
     detections: int = 100
     """Most boxes of an image."""
     min_score: float = 0.05
