@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 import anyres
@@ -225,6 +227,29 @@ def test_whole_models_and_backbones_go_through_files(name: str, tmp_path: Path) 
         torch.equal(value, fewer.bottom_up.state_dict()[key]) for key, value in source.bottom_up.state_dict().items()
     )
     assert source.no_weight_decay() <= {key for key, _ in source.named_parameters()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layers_of_the_backbone_learn_slower_than_the_heads(name: str) -> None:
+    with torch.device("meta"):
+        model = small(name)
+        trunk = anyres.create_model(model.bottom_up.called, 0, **SMALL[name].get("backbone", {}))
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    alone = group_parameters(trunk, trunk.group_matcher(), reverse=True)
+    prefix = "backbone.bottom_up." if name.startswith("detect") else "backbone."
+    shared = {key: layers[prefix + key] for key in alone if prefix + key in layers}
+    last = max(layers.values())
+    assert len(shared) > 20
+    assert all(layer in (alone[key], last) for key, layer in shared.items())
+    assert min(shared.values()) == 0
+    assert all(layer == last for key, layer in layers.items() if not key.startswith(prefix))
+    assert sum(layer < last for layer in layers.values()) > 20
+
+
+def test_what_upernet_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(UserError, match=r"UPerNet needs segmentation_models_pytorch.*'anyres\[tasks\]'"):
+        small("segment/upernet_restv2_nano")
 
 
 def test_other_classes_keep_their_own_head(tmp_path: Path) -> None:
