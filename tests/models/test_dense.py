@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 import anyres
@@ -166,6 +169,29 @@ def test_an_image_gives_the_same_alone_and_beside_a_larger_one() -> None:
     assert beside["boxes"].max() <= 64
 
 
+@torch.no_grad()
+def test_the_decoder_is_upernet_as_mmsegmentation_writes_it() -> None:
+    """The library's decoder against its slow twin, at a size whose grids are odd."""
+    model = small("segment/upernet_restv2_nano").eval()
+    decoder = model.decode_head.decoder
+    maps = list(model.backbone(torch.randn(2, 3, 97, 163)).values())
+
+    def to(x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+    sizes = zip((1, 2, 3, 6), decoder.psp.blocks, strict=True)
+    pooled = [to(block[1](F.adaptive_avg_pool2d(maps[3], n)), maps[3]) for n, block in sizes]
+    levels = [decoder.psp.out_conv(torch.cat([maps[3], *pooled], dim=1))]
+    for found, lateral in zip(reversed(maps[:3]), decoder.fpn_lateral_blocks, strict=True):
+        x = lateral.conv_norm_relu(found)
+        levels.append(x + to(levels[-1], x))
+    levels[1:] = [conv(x) for conv, x in zip(decoder.fpn_conv_blocks, levels[1:], strict=True)]
+    fused = decoder.fusion_block(torch.cat([to(x, maps[0]) for x in reversed(levels)], dim=1))
+    torch.testing.assert_close(decoder([None, None, *maps]), fused)
+    assert len(decoder.feature_norms) == 0, "the pyramid has normalised its maps"
+    assert len(small("segment/upernet_timm:convnext_atto").decode_head.decoder.feature_norms) == 4
+
+
 def test_pixels_are_enlarged_by_the_stride() -> None:
     places = torch.arange(25.0).expand(1, 1, 25, 25)
     wide = enlarge(places, 4.0, (97, 97))
@@ -201,6 +227,29 @@ def test_whole_models_and_backbones_go_through_files(name: str, tmp_path: Path) 
         torch.equal(value, fewer.bottom_up.state_dict()[key]) for key, value in source.bottom_up.state_dict().items()
     )
     assert source.no_weight_decay() <= {key for key, _ in source.named_parameters()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layers_of_the_backbone_learn_slower_than_the_heads(name: str) -> None:
+    with torch.device("meta"):
+        model = small(name)
+        trunk = anyres.create_model(model.bottom_up.called, 0, **SMALL[name].get("backbone", {}))
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    alone = group_parameters(trunk, trunk.group_matcher(), reverse=True)
+    prefix = "backbone.bottom_up." if name.startswith("detect") else "backbone."
+    shared = {key: layers[prefix + key] for key in alone if prefix + key in layers}
+    last = max(layers.values())
+    assert len(shared) > 20
+    assert all(layer in (alone[key], last) for key, layer in shared.items())
+    assert min(shared.values()) == 0
+    assert all(layer == last for key, layer in layers.items() if not key.startswith(prefix))
+    assert sum(layer < last for layer in layers.values()) > 20
+
+
+def test_what_upernet_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(UserError, match=r"UPerNet needs segmentation_models_pytorch.*'anyres\[tasks\]'"):
+        small("segment/upernet_restv2_nano")
 
 
 def test_other_classes_keep_their_own_head(tmp_path: Path) -> None:

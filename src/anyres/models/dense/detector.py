@@ -48,6 +48,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from anyres.config import UserError, config
 from anyres.models.contract import Loadable
 from anyres.models.dense.feature_pyramid import FeaturePyramid, FixedStrideAnchors, fixed_pooling
+from anyres.models.dense.layers import groups_under
 from anyres.models.dense.norms import new_norm
 from anyres.models.dense.sizes import batch_norm_in_words, check_side
 from anyres.models.external import share_members
@@ -87,7 +88,7 @@ class DetectorConfig:
     proposals: int = 1000
     """Boxes that go on to the box head, after suppression; in training too, where torchvision has 2000."""
     taught: int = 512
-    """Proposals of an image that the box and mask heads learn from; 64 make steps on a small set much faster."""
+    """Proposals of an image that the box and mask heads learn from; 64 make the steps of a small model faster."""
     detections: int = 100
     """Most boxes of an image."""
     min_score: float = 0.05
@@ -170,6 +171,10 @@ class Detector(Loadable):
         """Own names, from whose front a reader of files takes ``backbone.``."""
         own = self.state_dict()
         return {f"backbone.{key}" if f"backbone.{key}" in own else key: value for key, value in state.items()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's layers; all that stands on it is in the last."""
+        return groups_under(self.bottom_up.group_matcher(coarse), "backbone.bottom_up.")
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's own."""

@@ -22,7 +22,7 @@ place also where grids round up; at multiples of 32 px that is what mmsegmentati
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, config, need
 from anyres.models.contract import Loadable
+from anyres.models.dense.layers import groups_under
 from anyres.models.dense.norms import group_norm
 from anyres.models.dense.sizes import batch_norm_in_words, check_side
 from anyres.models.pyramids.bottom_up import BottomUp
@@ -151,6 +152,10 @@ class Segmenter(Loadable):
         """Own names, from whose front a reader of files takes ``backbone.``."""
         own = self.state_dict()
         return {f"backbone.{key}" if f"backbone.{key}" in own else key: value for key, value in state.items()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's layers; all that stands on it is in the last."""
+        return groups_under(self.backbone.group_matcher(coarse), "backbone.")
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's own."""

@@ -242,6 +242,10 @@ class BottomUp(Loadable):
         """The weights that a foreign library publishes for the backbone."""
         return self.trunk.pretrained_state()
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's own layers; norms of the outputs and a neck are in the last."""
+        return self.trunk.group_matcher(coarse)
+
     def no_weight_decay(self) -> set[str]:
         """The backbone's own."""
         return self.trunk.no_weight_decay() & {name for name, _ in self.named_parameters()}

@@ -1,0 +1,25 @@
+"""Layers of a backbone within a larger model, for layer-wise learning rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_START = re.compile(r"(?<!\[)\^")
+
+
+def groups_under(groups: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A backbone's ``group_matcher`` for its parameters with ``prefix`` before their names.
+
+    What no expression fits, such as heads, timm puts into the last layer.
+    """
+
+    def under(pattern: str) -> str:
+        return f"^{re.escape(prefix)}(?:{_START.sub('', pattern)})"
+
+    found: dict[str, Any] = {}
+    for name, entry in groups.items():
+        several = isinstance(entry, list | tuple)
+        found[name] = [(under(pattern), suffix) for pattern, suffix in entry] if several else under(entry)
+    return found
