@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -37,12 +37,6 @@ TOLD = "certificate.json"
 """The certificate in a folder of a Triton model repository."""
 
 
-class Doing(Protocol):
-    """Says what is going on while it is open."""
-
-    def __call__(self, what: str, /) -> AbstractContextManager[None]: ...
-
-
 @dataclass(frozen=True)
 class Subject:
     """What is exported."""
@@ -53,7 +47,7 @@ class Subject:
     pictures: Pictures  # real images
     said: Mapping[str, Any]  # what stands in the file, by key
     about: Mapping[str, Any]  # what makes the model again from its weights (``models.weights.save_weights``)
-    doing: Doing  # a sign of life
+    doing: Callable[[str], AbstractContextManager[None]]  # says what is going on while it is open
 
 
 @dataclass(frozen=True)
