@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from anyres.deploy.export.certificate import Wrong
 from anyres.deploy.export.dial import Dial, Preparation
 from anyres.deploy.export.files import EXTERNAL_FROM, drafts, graph_hash, read_said, save_graph
 from anyres.deploy.export.runtimes import open_onnxruntime, open_openvino
-from anyres.deploy.export.write import Subject, certify_onnx, write
+from anyres.deploy.export.write import Subject, certify_onnx, write, write_triton_config
 from anyres.flow import Record, Size
 from anyres.models import create_model
 from anyres.models.resmlp import ResMLP
@@ -46,6 +47,10 @@ def _unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+OPTIONS = {"dim": 32, "depth": 1, "heads": 1, "patch_size": 8, "img_size": 48}
+TINY = (*(f"model.{key}={value}" for key, value in OPTIONS.items()), "train.precision=fp32")
+
+
 class Files(NamedTuple):
     run: Path
     data: Path
@@ -59,8 +64,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A small trained run, and what `anyres export` makes of it."""
     root = tmp_path_factory.mktemp("export")
     data, run, place = make_folder(root / "shapes", per_class=4), root / "run", root / "out" / "model.onnx"
-    values = ("model.depth=1", "views.sizes=[48,32]", "data.batch_size=4", "train.epochs=2", "evaluate.sizes=[32,48]")
-    trained = command("train", "resmlp_nano", "--data", data, "--out", run, *values)
+    values = (*TINY, "views.sizes=[48,32]", "data.batch_size=4", "train.epochs=2", "evaluate.sizes=[32,48]")
+    trained = command("train", "deit_tiny_patch16_224", "--data", data, "--out", run, *values)
     assert trained.code == 0, trained.err
     answer = command("export", run, "--out", place, "--sizes", "40x32")
     assert answer.code == 0, answer.err
@@ -71,7 +76,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     "how",
     [
         Preparation((0.5,) * 3, (0.25,) * 3, 0.9),
-        Preparation((0.5,) * 3, (0.25,) * 3, 1.0, 64, "bilinear"),
+        Preparation((0.5,) * 3, (0.25,) * 3, 1.0, 64),
         Preparation((0.5,), (0.25,), 0.875, True),
     ],
 )
@@ -91,7 +96,7 @@ def test_the_file_says_what_it_is(files: Files) -> None:
     said = read_said(files.onnx)
     assert said["classes"] == ["disc", "square", "stripes"]
     assert said["sizes"]["usual"] == [48, 48]
-    assert said["provenance"]["model"]["name"] == "resmlp_nano"
+    assert said["provenance"]["model"]["name"] == "deit_tiny_patch16_224"
     assert said["preprocessing"]["mean"] == list(anyres.load(files.run).recipe.data.mean)
     assert [row["height"] for row in said["curve"]] == [32, 48]
     certificate = said["certificate"]
@@ -118,8 +123,8 @@ def test_it_answers_as_predict_does(files: Files, opened: object) -> None:
     for path in paths:
         image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())[None]
         for size, engine in (("61x43", ask), ("40x32", ask), ("40x32", fixed)):
-            said = anyres.predict(files.run, [path], size=size, top=3)[0].values["predictions"]
-            truth = {each["class"]: each["probability"] for each in said}
+            said = anyres.predict(files.run, [path], size=size, top=3)[0].values["classes"]
+            truth = {each["name"]: each["probability"] for each in said}
             found = engine(image, Size.parse(size))[0].tolist()
             assert found == pytest.approx([truth[name] for name in ("disc", "square", "stripes")], abs=1e-4)
 
@@ -152,9 +157,9 @@ def test_a_file_made_wrong_is_refused(files: Files, tmp_path: Path) -> None:
     _changed(files, place, "model.head.weight", 1e-6)  # answers as before
     with pytest.raises(Wrong, match="SHA-256 differs"):
         certify_onnx(subject, place, None, right)
-    bilinear = replace(subject.referee, how=replace(subject.referee.how, interpolation="bilinear"))
+    warped = replace(subject.referee, how=replace(subject.referee.how, warp=True))  # the resizing is another
     with pytest.raises(Wrong, match="answers otherwise than its model"):
-        certify_onnx(replace(subject, referee=bilinear), files.onnx, None, right)
+        certify_onnx(replace(subject, referee=warped), files.onnx, None, right)
 
 
 class Forgetful(ResMLP):
@@ -166,16 +171,16 @@ class Forgetful(ResMLP):
 
 
 def test_of_a_wrong_file_nothing_is_left(files: Files, tmp_path: Path) -> None:
-    model = stirred(create_model("resmlp_nano", 3, depth=1))
+    model = stirred(create_model("resmlp_nano", 3, depth=1, any_size=True))
     model.__class__ = Forgetful
     subject = replace(files.subject, referee=replace(files.subject.referee, model=model), sizes=(Size(24, 24),))
-    with pytest.raises(Wrong, match=r"model.onnx answers otherwise .* onnxruntime"):
+    with pytest.raises(Wrong, match=r"model.onnx answers otherwise .*onnxruntime"):
         write(subject, tmp_path / "new" / "model.onnx", "onnx")
     assert not list((tmp_path / "new").iterdir())
 
 
 def test_other_formats(files: Files, tmp_path: Path) -> None:
-    model = stirred(create_model("rest_lite", 3, dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)))
+    model = stirred(create_model("resmlp_nano", 3, depth=1, any_size=True))
     subject = replace(files.subject, referee=replace(files.subject.referee, model=model), sizes=(Size(48, 48),))
     made = write(subject, tmp_path / "model.xml", "openvino")
     assert {each.name for each in made.files} == {"model.bin", "model.xml", "model.xml.certificate.json"}
@@ -189,19 +194,16 @@ def test_other_formats(files: Files, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "mine.json").read_text())["about"]["classes"] == ["disc", "square", "stripes"]
 
 
-def test_a_triton_repository(files: Files, tmp_path: Path) -> None:
-    model = stirred(create_model("resmlp_nano", 3, depth=1))
-    subject = replace(files.subject, referee=replace(files.subject.referee, model=model), sizes=(Size(24, 24),))
-    write(subject, tmp_path / "repository", "triton")
-    folder = tmp_path / "repository" / "resmlp_nano"
-    assert {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()} == {
-        "1/model.onnx",
-        "certificate.json",
-        "config.pbtxt",
-        "labels.txt",
-    }
-    assert (folder / "labels.txt").read_text().splitlines() == ["disc", "square", "stripes"]
-    assert 'name: "size" data_type: TYPE_INT64 dims: [ 2 ]' in (folder / "config.pbtxt").read_text()
+def test_a_model_of_a_triton_repository(files: Files, tmp_path: Path) -> None:
+    place = tmp_path / "mine" / "1" / "model.onnx"
+    place.parent.mkdir(parents=True)
+    shutil.copy(files.onnx, place)
+    write_triton_config(files.subject, place)
+    assert (tmp_path / "mine" / "labels.txt").read_text().splitlines() == ["disc", "square", "stripes"]
+    said = (tmp_path / "mine" / "config.pbtxt").read_text()
+    assert 'name: "mine"' in said
+    assert 'name: "size" data_type: TYPE_INT64 dims: [ 2 ]' in said
+    assert 'name: "probabilities" data_type: TYPE_FP32 dims: [ -1, 3 ]' in said
 
 
 def test_weights_of_2_gb_lie_beside(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def write(subject: Subject, path: Path, to: Format, fixed: Sequence[Size] = ()) 
             made[other] = _WRITERS[to](subject, other, size)
         if to == "triton":
             for each in made:
-                _write_triton(subject, each)
+                write_triton_config(subject, each)
         told = place.with_name(f"{place.name}{CERTIFICATE}") if to != "triton" else draft / _folder(subject) / TOLD
         _write_beside(told, draft, made)
         files = tuple(sorted(home / each.relative_to(draft) for each in draft.rglob("*") if each.is_file()))
@@ -276,7 +276,7 @@ def _write_beside(path: Path, draft: Path, made: Mapping[Path, Certificate]) -> 
     path.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def _write_triton(subject: Subject, place: Path) -> None:
+def write_triton_config(subject: Subject, place: Path) -> None:
     """The configuration of one model of a Triton model repository, and the names of its classes."""
     import onnx
 
