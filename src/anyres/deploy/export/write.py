@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -24,6 +24,9 @@ from anyres.deploy.export.graph import OUTPUT, fixed_graph, free_graph, program
 from anyres.deploy.export.runtimes import Unable, open_onnxruntime, open_openvino, open_torch
 from anyres.flow import Size
 from anyres.models.weights import load_weights, save_weights
+
+if TYPE_CHECKING:
+    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +121,8 @@ def _fixed_place(subject: Subject, place: Path, to: Format, size: Size) -> Path:
 
 def write_onnx(subject: Subject, path: Path, size: Size | None) -> Certificate:
     """One ONNX file, certified by onnxruntime, and by OpenVINO where it can open it."""
-    referee = subject.referee
     with subject.doing(f"writing {path.name} as ONNX"):
-        graph = (
-            fixed_graph(referee.model, referee.how, referee.activation, size)
-            if size
-            else free_graph(referee.model, referee.how, referee.activation)
-        )
+        graph = _graph(subject, size)
         hashes = {"graph": graph_hash(graph)}
         save_graph(graph, path, subject.said)
     found = certify_onnx(subject, path, size, hashes["graph"])
@@ -151,19 +149,27 @@ def certify_onnx(subject: Subject, path: Path, size: Size | None, graph: str) ->
     return _certify(subject, path.name, {"onnxruntime": engines["onnxruntime"]}, size, {"graph": graph}, skipped)
 
 
+def _graph(subject: Subject, size: Size | None) -> onnx.ModelProto:
+    referee = subject.referee
+    if size is None:
+        return free_graph(referee.model, referee.how, referee.activation)
+    return fixed_graph(referee.model, referee.how, referee.activation, size)
+
+
 def write_openvino(subject: Subject, path: Path, size: Size | None) -> Certificate:
     """OpenVINO's own files (.xml and .bin), made from the ONNX file, in float32."""
+    with subject.doing(f"writing {path.name} as ONNX"):
+        graph = _graph(subject, size)
+    return convert_to_openvino(subject, graph, path, size)
+
+
+def convert_to_openvino(subject: Subject, graph: onnx.ModelProto, path: Path, size: Size | None) -> Certificate:
+    """OpenVINO's own files of an ONNX graph, certified. Raises Wrong, and Unable where OpenVINO cannot read it."""
     from anyres.deploy.engines.openvino_no_telemetry import openvino
 
-    referee = subject.referee
     source = path.parent / ".onnx" / "model.onnx"
     source.parent.mkdir(exist_ok=True)
-    with subject.doing(f"writing {path.name} for OpenVINO"):
-        graph = (
-            fixed_graph(referee.model, referee.how, referee.activation, size)
-            if size
-            else free_graph(referee.model, referee.how, referee.activation)
-        )
+    with subject.doing(f"converting {path.name} for OpenVINO"):
         save_graph(graph, source, {})
         try:
             model = openvino_core().read_model(source)
