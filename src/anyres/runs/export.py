@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 COUNTED = 32
 """Real images on which a file and its model are compared."""
-SHORT_SIDE = 1080  # pixels of these images: a larger one is no better witness, and takes long
+SHORT_SIDE = 480  # pixels of these images: a larger one is no better witness, and takes long
 SAMPLE = "fingerprint.jpg"
 
 

@@ -148,15 +148,15 @@ def check(name: str, engine: str, ask: Asked, given: Sequence[Trial], activation
         where = f"{engine}, {len(trial.images)} images of {shape} px seen at {trial.size} px"
         if said.shape != trial.truth.shape or not said.isfinite().all():
             raise Wrong(f"{name} answers {list(said.shape)}, or with numbers that are not finite ({where})")
-        motion = _motion([each.truth for each in given if each.size == trial.size], activation)
+        moved = motion([each.truth for each in given if each.size == trial.size], activation)
         logit = float((_logits(said, activation) - _logits(trial.truth, activation)).abs().max())
         far = 0.0 if activation == "none" else float((said - trial.truth).abs().max())
-        if far > PROBABILITY or logit > max(LOGIT, OF_MOTION * motion):
+        if far > PROBABILITY or logit > max(LOGIT, OF_MOTION * moved):
             raise Wrong(
                 f"{name} answers otherwise than its model: a probability is {far:.1g} off (at most {PROBABILITY:g}), a "
-                f"logit {logit:.1g} where images move it by {motion:.1g} ({where})"
+                f"logit {logit:.1g} where images move it by {moved:.1g} ({where})"
             )
-        found.append(Check(engine, str(trial.size), f"{len(trial.images)} of {shape}", far, logit, motion))
+        found.append(Check(engine, str(trial.size), f"{len(trial.images)} of {shape}", far, logit, moved))
     return found
 
 
@@ -186,7 +186,7 @@ def _logits(said: Float32[Tensor, "b k"], activation: Activation) -> Tensor:
     return said.logit().clamp(-_CLEAR, _CLEAR) if activation == "sigmoid" else said
 
 
-def _motion(answers: Sequence[Tensor], activation: Activation) -> float:
+def motion(answers: Sequence[Tensor], activation: Activation) -> float:
     """The farthest that a logit is from its mean over the images."""
     logits = torch.cat([_logits(answer, activation) for answer in answers])
     return float((logits - logits.mean(0)).abs().max())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from anyres.data.views import LONGEST
@@ -23,6 +23,8 @@ LARGEST = 4096
 _MOST_COVERED = 2**24  # samples of an axis before it is cropped: beyond any
 _BITS = 15  # of PyTorch's weights for bytes: below 2^15 in size
 _MOST_BITS = 22
+_PARTS = 64.0  # of a unit of the kernel, at which it is known exactly
+_COARSE = 2.0**-19  # the unit of the kernel's exact part
 
 
 @dataclass(frozen=True)
@@ -134,22 +136,68 @@ def _matrix(axis: _Axis, count: int, samples: int, interpolation: str) -> Float3
     torch._check(new <= _MOST_COVERED)
     made = torch.arange(new)[:, None] * 2 + 1  # twice the centers, in units of a resized sample
     given = (torch.arange(samples) - axis.first)[None, :] * 2 + 1  # twice those of the image's own samples
-    apart = (given * axis.new - made * axis.old).abs().to(torch.float32)
-    d = apart / (2 * torch.maximum(axis.old, axis.new)).to(torch.float32)  # in units of the kernel
-    weights = _cubic(d) if interpolation == "bicubic" else torch.clamp(1 - d, min=0)
     inside = (given > 0) & (given < 2 * axis.old)
-    weights = torch.where(inside, weights, torch.zeros_like(weights))
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    unit = _unit(weights.max())  # of all samples, also those that are cropped off
-    rounded = torch.floor(weights.abs() * unit + 0.5) * torch.sign(weights) / unit
+    longest = 2 * torch.maximum(axis.old, axis.new)  # of one unit of the kernel
+    apart = torch.minimum((given * axis.new - made * axis.old).abs(), 2 * longest)
+    coarse, fine = _KERNELS[interpolation](*_split(apart.to(torch.float32), longest.to(torch.float32)))
+    zero = torch.zeros_like(fine)
+    rounded = _rounded(torch.where(inside, coarse, zero), torch.where(inside, fine, zero))
     return rounded.index_select(0, torch.arange(count) + axis.at)
 
 
-def _cubic(d: Float[Tensor, "new old"]) -> Float[Tensor, "new old"]:
-    """Keys' kernel with a = -1/2, as Pillow and timm have it."""
-    near = (1.5 * d - 2.5) * d * d + 1
-    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+def _split(apart: Float32[Tensor, "new old"], longest: Float32[Tensor, ""]) -> tuple[Tensor, Tensor]:
+    """A distance in units of the kernel, below 2, as ``q`` 64ths, a whole number, and the small rest."""
+    q = torch.floor(_PARTS * apart / longest)
+    return q, (_PARTS * apart - q * longest) / (_PARTS * longest)
+
+
+def _cubic(q: Float32[Tensor, "new old"], rest: Float32[Tensor, "new old"]) -> tuple[Tensor, Tensor]:
+    """Keys' kernel with a = -1/2, as Pillow and timm have it: at ``q`` 64ths, exactly, in units of 2^-19, and what
+    ``rest`` adds to that."""
+    d = q / _PARTS
+    near = (3 * q - 320) * q * q + 524288
+    far = ((320 - q) * q - 32768) * q + 1048576
+    more_near = ((1.5 * rest + (4.5 * d - 2.5)) * rest + (4.5 * d - 5) * d) * rest
+    more_far = ((-0.5 * rest + (2.5 - 1.5 * d)) * rest + ((5 - 1.5 * d) * d - 4)) * rest
+    zero = torch.zeros_like(d)
+    coarse = torch.where(q < _PARTS, near, torch.where(q < 2 * _PARTS, far, zero))
+    return coarse, torch.where(q < _PARTS, more_near, torch.where(q < 2 * _PARTS, more_far, zero))
+
+
+def _triangle(q: Float32[Tensor, "new old"], rest: Float32[Tensor, "new old"]) -> tuple[Tensor, Tensor]:
+    """The same of the bilinear kernel."""
+    zero = torch.zeros_like(q)
+    return torch.where(q < _PARTS, (_PARTS - q) * 8192, zero), torch.where(q < _PARTS, -rest, zero)
+
+
+_KERNELS = {"bicubic": _cubic, "bilinear": _triangle}
+
+
+def _rounded(coarse: Float32[Tensor, "new old"], fine: Float32[Tensor, "new old"]) -> Float32[Tensor, "new old"]:
+    """Weights with rows that sum to one, each a multiple of PyTorch's unit, rounded as it rounds them in float64.
+
+    Engines may have float32 alone, which rounds one weight in some thousands otherwise. So the weight is found as a
+    whole number of units first, and corrected by what is left of an exact remainder. All products of the remainder fit
+    into 24 bits.
+    """
+    high = torch.floor(coarse / 1024)
+    high_sum = 1024 * high.sum(dim=1, keepdim=True)
+    low_sum = (coarse - 1024 * high).sum(dim=1, keepdim=True)
+    total = high_sum + low_sum
+    more = fine.sum(dim=1, keepdim=True) + (low_sum - (total - high_sum)) * _COARSE
+    total, exact = total * _COARSE + more, total * _COARSE
+    left = more - (total - exact)  # the sum of a row is total + left
+    weights = (coarse * _COARSE + fine) / total
+    unit = _unit(weights.max())  # of all samples, also those that are cropped off
+    units, more_units = coarse * (_COARSE * unit), fine * unit
+    whole = torch.floor((units + more_units) / total + 0.5)
+    first = torch.floor(total * 8) / 8  # the sum in three parts
+    second = torch.floor((total - first) * 1024) / 1024
+    third = total - first - second
+    rest = (((units - whole * first) - whole * second) - whole * third) + (more_units - whole * left)
+    rest = rest / total
+    nearest = torch.where(weights < 0, torch.ceil(rest - 0.5), torch.floor(rest + 0.5))  # halves away from zero
+    return (whole + nearest) / unit
 
 
 def _unit(largest: Float32[Tensor, ""]) -> Float32[Tensor, ""]:

@@ -59,13 +59,16 @@ def file_hash(path: Path) -> str:
 
 
 def graph_hash(graph: onnx.ModelProto) -> str:
-    """SHA-256 of an ONNX graph with its weights, without what is said of it."""
-    from onnx import ModelProto
-
-    bare = ModelProto()
-    bare.CopyFrom(graph)
-    del bare.metadata_props[:]
-    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+    """SHA-256 of an ONNX graph with its weights, wherever they lie, without what is said of it."""
+    made = hashlib.sha256()
+    for part in (graph.opset_import, graph.graph.input, graph.graph.output, graph.graph.node):
+        for each in part:
+            made.update(each.SerializeToString(deterministic=True))
+    for tensor in graph.graph.initializer:  # one by one: together they may be beyond what a protocol buffer holds
+        made.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode())
+        values = tensor.float_data or tensor.int32_data or tensor.int64_data or tensor.double_data
+        made.update(tensor.raw_data or repr(list(values)).encode())
+    return made.hexdigest()
 
 
 def save_graph(graph: onnx.ModelProto, path: Path, said: Mapping[str, Any]) -> None:

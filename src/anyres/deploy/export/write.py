@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -25,6 +25,9 @@ from anyres.deploy.export.runtimes import Unable, open_onnxruntime, open_openvin
 from anyres.flow import Size
 from anyres.models.weights import load_weights, save_weights
 
+if TYPE_CHECKING:
+    import onnx
+
 log = logging.getLogger(__name__)
 
 Format = Literal["onnx", "openvino", "torch", "safetensors", "triton"]
@@ -37,12 +40,6 @@ TOLD = "certificate.json"
 """The certificate in a folder of a Triton model repository."""
 
 
-class Doing(Protocol):
-    """Says what is going on while it is open."""
-
-    def __call__(self, what: str, /) -> AbstractContextManager[None]: ...
-
-
 @dataclass(frozen=True)
 class Subject:
     """What is exported."""
@@ -53,7 +50,7 @@ class Subject:
     pictures: Pictures  # real images
     said: Mapping[str, Any]  # what stands in the file, by key
     about: Mapping[str, Any]  # what makes the model again from its weights (``models.weights.save_weights``)
-    doing: Doing  # a sign of life
+    doing: Callable[[str], AbstractContextManager[None]]  # says what is going on while it is open
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def write(subject: Subject, path: Path, to: Format, fixed: Sequence[Size] = ()) 
             made[other] = _WRITERS[to](subject, other, size)
         if to == "triton":
             for each in made:
-                _write_triton(subject, each)
+                write_triton_config(subject, each)
         told = place.with_name(f"{place.name}{CERTIFICATE}") if to != "triton" else draft / _folder(subject) / TOLD
         _write_beside(told, draft, made)
         files = tuple(sorted(home / each.relative_to(draft) for each in draft.rglob("*") if each.is_file()))
@@ -124,13 +121,8 @@ def _fixed_place(subject: Subject, place: Path, to: Format, size: Size) -> Path:
 
 def write_onnx(subject: Subject, path: Path, size: Size | None) -> Certificate:
     """One ONNX file, certified by onnxruntime, and by OpenVINO where it can open it."""
-    referee = subject.referee
     with subject.doing(f"writing {path.name} as ONNX"):
-        graph = (
-            fixed_graph(referee.model, referee.how, referee.activation, size)
-            if size
-            else free_graph(referee.model, referee.how, referee.activation)
-        )
+        graph = _graph(subject, size)
         hashes = {"graph": graph_hash(graph)}
         save_graph(graph, path, subject.said)
     found = certify_onnx(subject, path, size, hashes["graph"])
@@ -157,19 +149,27 @@ def certify_onnx(subject: Subject, path: Path, size: Size | None, graph: str) ->
     return _certify(subject, path.name, {"onnxruntime": engines["onnxruntime"]}, size, {"graph": graph}, skipped)
 
 
+def _graph(subject: Subject, size: Size | None) -> onnx.ModelProto:
+    referee = subject.referee
+    if size is None:
+        return free_graph(referee.model, referee.how, referee.activation)
+    return fixed_graph(referee.model, referee.how, referee.activation, size)
+
+
 def write_openvino(subject: Subject, path: Path, size: Size | None) -> Certificate:
     """OpenVINO's own files (.xml and .bin), made from the ONNX file, in float32."""
+    with subject.doing(f"writing {path.name} as ONNX"):
+        graph = _graph(subject, size)
+    return convert_to_openvino(subject, graph, path, size)
+
+
+def convert_to_openvino(subject: Subject, graph: onnx.ModelProto, path: Path, size: Size | None) -> Certificate:
+    """OpenVINO's own files of an ONNX graph, certified. Raises Wrong, and Unable where OpenVINO cannot read it."""
     from anyres.deploy.engines.openvino_no_telemetry import openvino
 
-    referee = subject.referee
     source = path.parent / ".onnx" / "model.onnx"
     source.parent.mkdir(exist_ok=True)
-    with subject.doing(f"writing {path.name} for OpenVINO"):
-        graph = (
-            fixed_graph(referee.model, referee.how, referee.activation, size)
-            if size
-            else free_graph(referee.model, referee.how, referee.activation)
-        )
+    with subject.doing(f"converting {path.name} for OpenVINO"):
         save_graph(graph, source, {})
         try:
             model = openvino_core().read_model(source)
@@ -282,7 +282,7 @@ def _write_beside(path: Path, draft: Path, made: Mapping[Path, Certificate]) -> 
     path.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def _write_triton(subject: Subject, place: Path) -> None:
+def write_triton_config(subject: Subject, place: Path) -> None:
     """The configuration of one model of a Triton model repository, and the names of its classes."""
     import onnx
 
