@@ -11,10 +11,13 @@ import yaml
 from docs import make_settings
 
 from anyres.cli.explain import families
+from anyres.cli.habits import translate
 from anyres.config import UserError
+from anyres.flow import on_device, pick_device
 from anyres.recipe import Recipe, differences, dump_recipe, load_recipe, recipe_settings
 from anyres.settings import ELSEWHERE, HABITS, all_settings, fields_of, from_habit, number_range
 from tests.command import anyres, refused
+from tests.runs import listening
 
 PAGE = (Path(make_settings.__file__).parent / "settings.md").read_text()
 
@@ -151,6 +154,52 @@ def test_words_of_other_programs_are_known_keys() -> None:
     assert recipe.views.sizes == ("64",)
     assert (recipe.data.batch_size, recipe.data.workers, recipe.optim.lr, recipe.train.seed) == (8, 0, 3e-4, 7)
     assert load_recipe("nano", ["amp=true"]).train.precision == "auto"
+
+
+OPTIONS = {"--data": True, "--out": True, "--threads": True, "--device": True, "-h": False}
+
+
+def test_options_of_other_programs_are_put_behind_our_own() -> None:
+    words = ["--epochs", "5", "nano", "--data=photos", "--amp", "--out", "--epochs", "optim.lr=1", "imgsz=64"]
+    words += ["--batch-size=8", "device=cpu", "--no-amp"]
+    with listening() as said:
+        assert translate(words, OPTIONS) == [
+            *("nano", "--data=photos", "--out", "--epochs", "optim.lr=1", "--device", "cpu"),
+            *("train.epochs=5", "train.precision=auto", "views.sizes=64", "data.batch_size=8", "train.precision=fp32"),
+        ]
+    assert said[0].startswith("taken: --epochs 5 as train.epochs=5, --amp as train.precision=auto, ")
+    assert translate(["--amp", "nano", "--", "--epochs"], {}) == ["nano", "--", "--epochs", "train.precision=auto"]
+    assert translate(["-h", "nano"], OPTIONS) == ["-h", "nano"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("nano --project x", "there is no option --project: give --out FOLDER"),
+        ("nano --resume", "the same command resumes an interrupted run"),
+        ("nano --epochs", "--epochs needs a value: train.epochs=VALUE"),
+        ("nano --epoch 3", "there is no option --epoch; did you mean '--epochs'"),
+        ("nano --dat x", "did you mean '--data'"),
+        ("nano --qqqq 1", "a key of the recipe is given as KEY=VALUE"),
+        ("nano --data nowhere --device tpu", "device 'tpu' is none of cpu, cuda, cuda:1 and mps"),
+        ("nano --data nowhere --device cuda:99", "device 'cuda:99' is not there"),
+        ("nano --data nowhere --device 0,1", "several GPUs: `torchrun` (docs/scale.md)"),
+    ],
+)
+def test_other_words_are_refused_and_name_ours(words: str, line: str) -> None:
+    assert line in refused("train", *words.split())
+
+
+def test_the_environment_names_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYRES_DEVICE", "cpu")
+    assert str(pick_device()) == "cpu"
+    with on_device(None):
+        assert str(pick_device()) == "cpu"
+    monkeypatch.setenv("ANYRES_DEVICE", "cuda:99")
+    with on_device("cpu"):
+        assert str(pick_device()) == "cpu"
+    with pytest.raises(UserError, match="device 'cuda:99' is not there"):
+        pick_device()
 
 
 def test_one_value_is_a_list_of_one(tmp_path: Path) -> None:

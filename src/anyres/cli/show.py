@@ -20,11 +20,9 @@ def show(
         typer.Option("--explain", metavar="KEY", help="Say what a key means, its range and default; or a group's."),
     ] = None,
 ) -> None:
-    """Print a recipe with every value written out, as a run would use it; or what a key means.
+    """Print a recipe with every value written out, as a run would use it; or what a key means (`--explain optim.lr`).
 
     Example: `anyres show demo/any_size train.epochs=5`
-
-    Example: `anyres show --explain optim.lr`
     """
     from anyres.recipe import dump_recipe, load_recipe
 
