@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import shlex
+import threading
+import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 from unittest import mock
 
@@ -26,13 +30,26 @@ def anyres(*words: object) -> Answer:
     """What ``anyres WORDS`` prints, and its exit code."""
     out, err = io.StringIO(), io.StringIO()
     patched = mock.patch("sys.argv", ["anyres", *map(str, words)])
-    with patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with patched, hooks_restored(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()
             code = 0
         except SystemExit as stopped:
             code = stopped.code if isinstance(stopped.code, int) else int(bool(stopped.code))
     return Answer(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def hooks_restored() -> Iterator[None]:
+    """Whatever a command changes for its process's log, warnings and threads is as before afterwards."""
+    log, shown, ended = logging.getLogger("anyres"), warnings.showwarning, threading.excepthook
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    try:
+        yield
+    finally:
+        log.handlers[:], log.propagate = handlers, propagate
+        log.setLevel(level)
+        warnings.showwarning, threading.excepthook = shown, ended
 
 
 def refused(*words: object) -> str:

@@ -229,9 +229,15 @@ def _own() -> tuple[Family, ...]:
     )
 
 
-@cache
+_asked = False
+
+
 def _load_entry_points() -> None:
     """Register the families of other packages, once. One that cannot be had is left out, and a warning says why."""
+    global _asked  # noqa: PLW0603  # set first: a family that is registered with timm asks for the list of models
+    if _asked:
+        return
+    _asked = True
     for point in entry_points(group=ENTRY_POINTS):
         try:
             register_family(point.load())
