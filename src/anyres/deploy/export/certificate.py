@@ -154,7 +154,8 @@ def check(name: str, engine: str, ask: Asked, given: Sequence[Trial], activation
         if far > PROBABILITY or logit > max(LOGIT, OF_MOTION * moved):
             raise Wrong(
                 f"{name} answers otherwise than its model: a probability is {far:.1g} off (at most {PROBABILITY:g}), a "
-                f"logit {logit:.1g} where images move it by {moved:.1g} ({where})"
+                f"logit {logit:.1g} where images move it by {moved:.1g} ({where}); "
+                "nothing of it is left: try --to torch or safetensors"
             )
         found.append(Check(engine, str(trial.size), f"{len(trial.images)} of {shape}", far, logit, moved))
     return found
