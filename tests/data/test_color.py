@@ -147,7 +147,7 @@ def test_the_order_of_the_steps(monkeypatch: pytest.MonkeyPatch, options: dict[s
 
     for name in ("three_augment", "grayscale", "blur", "solarize"):
         monkeypatch.setattr(module, name, recording(name))
-    monkeypatch.setattr(module.v2, "ColorJitter", lambda *strengths: recording("jitter"))
+    monkeypatch.setattr("torchvision.transforms.v2.ColorJitter", lambda *strengths: recording("jitter"))
     how = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3, crop_scale=(0.123, 1.0), **options)
     for _, step in module.steps(Size(8, 8), how):
         step(whole(IMAGE))

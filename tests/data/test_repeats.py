@@ -9,17 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.data.loading import load
 from tests.data.test_loader import Noise, same
 
 from anyres.config import UserError
+from anyres.data.augment import mix_seed
 from anyres.data.augment_config import AugmentConfig
-from anyres.data.loader import Rank, Steps, _permutation, _StepKeys, steps_per_epoch
+from anyres.data.loader import Rank, Steps, _StepKeys, steps_per_epoch
 from anyres.data.mix import erase
 from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Labels
 
 PLAIN = AugmentConfig()
+
+
+def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch's images."""
+    return np.random.default_rng(mix_seed(seed, epoch)).permutation(n)
 
 
 def published(order: list[int], world: int, repeats: int = 3) -> list[list[int]]:
@@ -45,7 +52,7 @@ def ours(n: int, world: int, batch_size: int, epoch: int = 0, repeats: int = 3, 
     ("n", "world", "batch"), [(1000, 4, 256), (1300, 8, 256), (2047, 2, 64), (770, 1, 128), (256, 3, 3 * 85)]
 )
 def test_the_published_order_where_the_batch_fits(n: int, world: int, batch: int) -> None:
-    order = [int(i) for i in _permutation(n, 7, 1)]
+    order = [int(i) for i in permutation(n, 7, 1)]
     expected = published(order, world)
     got = ours(n, world, batch, epoch=1)
     assert [len(rank) for rank in got] == [n // batch * batch // world] * world
@@ -58,7 +65,7 @@ def test_imagenet_on_eight_devices() -> None:
     """1,281,167 images, 128 on each of 8: 1,251 steps, 160,128 samples a rank, about a third of the images."""
     n, world = 1_281_167, 8
     assert steps_per_epoch(n, 1024) * 128 == n // 256 * 256 // world == 160_128
-    expected = published([int(i) for i in _permutation(n, 7, 0)], world)
+    expected = published([int(i) for i in permutation(n, 7, 0)], world)
     for rank in (0, 3, 7):
         for step in (0, 1, 700, 1250):
             (keys,) = _StepKeys(n, Steps(1024, 7, step, step + 1, 3), Rank(rank, world))
@@ -127,6 +134,6 @@ def test_the_copies_are_erased_differently() -> None:
 
 
 def test_off_is_each_image_once_in_slices() -> None:
-    order = np.asarray(_permutation(20, 7, 0))
+    order = np.asarray(permutation(20, 7, 0))
     keys = list(_StepKeys(20, Steps(6, 7, 0, 3), Rank(1, 2)))
     assert [[i for _, i in step] for step in keys] == [order[6 * s + 3 : 6 * s + 6].tolist() for s in range(3)]

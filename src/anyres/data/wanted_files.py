@@ -28,7 +28,7 @@ def wanted_files(words: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
             _check(some, f"{path} has no image at any depth: give a folder with images, or their files")
         elif glob.has_magic(str(path)) and not exists(path):
             some = _matching(str(path), notes)
-            _check(some, f"no file matches {str(word)!r}: correct the pattern (** stands for folders at any depth)")
+            _check(some, f"no file matches {word}: correct the pattern (** stands for folders at any depth)")
         else:
             some = [path]
         found.update(dict.fromkeys(some))
