@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,7 +137,10 @@ def answerer(
         found = outputs(pictures)
         if not found.isfinite().all():
             raise UserError(f"{trained.name} answers with numbers that are not finite: its weights are of no use")
-        return [trained.task.answer(output, how) for output in found]
+        sizes = (Size(*picture.shape[-2:]) for picture in pictures)
+        return [
+            trained.task.answer(output, replace(how, of_size=size)) for output, size in zip(found, sizes, strict=True)
+        ]
 
     return answers
 
