@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from anyres.config import UserError
@@ -98,7 +98,9 @@ class MapScores:
         """Every class that any picture has or is said to have, in the order of the classes."""
         right, own, said = self.counts.sum(0)
         return [
-            ClassRow(name, int(own[c]), float(iou), _share(right[c], said[c]), _share(right[c], own[c]))
+            ClassRow(
+                name, int(own[c]), float(iou), _share(int(right[c]), int(said[c])), _share(int(right[c]), int(own[c]))
+            )
             for c, (name, iou) in enumerate(zip(classes, self.iou, strict=True))
             if not math.isnan(iou)
         ]
@@ -169,7 +171,7 @@ def write_class_table(by_size: Mapping[Size, MapScores], classes: Sequence[str],
     return path
 
 
-def _iou(counts: np.ndarray[Any, Any]) -> Float64[np.ndarray, "*r k"]:
+def _iou(counts: Shaped[np.ndarray, "*r 3 k"]) -> Float64[np.ndarray, "*r k"]:
     """Counts (..., 3, k) -> intersection over union; NaN where there is no union."""
     right, own, said = (counts[..., i, :].astype(np.float64) for i in range(3))
     union = own + said - right
@@ -177,12 +179,12 @@ def _iou(counts: np.ndarray[Any, Any]) -> Float64[np.ndarray, "*r k"]:
     return found
 
 
-def _mean(iou: np.ndarray[Any, Any]) -> Any:
+def _mean(iou: Float64[np.ndarray, "*r k"]) -> Any:
     """The mean over the classes that are known; NaN where none is."""
     known = ~np.isnan(iou)
     total = np.where(known, iou, 0.0).sum(-1)
     return np.where(known.any(-1), total / np.maximum(known.sum(-1), 1), np.nan)
 
 
-def _share(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -411,10 +411,12 @@ def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
     return create_model(recipe.model["name"], outputs, **options)
 
 
-def build_model(recipe: Recipe, task: Task) -> Network:
-    """The task's network for the recipe."""
+def build_model(recipe: Recipe, task: Task, *, training: bool = False) -> Network:
+    """The task's network for the recipe. Raises UserError where it is for ``training`` and cannot take the views."""
     model = task.build(partial(build_backbone, recipe), recipe.head)
     assert isinstance(model, Network)
+    if training:
+        model.check_sizes(recipe.views.parsed, training=True)
     return model
 
 

@@ -154,7 +154,7 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     check_images(recipe, task, (images, held_out))
     recipe, task = settled(recipe, task)
     check_folder(recipe, run)
-    model = build_model(recipe, task)
+    model = build_model(recipe, task, training=True)
     fresh = not checkpoint.found(run)
     began = (
         start_from(task.begun(model), recipe.weights, task.classes)
@@ -302,7 +302,6 @@ def fit(
 
 def prepare_model(recipe: Recipe, model: Network, accelerator: Accelerator) -> None:
     """Put ``model`` on the device, in the memory layout and with the recomputation that the recipe asks for."""
-    model.check_sizes(recipe.views.parsed, training=True)
     synchronize_batch_norm(model.to(accelerator.device))
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -107,7 +107,10 @@ class Segment(ImageTask):
         """The objective as it is. Raises UserError for what has no meaning for maps."""
         given, train = super().settle(configs), configs.train
         if given.chosen != "supervised" or given.consistency != "none":
-            raise UserError("task=segment has a loss of its own: leave out objective.name and objective.consistency")
+            raise UserError(
+                "task=segment has a loss of its own: set objective.consistency=none, leave out objective.name, or "
+                "begin with the recipe segment/lungs"
+            )
         if train.trainable != "all" or train.freeze_blocks or configs.optim.layer_decay < 1:
             raise UserError(
                 "task=segment trains all layers alike: set train.trainable=all, train.freeze_blocks=0, "
@@ -223,11 +226,13 @@ def head_of(head: Mapping[str, Any], classes: int) -> SegmenterConfig:
     """A recipe's ``head`` as the configuration of UPerNet. Raises UserError for an unknown option or a wrong value."""
     if "num_classes" in head:
         raise UserError("head.num_classes is decided by the maps: leave it out")
+    kinds = get_type_hints(SegmenterConfig)
     try:
-        check_types(head, get_type_hints(SegmenterConfig))
+        check_types(head, kinds)
     except ValueError as error:
         raise UserError(f"head.{error}") from None
-    return override(SegmenterConfig(), {**head, "num_classes": classes}, "head")
+    values = {key: float(value) if kinds.get(key) is float else value for key, value in head.items()}
+    return override(SegmenterConfig(), {**values, "num_classes": classes}, "head")
 
 
 def _drawn(picture: Tensor, found: Tensor, classes: Sequence[str]) -> dict[str, bytes]:
