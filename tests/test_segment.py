@@ -1,4 +1,4 @@
-"""A class for each pixel, through the command line: trained, scored at the pictures' own sizes, picked, asked, drawn."""
+"""A class for each pixel, by the command line: trained, scored at the pictures' own sizes, picked, asked, drawn."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def test_tables_have_each_class(run: Segmented, tmp_path: Path) -> None:
 
 def test_predict_draws_an_overlay_and_an_index_png(run: Segmented, tmp_path: Path) -> None:
     picture = run.data / "images" / "1.png"
-    answer = anyres("predict", run.folder, picture, picture, "--draw", tmp_path / "drawn", "--json", "-")
+    shutil.copy(picture, tmp_path / "1.png")
+    answer = anyres("predict", run.folder, picture, tmp_path / "1.png", "--draw", tmp_path / "drawn", "--json", "-")
     assert answer.code == 0, answer.err
     said = json.loads(answer.out)["images"][0]["classes"]
     assert sum(each["share"] for each in said) == pytest.approx(1)
@@ -241,9 +242,7 @@ def test_what_does_not_fit_is_one_line(run: Segmented, tmp_path: Path) -> None:
     again = ("train", "segment/lungs", *TINY, "--data", run.data, "--out", tmp_path / "run")
     assert "takes images of 32 px and more a side, not 24x24 px" in refused(*again, "views.sizes=[24]")
     assert "takes images of 32 px and more a side" in refused("eval", run.folder, "--sizes", "16")
-    for verb in (("bench", "model"), ("export",)):
-        line = refused(*verb, run.folder, *([tmp_path / "out"] if verb == ("export",) else ["--sizes", "48"]))
-        assert "was trained for task=segment" in line
+    assert "was trained for task=segment" in refused("bench", "model", run.folder, "--sizes", "48")
     assert "--cascade" in refused("predict", run.folder, run.data / "images" / "0.png", "--cascade")
     other = draw(tmp_path / "other", 4)
     (other / "classes.txt").write_text("background\nright\nleft")

@@ -84,7 +84,7 @@ def predict(
     if as_csv:
         write_answers_csv(as_csv, answers)
     written = [path for path in (as_json, as_csv, draw) if path and not is_stdout(path)]
-    if written:
+    if written and not is_stdout(as_json):  # whose JSON stands alone
         report_(f"{len(answers)} images: written to {' and '.join(map(str, written))}")
     elif not as_json:
         _print(answers)
