@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from anyres.config import UserError
@@ -21,6 +22,7 @@ from anyres.data.sources import Source
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.miou import MapScores, classes_at, score_maps
 from anyres.flow import IGNORED, Batch, Geometry, OwnMaps, Size
+from anyres.models import create_model
 from anyres.recipe import load_recipe
 from anyres.runs.train import train_run
 from anyres.tasks import task_for
@@ -255,3 +257,19 @@ def test_what_does_not_fit_is_one_line(run: Segmented, tmp_path: Path) -> None:
     assert "leave out head.width" in refused(
         "train", "nano", "head.width=3", "--data", "groceries", "--out", tmp_path / "c"
     )
+
+
+def test_weights_of_a_classifier_and_of_a_segmenter_fill_the_backbone(run: Segmented, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = create_model("restv2_nano", 7, dims=(16, 32, 64, 128), depths=(1, 1, 1, 1))
+    torch.save({"model": classifier.state_dict()}, tmp_path / "classifier.pth")
+    wanted = {"classifier.pth": classifier.state_dict(), "run": load_file(run.folder / "model.safetensors")}
+    for name, source in (("classifier.pth", tmp_path / "classifier.pth"), ("run", run.folder)):
+        values = (*run.values, "train.epochs=1", "optim.lr=1e-12", "optim.min_lr=0", f"weights={source}")
+        with listening() as said:
+            train_run(load_recipe("segment/lungs", values), tmp_path / f"from-{name}", report=False)
+        assert f"starting from {source}, the backbone alone" in said
+        made = load_file(tmp_path / f"from-{name}" / "model.safetensors")
+        for key in ("stem.proj.0.weight", "stem.proj.6.weight"):
+            before = wanted[name][f"backbone.{key}" if name == "run" else key]
+            assert torch.allclose(made[f"backbone.{key}"], before, atol=1e-6)
