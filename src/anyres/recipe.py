@@ -152,8 +152,10 @@ class Recipe:
     model: dict[str, Any]
     # what it starts from: anything anyres.load_weights takes, such as deit_base.224, a file or a run folder
     weights: str | None = None
-    # auto: by the labels and the objective; classify, multilabel, unlabelled, or a task of yours
+    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, or a task of yours
     task: str = "auto"
+    # options of what the task builds on the backbone: of segment, those of anyres.create_task_model
+    head: dict[str, Any] = field(default_factory=dict)
     claim: Claim = field(default_factory=Claim)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -189,7 +191,8 @@ class Recipe:
         """The parts that have to suit a task."""
         from anyres.tasks import Configs  # with torch
 
-        return Configs(self.objective, self.views, self.mix, self.optim, self.train)
+        whole = self.evaluate.warp is True
+        return Configs(self.objective, self.views, self.mix, self.optim, self.train, self.head, whole)
 
 
 _ADAPTER = TypeAdapter(Recipe)

@@ -21,8 +21,10 @@ def pick(
         typer.Option(
             "--min-top1",
             "--min-map",
+            "--min-score",
             "--bound",
-            help="Least top-1 accuracy, such as 0.9 (of several labels: mAP); of an error, such as MAE, the most.",
+            help="Least top-1 accuracy, such as 0.9 (of several labels: mAP; of class maps: mIoU); of an error, such "
+            "as MAE, the most.",
         ),
     ] = None,
     max_ms: Annotated[float | None, typer.Option(help="Longest time for one image, in milliseconds.")] = None,

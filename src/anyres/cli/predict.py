@@ -41,9 +41,14 @@ def predict(
         Path | None, typer.Option("--json", help="Write the answers as JSON; - prints them instead of the table.")
     ] = None,
     as_csv: Annotated[Path | None, typer.Option("--csv", help="Write the answers as CSV, one row an image.")] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option("--draw", help="Folder for what is drawn of each answer: of class maps, overlay and index PNG."),
+    ] = None,
     huge_pages: HugePages = False,
 ) -> None:
-    """Print the likeliest classes of images; every likely label where the model gives several.
+    """Print the likeliest classes of images; every likely label where the model gives several; the share of each class
+    where it gives maps.
 
     An image that cannot be read is a row with the reason; the exit code is then 2, and all others are answered.
 
@@ -64,7 +69,7 @@ def predict(
 
     if as_csv and is_stdout(as_csv):
         raise UserError("--csv writes a file: name one, or print the answers with --json -")
-    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages)
+    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages, draw)
     paths, notes = wanted_files(images)
     trained = open_model(ModelSpec(model, weights, classes))
     log_sentences(notes)
@@ -78,8 +83,8 @@ def predict(
         write_json(facts, as_json)
     if as_csv:
         write_answers_csv(as_csv, answers)
-    written = [path for path in (as_json, as_csv) if path and not is_stdout(path)]
-    if written:
+    written = [path for path in (as_json, as_csv, draw) if path and not is_stdout(path)]
+    if written and not is_stdout(as_json):  # whose JSON stands alone
         report_(f"{len(answers)} images: written to {' and '.join(map(str, written))}")
     elif not as_json:
         _print(answers)

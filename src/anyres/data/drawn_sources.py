@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from anyres.config import UserError
-from anyres.data.annotations.annotated import AnnotatedSet
+from anyres.data.annotations.annotated import AnnotatedSet, Kind, Rules
+from anyres.data.annotations.forms import open_annotations
 from anyres.data.raw_dataset import Item, Parts
-from anyres.data.sources import Source, choose
+from anyres.data.sources import Source, Wanted, choose, open_source, open_test_set, scored_split
 from anyres.flow import Objects, Record
+
+KINDS: dict[Wanted, Kind] = {"maps": "maps"}
+"""What is wanted of a set -> what is drawn on its pictures."""
+TOLD = 20  # faults that are named in a source's notes
+
+
+def open_split(data: str, split: str, *, val_share: float = 0.2, wanted: Wanted = "classes") -> Source:
+    """One split of labelled or annotated pictures, to train on. Raises UserError, also for too many faults."""
+    kind = KINDS.get(wanted)
+    if kind is None:
+        return open_source(data, split, val_share=val_share, wanted=wanted)
+    return drawn_source(open_annotations(data, kind).checked(Rules()), split, val_share=val_share)
+
+
+def open_scored(
+    data: str, split: str | None, *, usual: str = "val", val_share: float = 0.2, wanted: Wanted = "classes"
+) -> Source:
+    """Labelled or annotated pictures that are only scored: see ``open_test_set``."""
+    kind = KINDS.get(wanted)
+    if kind is None:
+        return open_test_set(data, split, usual=usual, val_share=val_share, wanted=wanted)
+    found = open_annotations(data, kind)
+    if found.parts.get("train") or not any(found.records):
+        found.checked(Rules())
+    elif fault := found.faults.stop:
+        raise UserError(f"{data} cannot be scored: {fault.where}: {fault.what}")
+    counts = {part: len(records) for part, records in found.parts.items() if records}
+    split, notes = scored_split(data, counts, split, usual)
+    return drawn_source(replace(found, notes=(*found.notes, *notes)), split, val_share=val_share)
 
 
 def drawn_source(found: AnnotatedSet, split: str, *, val_share: float = 0.2) -> Source:
     """One split (train, val, test, trainval), as ``open_source`` gives it for labels.
 
     Without a val split, ``val_share`` of train is held out by a hash of the pictures' names, of each class in turn: a
-    picture counts for the rarest that it has. Without a test split, ``test`` is val. Raises UserError for a split
-    without a picture, and for two pictures of one name.
+    picture counts for the rarest that it has. Without a test split, ``test`` is val. What was wrong with annotations is
+    among the notes. Raises UserError for a split without a picture, and for two pictures of one name.
     """
     records: dict[str, Record] = {}
     parts: Parts = {}
@@ -25,7 +58,16 @@ def drawn_source(found: AnnotatedSet, split: str, *, val_share: float = 0.2) -> 
             parts.setdefault(part, []).append(Item(record.name, _classes(found, record), record.source))
     chosen, notes = choose(found.name, parts, split, val_share)
     made = tuple(records[item.key] for item in chosen)
-    return Source(found.name, found.classes, made, (*found.notes, *notes), split, "drawn")
+    told = (*found.notes, *_faults(found), *notes)
+    return Source(found.name, found.classes, made, told, split, "drawn", found.mirrored)
+
+
+def _faults(found: AnnotatedSet) -> Iterator[str]:
+    """A line for each fault, up to ``TOLD``."""
+    kept = found.faults.kept
+    yield from (fault.line for fault in kept[:TOLD])
+    if len(kept) > TOLD:
+        yield f"... {len(kept)} faults in all: `anyres check` lists them"
 
 
 def _classes(found: AnnotatedSet, record: Record) -> tuple[str, ...]:

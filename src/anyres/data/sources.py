@@ -10,7 +10,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,8 +34,9 @@ BUILTIN = ("groceries", "groceries:fine")
 Labelling = Literal["none", "one", "several", "text", "drawn"]
 """Of every image of a set: no label, one class, any number of classes, its label as it is written, or what is drawn on
 it."""
-Wanted = Literal["classes", "optional", "text"]
-"""What is wanted of a set: labels that are classes; the same where there are any; labels as they are written."""
+Wanted = Literal["classes", "optional", "text", "maps"]
+"""What is wanted of a set: labels that are classes; the same where there are any; labels as they are written; class
+maps."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Source:
 
     ``records[i].target`` by ``labelling``: ``one``: indexes ``classes``; ``several``: a tuple of such indices;
     ``none``: -1, and no ``classes``; ``text``: the label itself, and no ``classes``; ``drawn``: ``flow.Objects`` or
-    ``flow.MapFile``, whose class indices count in ``classes``.
+    ``flow.MapFile``, whose class indices count in ``classes``. ``mirrored``: the class that each becomes where a
+    picture is mirrored left to right; (): none changes.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Source:
     notes: tuple[str, ...]
     split: str
     labelling: Labelling = "one"
+    mirrored: tuple[int, ...] = ()
 
     @property
     def present(self) -> set[int]:
@@ -118,19 +121,25 @@ def open_test_set(
     """
     found = _find_labelled(data, wanted)
     parts = {part: items for part, items in found.parts.items() if items}
-    if split is None:
-        names = (usual, "test" if usual == "val" else "val")
-        split = next((name for name in names if name in parts), "all")
-        everything = f"all {len(parts.get('train', ()))} images are scored, also those it may have been trained on"
-        said = f"no {usual} split: {everything if split == 'all' else f'the {split} split is scored'}"
-        found.notes.extend([said] if split != usual else [])
-    else:
-        _check_split(split)
-        if parts and "train" not in parts and split not in parts:
-            raise UserError(f"{data} has no {split} split: name one that it has ({', '.join(parts)})")
+    split, notes = scored_split(data, {part: len(items) for part, items in parts.items()}, split, usual)
+    found.notes.extend(notes)
     if wanted == "text":
         return _with_texts(data, found, split, val_share)
     return _assemble(data, found, split, val_share, wanted == "optional", scored=True)
+
+
+def scored_split(name: str, counts: Mapping[str, int], split: str | None, usual: str) -> tuple[str, list[str]]:
+    """The split to score of a set that has so many images in each, and what to say of that; see ``open_test_set``."""
+    if split is None:
+        names = (usual, "test" if usual == "val" else "val")
+        chosen = next((part for part in names if part in counts), "all")
+        everything = f"all {counts.get('train', 0)} images are scored, also those it may have been trained on"
+        said = f"no {usual} split: {everything if chosen == 'all' else f'the {chosen} split is scored'}"
+        return chosen, [said] if chosen != usual else []
+    _check_split(split)
+    if counts and "train" not in counts and split not in counts:
+        raise UserError(f"{name} has no {split} split: name one that it has ({', '.join(counts)})")
+    return split, []
 
 
 def _check_split(split: str) -> None:

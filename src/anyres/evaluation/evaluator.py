@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def collect(
     model: nn.Module,
     batches: Iterable[Batch],
     how: EvalSettings,
-    judge: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    judge: Callable[[Tensor, Any], tuple[Tensor, ...]],
 ) -> list[Shaped[np.ndarray, "n ..."]]:
     """Positions in the dataset, ascending and each once, and beside them what ``judge(output, target)`` makes of the
     model's output in float32 (b, ...) and the target of the first view: tensors (b, ...).

@@ -82,3 +82,29 @@ class Maps:
 
     def of(self, view: int) -> UInt8[Tensor, "b _ _"]:
         return self.value[view]
+
+
+@dataclass(frozen=True)
+class OwnMaps:
+    """The class maps of b pictures to be scored, each uint8 (h, w) of its picture's own size, whatever the view's."""
+
+    value: tuple[UInt8[Tensor, "_ _"], ...]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def to(self, device: torch.device) -> OwnMaps:
+        return OwnMaps(tuple(each.to(device, non_blocking=True) for each in self.value))
+
+    def pin_memory(self) -> OwnMaps:
+        """In memory from which a GPU copies by itself; DataLoader calls this."""
+        return OwnMaps(tuple(each.pin_memory() for each in self.value))
+
+    def part(self, images: slice) -> OwnMaps:
+        return OwnMaps(self.value[images])
+
+    def window(self, views: slice) -> OwnMaps:  # noqa: ARG002
+        return self
+
+    def of(self, view: int) -> tuple[UInt8[Tensor, "_ _"], ...]:  # noqa: ARG002
+        return self.value

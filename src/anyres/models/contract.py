@@ -68,18 +68,51 @@ class Loadable(nn.Module):
         return None
 
 
-class Backbone(Loadable, ABC):
+class Network(Loadable, ABC):
+    """What a task trains, measures and asks: a backbone with its classifier, or what is built on a backbone."""
+
+    traits: ClassVar[Traits] = Traits()
+    num_classes: int
+    """Classes it answers with; 0: it has no head."""
+
+    @abstractmethod
+    def get_classifier(self) -> nn.Module:
+        """The last layer, with an output for each class."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
+        raise UserError(f"{self.called} does not say in which layer a parameter is: set optim.layer_decay=1")
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay, beyond biases and vectors."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of storing their activations."""
+        if enable:
+            raise UserError(f"{self.called} cannot recompute its blocks: set train.grad_checkpointing=false")
+
+    def attention_modules(self) -> list[nn.Module]:
+        """The modules that ``train.trainable=attention`` trains; empty if there are none."""
+        return [module for module in self.modules() if isinstance(module, self.traits.attention)]
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
+        """Raises UserError, one line, for the first (height, width) in pixels that the model cannot take.
+
+        ``training``: all of them in one training run. A family of ours takes every size.
+        """
+
+
+class Backbone(Network):
     """A backbone with its classifier, for images of any height and width.
 
     ``model(x)`` is the logits (b, k), in training as in evaluation, and equals
-    ``get_classifier()(forward_head(forward_features(x), pre_logits=True))``.
+    ``get_classifier()(forward_head(forward_features(x), pre_logits=True))``. With ``num_classes`` 0 it is the pooled
+    vector.
     """
 
-    traits: ClassVar[Traits] = Traits()
     two_heads: bool = False
     """A second classifier, for a teacher's answers: the model then has ``heads``, as the distilled DeiT."""
-    num_classes: int
-    """Classes of the head; 0: no head, ``model(x)`` is the pooled vector."""
     num_features: int
     """Channels of the pooled vector."""
     feature_info: list[dict[str, Any]]
@@ -127,23 +160,6 @@ class Backbone(Loadable, ABC):
             if callable(reset):
                 reset()
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
-        """timm's regular expressions that sort parameters into layers, for layer-wise learning rates."""
-        raise UserError(f"{self.called} does not say in which layer a parameter is: set optim.layer_decay=1")
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay, beyond biases and vectors."""
-        return set()
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of storing their activations."""
-        if enable:
-            raise UserError(f"{self.called} cannot recompute its blocks: set train.grad_checkpointing=false")
-
-    def attention_modules(self) -> list[nn.Module]:
-        """The modules that ``train.trainable=attention`` trains; empty if there are none."""
-        return [module for module in self.modules() if isinstance(module, self.traits.attention)]
-
     def become_bottom_up(self, stages: Sequence[int], style: Style) -> None:  # noqa: ARG002
         """Lose what a pyramid of the four ``stages`` (from 1) does not use, and gain the norms of its outputs.
 
@@ -156,12 +172,6 @@ class Backbone(Loadable, ABC):
         maps = self.forward_intermediates(x, indices=list(indices), intermediates_only=True)
         assert isinstance(maps, list)
         return maps
-
-    def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
-        """Raises UserError, one line, for the first (height, width) in pixels that the model cannot take.
-
-        ``training``: all of them in one training run. A family of ours takes every size.
-        """
 
     def fix_size(self, height: int, width: int) -> None:
         """Store the tables that depend on the size for this one, in place, before the model is deployed at it alone."""

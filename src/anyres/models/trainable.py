@@ -9,10 +9,10 @@ from timm.models import group_parameters
 from torch import nn
 
 from anyres.config import UserError
-from anyres.models.contract import Backbone
+from anyres.models.contract import Network
 
 
-def freeze(model: Backbone, trainable: Literal["all", "attention", "head"], blocks: int = 0) -> None:
+def freeze(model: Network, trainable: Literal["all", "attention", "head"], blocks: int = 0) -> None:
     """Leave only ``trainable`` parameters with ``requires_grad``, and none of the stem and the first ``blocks`` blocks.
 
     ``attention``: of attention modules, position tables and the classifier, as "Three things everyone should know
@@ -25,7 +25,7 @@ def freeze(model: Backbone, trainable: Literal["all", "attention", "head"], bloc
         _freeze_first(model, blocks)
 
 
-def _leave(model: Backbone, trainable: Literal["attention", "head"]) -> None:
+def _leave(model: Network, trainable: Literal["attention", "head"]) -> None:
     model.requires_grad_(False)
     model.get_classifier().requires_grad_(True)
     if trainable == "attention":
@@ -38,7 +38,7 @@ def _leave(model: Backbone, trainable: Literal["attention", "head"]) -> None:
             table.requires_grad_(True)
 
 
-def _freeze_first(model: Backbone, blocks: int) -> None:
+def _freeze_first(model: Network, blocks: int) -> None:
     """The layers are those of timm's layer decay: 0 is the stem with its tables, the last one the norm and the head."""
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     most = max(layers.values()) - 1
@@ -49,5 +49,5 @@ def _freeze_first(model: Backbone, blocks: int) -> None:
             parameter.requires_grad_(False)
 
 
-def _position_tables(model: Backbone) -> list[nn.Parameter]:
+def _position_tables(model: Network) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if name.split(".")[0] == "pos_embed"]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anyres.config import UserError
-from anyres.models.contract import Backbone, Loadable, count_classes
+from anyres.models.contract import Loadable, Network, count_classes
 from anyres.models.identify_checkpoint import identify_checkpoint
 from anyres.models.index import first_weights
 from anyres.models.registry import aliases
@@ -151,7 +151,7 @@ def head_keys(model: Loadable, state: Mapping[str, Tensor]) -> set[str]:
     return {key for key in state if key in names or key.startswith(tuple(f"{name}." for name in names))}
 
 
-def reorder_head(model: Backbone, order: Sequence[int]) -> None:
+def reorder_head(model: Network, order: Sequence[int]) -> None:
     """Make output i of ``model``'s classifier what output ``order[i]`` was."""
     state, places = model.state_dict(), torch.tensor(list(order))
     layers = re.compile(r"(.+\.)(\d+)(\.[^.]+)")  # of a list of layers, one per class

@@ -206,7 +206,7 @@ def timm_name(what: str) -> str:
 
 def _plain(what: str, weights: str | None) -> Backbone:
     is_run = weights is None and Path(what).is_dir()
-    return load(what, weights or (None if is_run else UNTRAINED)).model.cpu()
+    return load(what, weights or (None if is_run else UNTRAINED)).backbone.cpu()
 
 
 def _timm(name: str) -> nn.Module:

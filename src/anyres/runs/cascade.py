@@ -112,7 +112,7 @@ def choose_by_half(stages: Mapping[Size, Stage], target: Tensor, max_loss: float
 def predictor_for(trained: TrainedModel, size: Size, options: EngineOptions) -> Predictor:
     """The model at ``size``, with the preprocessing of its evaluation. Raises UserError."""
     return Predictor(
-        trained.model,
+        trained.backbone,
         options.backend,
         size,
         batch=options.batch,

@@ -73,7 +73,7 @@ def subject_of(trained: TrainedModel, data: str | None = None) -> Subject:
     if not trained.model.num_classes:
         raise UserError(f"{trained.name} has no classifier, so a file of it would answer nothing: train one first")
     recipe = trained.recipe
-    model = copy.deepcopy(trained.model).cpu().float().eval().requires_grad_(False)
+    model = copy.deepcopy(trained.backbone).cpu().float().eval().requires_grad_(False)
     how = Preparation(
         tuple(recipe.data.mean),
         tuple(recipe.data.std),

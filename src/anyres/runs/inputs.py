@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyres.config import UserError
+from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
 from anyres.data.channels import channels_of
+from anyres.data.drawn_sources import open_scored, open_split
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import erase, mix_rng, normalize
 from anyres.data.normalization import normalization
-from anyres.data.sources import BUILTIN, Source, Wanted, open_source, open_test_set
+from anyres.data.sources import BUILTIN, Source, Wanted
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
 from anyres.models import variant
 from anyres.recipe import Recipe
@@ -49,7 +51,7 @@ def open_images(
     read with ``data.channels``, or what their files agree on. Raises UserError.
     """
     return _decoded(
-        recipe, fit(open_source(named(recipe, data), split, val_share=recipe.data.val_share, wanted=wanted)), training
+        recipe, fit(open_split(named(recipe, data), split, val_share=recipe.data.val_share, wanted=wanted)), training
     )
 
 
@@ -60,9 +62,9 @@ def open_test_images(
     wanted: Wanted = "classes",
     fit: Callable[[Source], Source] = lambda source: source,
 ) -> DecodedImages:
-    """The same of images that are only scored: see ``open_test_set``."""
+    """The same of images that are only scored: see ``open_scored``."""
     usual, share = recipe.data.eval_split, recipe.data.val_share
-    opened = open_test_set(named(recipe, data), split, usual=usual, val_share=share, wanted=wanted)
+    opened = open_scored(named(recipe, data), split, usual=usual, val_share=share, wanted=wanted)
     return _decoded(recipe, fit(opened))
 
 
@@ -82,7 +84,7 @@ def is_same_data(one: str, other: str | None) -> bool:
 def with_full_path(recipe: Recipe) -> Recipe:
     """The recipe with the path of its images in full, by which its run finds them from every folder."""
     source = recipe.data.source
-    if source is None or ":" in source or source in BUILTIN:
+    if source is None or ":" in source or source in (*BUILTIN, *DRAWN):
         return recipe
     return replace(recipe, data=replace(recipe.data, source=str(as_path(source).absolute())))
 

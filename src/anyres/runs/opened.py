@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich import get_console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyres.config import Damaged, UserError, first_line, nearest
 from anyres.data.cache import DecodedImages
@@ -26,7 +26,7 @@ from anyres.evaluation.probe import Pooled, pool
 from anyres.evaluation.speed import measure_costs_of
 from anyres.flow import Size, SizeResult, pick_device
 from anyres.models import create_model, variant
-from anyres.models.contract import Backbone, count_classes
+from anyres.models.contract import Backbone, Loadable, Network, count_classes
 from anyres.models.index import Weights, known_weights
 from anyres.models.registry import is_model, model_names
 from anyres.models.state_files import read_state, weights_file
@@ -111,10 +111,20 @@ class TrainedModel:
     weights: str
     recipe: Recipe
     names: Names
-    model: Backbone
+    model: Network
     device: torch.device
     task: Task
     learnt_from: str | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model, where it is a backbone with its classifier. Raises UserError where more is built on it."""
+        if not isinstance(self.model, Backbone):
+            raise UserError(
+                f"{self.name} was trained for task={self.task.name}: that can be trained, measured, picked and asked "
+                "(train, eval, curve, pick, predict), and no more"
+            )
+        return self.model
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -166,7 +176,7 @@ class TrainedModel:
             transient=True,
             disable=not get_console().is_terminal,
         )
-        return pool(self.model, shown, len(images), self.settings)
+        return pool(self.backbone, shown, len(images), self.settings)
 
     def quality(self, images: DecodedImages, sizes: Sequence[Size], name: str = "") -> dict[Size, Quality]:
         """Metrics and scores per image at each size; a progress bar on stderr. Raises UserError."""
@@ -176,7 +186,7 @@ class TrainedModel:
         found = {}
         for size in shown:
             evaluators = self.task.evaluators(self.model, self._reference(reference, size))
-            batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
+            batches = partial(scored_batches, self.recipe, self.task.scoring(), images, size, self.device)
             found[size] = measure_quality(self.model, evaluators, size, batches, self.settings)
         return found
 
@@ -187,7 +197,7 @@ class TrainedModel:
     def _reference(self, images: DecodedImages | None, size: Size) -> Reference | None:
         if images is None:
             return None
-        batches = partial(scored_batches, self.recipe, self.task, images, size, self.device)
+        batches = partial(scored_batches, self.recipe, self.task.scoring(), images, size, self.device)
         return Reference(batches, len(images), len(images.source.classes))
 
 
@@ -401,10 +411,12 @@ def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
     return create_model(recipe.model["name"], outputs, **options)
 
 
-def build_model(recipe: Recipe, task: Task) -> Backbone:
-    """The task's network for the recipe."""
-    model = task.build(partial(build_backbone, recipe))
-    assert isinstance(model, Backbone)
+def build_model(recipe: Recipe, task: Task, *, training: bool = False) -> Network:
+    """The task's network for the recipe. Raises UserError where it is for ``training`` and cannot take the views."""
+    model = task.build(partial(build_backbone, recipe), recipe.head)
+    assert isinstance(model, Network)
+    if training:
+        model.check_sizes(recipe.views.parsed, training=True)
     return model
 
 
@@ -416,12 +428,18 @@ def check_sizes(recipe: Recipe) -> None:
         model.check_sizes(evaluated_sizes(recipe))
 
 
-def start_from(model: Backbone, weights: str, classes: Sequence[str] = ()) -> str:
+def start_from(model: nn.Module, weights: str, classes: Sequence[str] = ()) -> str:
     """Load ``weights`` for training on; a sentence on what became of the classifier. Raises UserError.
+
+    ``model``: a network, or the part of it that weights fill.
 
     ``classes``: of ``model``, in its order. Where the weights name theirs, outputs are matched by name: the same
     classes in another order are put in this one's, and for others the classifier is new, though they be as many.
     """
+    assert isinstance(model, Loadable)
+    if not isinstance(model, Network):
+        load_weights(model, weights)
+        return f"starting from {weights}, the backbone alone"
     theirs, ours = _names_in(weights), [one_form(name) for name in classes]
     others = bool(theirs and ours) and sorted(theirs) != sorted(ours)
     fresh = load_weights(model, weights, replace_head=True if others else "if_needed").new_classifier

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import crop_ratio, interpolation_of
 from anyres.runs.opened import Model, TrainedModel, open_model
 from anyres.runs.stderr import show_log
+from anyres.storage import write_bytes
 from anyres.tasks import Answer, AnswerOptions
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class PredictOptions:
     backend: str | None = None
     cascade: bool = False
     huge_pages: bool = False  # move this process's memory into huge pages (Linux)
+    draw: Path | None = None  # a folder for pictures of the answers
 
 
 def predict(
@@ -78,6 +80,7 @@ def predict_files(
     answer = answerer(trained, options, how)
     channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
     named: deque[Path] = deque()
+    taken: Counter[str] = Counter()
 
     def read(path: Path) -> Tensor | Unreadable:
         named.append(path)
@@ -90,7 +93,29 @@ def predict_files(
         pictures = [image for image in some if isinstance(image, Tensor)]
         answers = iter(answer(pictures) if pictures else [])
         for image in some:
-            yield named.popleft(), image if isinstance(image, Unreadable) else next(answers)
+            path = named.popleft()
+            if isinstance(image, Unreadable):
+                yield path, image
+                continue
+            found = next(answers)
+            if options.draw is not None:
+                draw_answer(found, image, options.draw, _own_name(path, taken), trained.name)
+            yield path, found
+
+
+def draw_answer(answer: Answer, picture: Tensor, folder: Path, name: str, model: str) -> None:
+    """Write what is drawn of an answer for ``picture``, uint8 (c, h, w), as ``folder/NAME.ENDING``. Raises UserError
+    for a task that draws nothing."""
+    if answer.drawn is None:
+        raise UserError(f"{model} answers for whole images, and nothing is drawn of that: leave out --draw")
+    for ending, content in answer.drawn(picture).items():
+        write_bytes(folder / f"{name}.{ending}", content)
+
+
+def _own_name(path: Path, taken: Counter[str]) -> str:
+    """The file's name without its ending; with a number where another file had it."""
+    taken[path.stem] += 1
+    return path.stem if taken[path.stem] == 1 else f"{path.stem}-{taken[path.stem]}"
 
 
 def seen_side(trained: TrainedModel, options: PredictOptions) -> int | None:
@@ -137,7 +162,10 @@ def answerer(
         found = outputs(pictures)
         if not found.isfinite().all():
             raise UserError(f"{trained.name} answers with numbers that are not finite: its weights are of no use")
-        return [trained.task.answer(output, how) for output in found]
+        sizes = (Size(*picture.shape[-2:]) for picture in pictures)
+        return [
+            trained.task.answer(output, replace(how, of_size=size)) for output, size in zip(found, sizes, strict=True)
+        ]
 
     return answers
 
@@ -153,7 +181,7 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
     return runner.probabilities
 
 
-def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, " k"]:
+def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, "k ..."]:
     """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
     recipe = trained.recipe
     view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warps(size), interpolation_of(recipe))
@@ -164,7 +192,7 @@ def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Te
     return activate(output.float(), trained)[0].cpu()
 
 
-def activate(output: Float32[Tensor, "b k"], trained: TrainedModel) -> Float32[Tensor, "b k"]:
+def activate(output: Float32[Tensor, "b k ..."], trained: TrainedModel) -> Float32[Tensor, "b k ..."]:
     """Probabilities, where the task has them."""
     if trained.task.activation == "softmax":
         return output.softmax(1)

@@ -57,7 +57,7 @@ class Predictor(deployed.Predictor):
     ) -> None:
         if not isinstance(model, Backbone):
             trained = open_model(model)
-            model, size = trained.model, deployed.size_of(size or trained.recipe.views.parsed[0])
+            model, size = trained.backbone, deployed.size_of(size or trained.recipe.views.parsed[0])
             trained.model.check_sizes([size])
             preprocessing = preprocessing or preprocessing_in(trained, size)
             names = names or trained.classes

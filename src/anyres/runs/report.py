@@ -27,7 +27,7 @@ from anyres.runs.samples import best_of, samples_of
 from anyres.runs.stderr import doing
 from anyres.runs.training_record import charts_of, sheet_of
 from anyres.storage import remove_drafts, write_text
-from anyres.tasks import Task
+from anyres.tasks import Shown, Task
 from anyres.training.state import State, ended_by
 
 MOST_NOTES = 100  # on a page
@@ -156,7 +156,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         notes=[*compared(evaluation), *versions_of(trained), *notes],
         facts=facts_of(trained, str(pixels_of(trained, [r.size for r in results]))),
         train_sizes=trained_at,
-        sections=task.sections(best.scores, best.result.size),
+        sections=task.sections(best.scores, best.result.size, Shown(images.source, lambda i: images[i].image)),
         charts=charts_of(trained),
         sheet=sheet_of(trained),
         commands=commands_after(trained, best.result.size),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anyres.config import UserError
+from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import BUILTIN
 from anyres.recipe import Recipe, differences, read_recipe
@@ -68,7 +69,7 @@ def may_be_same(run: Path, before: str | None, now: str | None) -> bool:
         return before == now
     if Path(before).expanduser().resolve() == Path(now).expanduser().resolve():
         return True
-    plain = all(":" not in name and name not in BUILTIN for name in (before, now))
+    plain = all(":" not in name and name not in (*BUILTIN, *DRAWN) for name in (before, now))
     return plain and not (run / WEIGHTS).exists() and checkpoint.knows_data(run)
 
 

@@ -140,7 +140,7 @@ def _of_ours(what: str, weights: str | None) -> Teacher:
     if not names:
         raise UserError(f"{KEY}.teacher={what} has no classifier: it has nothing to teach")
     mean, std = opened.recipe.data.mean, opened.recipe.data.std
-    return Teacher(what, opened.model, mean, std, opened.recipe.views.parsed[0], names)
+    return Teacher(what, opened.backbone, mean, std, opened.recipe.views.parsed[0], names)
 
 
 def _of_library(what: str, name: str, weights: str | None) -> Teacher:

@@ -25,7 +25,7 @@ from anyres.data.loader import Rank, steps_per_epoch
 from anyres.evaluation.curve import measure_quality
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size, on_device
-from anyres.models.contract import Backbone
+from anyres.models.contract import Network
 from anyres.models.trainable import freeze
 from anyres.ops.kernels import check_triton, kernel_operations
 from anyres.ops.residual import skip_dropped
@@ -154,9 +154,13 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     check_images(recipe, task, (images, held_out))
     recipe, task = settled(recipe, task)
     check_folder(recipe, run)
-    model = build_model(recipe, task)
+    model = build_model(recipe, task, training=True)
     fresh = not checkpoint.found(run)
-    began = start_from(model, recipe.weights, task.classes) if fresh and recipe.weights else from_scratch(recipe)
+    began = (
+        start_from(task.begun(model), recipe.weights, task.classes)
+        if fresh and recipe.weights
+        else from_scratch(recipe)
+    )
     freeze(model, recipe.train.trainable, recipe.train.freeze_blocks)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:
@@ -217,7 +221,7 @@ def settled(recipe: Recipe, task: Task) -> tuple[Recipe, Task]:
 def fit(
     recipe: Recipe,
     task: Task,
-    model: Backbone,
+    model: Network,
     images: tuple[DecodedImages, DecodedImages],
     run: Path,
     accelerator: Accelerator,
@@ -296,7 +300,7 @@ def fit(
     return state
 
 
-def prepare_model(recipe: Recipe, model: Backbone, accelerator: Accelerator) -> None:
+def prepare_model(recipe: Recipe, model: Network, accelerator: Accelerator) -> None:
     """Put ``model`` on the device, in the memory layout and with the recomputation that the recipe asks for."""
     synchronize_batch_norm(model.to(accelerator.device))
     if recipe.train.channels_last:
@@ -414,7 +418,7 @@ def score_views(
         return padded.to(local.dtype)
 
     def batches(shown: DecodedImages, size: Size) -> Iterator[Batch]:
-        return scored_batches(recipe, task, shown, size, accelerator.device, rank)
+        return scored_batches(recipe, task.scoring(), shown, size, accelerator.device, rank)
 
     how = EvalSettings(accelerator.device, autocast_dtype(recipe.train.precision), gather)
     key = task.metrics[0].key

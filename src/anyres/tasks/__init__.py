@@ -2,7 +2,7 @@
 
 from anyres.tasks.image import ImageTask
 from anyres.tasks.registry import check, known_metrics, register_task, task_class, task_for, task_of, wanted_by
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference, Task
+from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference, Shown, Task
 
 __all__ = [
     "Answer",
@@ -11,6 +11,7 @@ __all__ = [
     "ImageTask",
     "Parts",
     "Reference",
+    "Shown",
     "Task",
     "check",
     "known_metrics",

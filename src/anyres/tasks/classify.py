@@ -19,7 +19,7 @@ from anyres.evaluation.page import PageTable, SampleAnswer, Section
 from anyres.flow import Batch, Metric, Record, Size
 from anyres.storage import write_bytes
 from anyres.tasks.labels import LabelTask
-from anyres.tasks.task import Answer, AnswerOptions, Reference
+from anyres.tasks.task import Answer, AnswerOptions, Reference, Shown
 
 
 class TopK:
@@ -71,7 +71,7 @@ class Classify(LabelTask):
                 written.append(path)
         return written
 
-    def sections(self, scores: ImageScores, size: Size) -> list[Section]:
+    def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
         """The classes least often right, what is taken for what, and the confusion matrix."""
         from anyres.evaluation.plots.heatmap import heat_map
 

@@ -22,8 +22,8 @@ from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores, ImageValues
 from anyres.evaluation.page import SampleAnswer, Section
-from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, Targets
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference
+from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, TargetReader, Targets
+from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference, Shown
 from anyres.training.objectives import Objective, ObjectiveConfig, registered_objective
 from anyres.training.objectives.cosub import Cosub
 from anyres.training.objectives.supervised import Supervised
@@ -75,6 +75,14 @@ class ImageTask(ABC):
         values = np.asarray([views[0] for views in targets])
         return Labels(torch.as_tensor(values.astype(np.float32) if values.dtype.kind == "f" else values))
 
+    def scoring(self) -> TargetReader:
+        """The task itself."""
+        return self
+
+    def learning_from(self, source: Source) -> ImageTask:
+        """The task as it is."""
+        return self
+
     def fit(self, source: Source, names: Names) -> Source:
         """The source as it is: it has no classes to be counted anew."""
         return source
@@ -99,9 +107,14 @@ class ImageTask(ABC):
         """The task has one loss of its own."""
         return self
 
-    def build(self, backbone: Callable[[int], nn.Module]) -> nn.Module:
-        """The recipe's network with ``outputs`` outputs."""
+    def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
+        """The recipe's network with ``outputs`` outputs. Raises UserError for options of a head: it has none."""
+        refuse_head(self.name, head)
         return backbone(self.outputs)
+
+    def begun(self, network: nn.Module) -> nn.Module:
+        """All of it."""
+        return network
 
     def objective(self, parts: Parts) -> Objective:
         """Labels, a teacher and consistency, or what the recipe names."""
@@ -140,7 +153,7 @@ class ImageTask(ABC):
         """None."""
         return []
 
-    def sections(self, scores: ImageScores, size: Size) -> list[Section]:
+    def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
         """None."""
         return []
 
@@ -156,3 +169,9 @@ class ImageTask(ABC):
     def about(self) -> dict[str, Any]:
         """Task and classes."""
         return {"task": self.name, "classes": self.classes}
+
+
+def refuse_head(name: str, head: Mapping[str, Any]) -> None:
+    """Raises UserError for options of a head where a task builds none on the backbone."""
+    if head:
+        raise UserError(f"task={name} has a classifier alone: leave out head.{min(head)}, which is of task=segment")

@@ -19,7 +19,7 @@ from anyres.evaluation.multilabel import LabelScores, score_labels, write_label_
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
 from anyres.flow import Batch, Metric, Record, Size
 from anyres.tasks.labels import LabelTask
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Reference
+from anyres.tasks.task import Answer, AnswerOptions, Configs, Reference, Shown
 from anyres.training.objective_config import LabelLoss
 from anyres.training.objectives import ObjectiveConfig
 
@@ -86,7 +86,7 @@ class MultiLabel(LabelTask):
         """``per_class.csv``: nothing is taken for one other class, so there is no confusion matrix."""
         return [write_label_table({size: _own(scores) for size, scores in by_size.items()}, self.classes, folder)]
 
-    def sections(self, scores: ImageScores, size: Size) -> list[Section]:
+    def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
         """The classes ranked worst."""
         shares = ("average precision", "F1", "precision", "recall")
         columns = ("class", *(f"{name}\N{NO-BREAK SPACE}%" for name in shares))

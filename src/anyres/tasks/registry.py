@@ -13,12 +13,13 @@ from anyres.flow import Metric
 from anyres.tasks.classify import Classify
 from anyres.tasks.image import ImageTask
 from anyres.tasks.multilabel import MultiLabel
+from anyres.tasks.segment import Segment
 from anyres.tasks.task import Configs, Task
 from anyres.tasks.unlabelled import Unlabelled
 from anyres.training.objectives import ObjectiveConfig
 
 T = TypeVar("T", bound=type)
-_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled)}
+_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment)}
 
 
 def register_task(task: T) -> T:
@@ -67,7 +68,7 @@ def wanted_by(name: str, objective: ObjectiveConfig) -> Wanted:
 def task_for(name: str, objective: ObjectiveConfig, source: Source) -> Task:
     """The recipe's task for a source; ``auto`` is decided by the objective and the labels."""
     chosen = _named(name, objective) or (MultiLabel.name if source.labelling == "several" else Classify.name)
-    task: Task = task_class(chosen)(classes=source.classes)
+    task: Task = task_class(chosen)(classes=source.classes).learning_from(source)
     return task
 
 

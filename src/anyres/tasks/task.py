@@ -7,7 +7,7 @@ its answers into words. The loop, resume, the loader, the curve, the report and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ from anyres.data.views_config import ViewsConfig
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores
 from anyres.evaluation.page import SampleAnswer, Section
-from anyres.flow import Batch, Geometry, Metric, Record, Size, Targets
+from anyres.flow import Batch, Geometry, Metric, Record, Size, TargetReader, Targets
 from anyres.training.objectives import Objective, ObjectiveConfig, ObjectiveParts, Teacher
 from anyres.training.plan import TrainConfig
 from anyres.training.schedule import OptimConfig
@@ -29,10 +29,15 @@ from anyres.training.schedule import OptimConfig
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one image: ``cells`` for a table, by column; ``values`` for JSON."""
+    """What a model says of one image: ``cells`` for a table, by column; ``values`` for JSON.
+
+    ``drawn``: the image, uint8 (c, h, w), -> what is drawn of the answer, as the content of picture files by the ending
+    of their names, such as ``overlay.png``; None: nothing can be drawn.
+    """
 
     cells: Mapping[str, str]
     values: Mapping[str, Any]
+    drawn: Callable[[Tensor], Mapping[str, bytes]] | None = None
 
     @property
     def line(self) -> str:
@@ -43,21 +48,26 @@ class Answer:
 @dataclass(frozen=True)
 class AnswerOptions:
     """How an answer is put: ``top``: so many of the likeliest classes; ``threshold``: of several labels, every one
-    above this probability (None: the task's own)."""
+    above this probability (None: the task's own). ``of_size``: the image's own, for answers that have a place in it
+    (None: that of the output)."""
 
     top: int = 3
     threshold: float | None = None
+    of_size: Size | None = None
 
 
 @dataclass(frozen=True)
 class Configs:
-    """The parts of a recipe that have to suit each other."""
+    """The parts of a recipe that have to suit each other. ``head``: the options of what a task builds on the backbone;
+    ``whole``: evaluation shows every image whole, at every size."""
 
     objective: ObjectiveConfig
     views: ViewsConfig
     mix: MixConfig
     optim: OptimConfig
     train: TrainConfig
+    head: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,15 @@ class Reference:
     batches: Callable[[], Iterable[Batch]]
     n: int
     classes: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images that were scored, for a task that draws them: where they come from, and their pixels by position,
+    uint8 (c, h, w)."""
+
+    source: Source
+    pixels: Callable[[int], Tensor]
 
 
 @runtime_checkable
@@ -97,7 +116,16 @@ class Task(Protocol):
 
     def collate(self, targets: Sequence[Sequence[Any]]) -> Targets: ...
 
+    def scoring(self) -> TargetReader:
+        """What reads the targets that answers are scored by, for the loader's processes: the task itself, or another
+        where scoring wants something else than training."""
+        ...
+
     # data
+    def learning_from(self, source: Source) -> Any:
+        """The task with what it has to know of the images it is trained on, beside their classes."""
+        ...
+
     def fit(self, source: Source, names: Names) -> Source:
         """``source`` with its targets counted as a model does that knows its classes by ``names``. Raises UserError
         where they do not go together."""
@@ -116,8 +144,13 @@ class Task(Protocol):
         """The task with the loss that ``settle`` has decided on (``objective.loss``)."""
         ...
 
-    def build(self, backbone: Callable[[int], nn.Module]) -> nn.Module:
-        """The network, freshly initialized: ``backbone(k)`` is the recipe's with k outputs, or none where k is 0."""
+    def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
+        """The network, freshly initialized: ``backbone(k)`` is the recipe's with k outputs, or none where k is 0;
+        ``head``: options of what is built on it. Raises UserError for options that there are not."""
+        ...
+
+    def begun(self, network: nn.Module) -> nn.Module:
+        """The part of the network that given weights fill at the start of a training: all of it, or its backbone."""
         ...
 
     def objective(self, parts: Parts) -> Objective:
@@ -157,8 +190,8 @@ class Task(Protocol):
         """Write tables and pictures of what was right and wrong; returns them."""
         ...
 
-    def sections(self, scores: ImageScores, size: Size) -> list[Section]:
-        """What the report shows of the scores at the model's best size."""
+    def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
+        """What the report shows of the scores at the model's best size, and of the images ``shown``."""
         ...
 
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from anyres.flow import Batch, Record
 from anyres.models.contract import Backbone
 from anyres.models.dino import ProjectionHead
 from anyres.tasks.classify import Classify
+from anyres.tasks.image import refuse_head
 from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference
 from anyres.training.objectives import Objective, ObjectiveConfig
 from anyres.training.objectives.dino import Dino
@@ -82,8 +83,9 @@ class Unlabelled(Classify):
             raise UserError(f"{only}.warmup_epochs={warmup} is more than train.epochs={train.epochs}")
         return configs.objective
 
-    def build(self, backbone: Callable[[int], nn.Module]) -> nn.Module:
+    def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
         """A backbone without classifier."""
+        refuse_head(self.name, head)
         return backbone(0)
 
     def objective(self, parts: Parts) -> Objective:

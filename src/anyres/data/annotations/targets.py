@@ -25,6 +25,7 @@ from anyres.flow import (
     MapFile,
     Maps,
     Objects,
+    OwnMaps,
     Polygons,
     Record,
     Rle,
@@ -121,6 +122,29 @@ class MapReader:
     def collate(self, targets: Sequence[Sequence[UInt8[Tensor, "_ _"]]]) -> Maps:
         """``targets[image][view]`` -> the batch's."""
         return Maps(tuple(torch.stack(list(view)) for view in zip(*targets, strict=True)))
+
+
+@dataclass(frozen=True)
+class OwnMapReader:
+    """The class of each pixel of a picture at the picture's own size, to score answers by; see ``MapReader``.
+
+    ``classes``: how many there are.
+    """
+
+    classes: int
+
+    def read(self, record: Record) -> UInt8[Tensor, "h w"]:
+        """The map of the upright picture. Raises UserError for a value that is no class."""
+        return MapReader(self.classes).read(record)
+
+    def view(self, target: UInt8[Tensor, "h w"], geometry: Geometry) -> UInt8[Tensor, "h w"]:
+        """The map as it is. Raises UserError where the picture has another size than its map."""
+        _check_size(Size(*target.shape), geometry)
+        return target
+
+    def collate(self, targets: Sequence[Sequence[UInt8[Tensor, "_ _"]]]) -> OwnMaps:
+        """``targets[image][view]`` -> the batch's."""
+        return OwnMaps(tuple(views[0] for views in targets))
 
 
 def _check_size(said: Size, geometry: Geometry) -> None:

@@ -22,14 +22,16 @@ place also where grids round up; at multiples of 32 px that is what mmsegmentati
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from anyres.config import UserError, config, need
-from anyres.models.contract import Loadable
+from anyres.models.contract import Network
 from anyres.models.dense.layers import groups_under
 from anyres.models.dense.norms import group_norm
 from anyres.models.dense.sizes import batch_norm_in_words, check_side
@@ -101,7 +103,7 @@ class FCNHead(nn.Sequential):
         self.conv_seg = nn.Conv2d(width, config.num_classes, kernel_size=1)
 
 
-class Segmenter(Loadable):
+class Segmenter(Network):
     """Images -> logits of every pixel; with maps of classes -> losses. See this module's docstring."""
 
     def __init__(self, bottom_up: BottomUp, config: SegmenterConfig) -> None:
@@ -134,19 +136,40 @@ class Segmenter(Loadable):
         ``decode`` and ``auxiliary``, which has its weight in it. Raises UserError for a side below the backbone's
         coarsest stride, and in training for batch norm with one value per channel.
         """
+        if maps is None:
+            return self._answers(images, auxiliary=False)["decode"]
+        return self.losses(self.answers(images), maps)
+
+    def answers(self, images: Float[Tensor, "b k h w"]) -> dict[str, Tensor]:
+        """Normalised images -> logits (b, n, h, w) of every head, by its name: ``decode``, ``auxiliary``."""
+        return self._answers(images, auxiliary=self.auxiliary_head is not None)
+
+    def losses(self, answers: Mapping[str, Tensor], maps: Integer[Tensor, "b h w"]) -> dict[str, Tensor]:
+        """What ``answers`` cost, each head's in its weight: scalars whose sum is minimized."""
+        weight = {"decode": 1.0, "auxiliary": self.config.auxiliary_weight}
+        return {name: weight[name] * pixel_loss(logits, maps) for name, logits in answers.items()}
+
+    def _answers(self, images: Float[Tensor, "b k h w"], *, auxiliary: bool) -> dict[str, Tensor]:
         size = (images.shape[-2], images.shape[-1])
         check_side(self.called, size, self.coarsest)
         with batch_norm_in_words(self.called):
             pyramid = self.backbone(images)
             strides = self.backbone.strides
-            logits = enlarge(self.decode_head(pyramid), strides["stage1"], size)
-            if maps is None:
-                return logits
-            losses = {"decode": pixel_loss(logits, maps)}
-            if self.auxiliary_head is not None:
-                helped = enlarge(self.auxiliary_head(pyramid["stage3"]), strides["stage3"], size)
-                losses["auxiliary"] = self.config.auxiliary_weight * pixel_loss(helped, maps)
-            return losses
+            made = {"decode": enlarge(self.decode_head(pyramid), strides["stage1"], size)}
+            if auxiliary and self.auxiliary_head is not None:
+                made["auxiliary"] = enlarge(self.auxiliary_head(pyramid["stage3"]), strides["stage3"], size)
+        return made
+
+    def get_classifier(self) -> nn.Module:
+        """The head's last layer, a 1x1 convolution."""
+        return self.decode_head.conv_seg
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
+        """Raises UserError for the first (height, width) below the coarsest stride, or that the backbone refuses."""
+        sizes = list(sizes)
+        for size in sizes:
+            check_side(self.called, size, self.coarsest)
+        self.backbone.check_sizes(sizes, training=training)
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Own names, from whose front a reader of files takes ``backbone.``."""
@@ -169,7 +192,8 @@ class Segmenter(Loadable):
 def enlarge(
     logits: Float[Tensor, "b n rows columns"], stride: float, size: tuple[int, int]
 ) -> Float[Tensor, "b n h w"]:
-    """Logits of positions -> of pixels: bilinear by the stride, then cut to ``size``."""
+    """Logits of positions -> of pixels: bilinear by the stride, then cut to ``size``; float32 from half precision."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     sides = [max(int(count * stride), side) for count, side in zip(logits.shape[-2:], size, strict=True)]
     return crop(F.interpolate(logits, size=sides, mode="bilinear", align_corners=False), size)
 
