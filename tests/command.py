@@ -42,13 +42,17 @@ def anyres(*words: object) -> Answer:
 @contextlib.contextmanager
 def hooks_restored() -> Iterator[None]:
     """Whatever a command changes for its process's log, warnings and threads is as before afterwards."""
-    log, shown, ended = logging.getLogger("anyres"), warnings.showwarning, threading.excepthook
-    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    logs = [logging.getLogger(name) for name in ("", "anyres", "torch")]
+    before = [(log, log.propagate, log.level, [(each, each.level) for each in log.handlers]) for log in logs]
+    shown, ended = warnings.showwarning, threading.excepthook
     try:
         yield
     finally:
-        log.handlers[:], log.propagate = handlers, propagate
-        log.setLevel(level)
+        for log, log.propagate, level, handlers in before:
+            log.setLevel(level)
+            log.handlers[:] = [each for each, _ in handlers]
+            for handler, its_level in handlers:
+                handler.setLevel(its_level)
         warnings.showwarning, threading.excepthook = shown, ended
 
 

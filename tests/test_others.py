@@ -19,13 +19,8 @@ def quieted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ANYRES_CACHE", str(tmp_path))
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    _remove_handlers()  # of a command that another test gave
     quiet_others()
     yield
-    _remove_handlers()
-
-
-def _remove_handlers() -> None:
     for log in (logging.getLogger(), logging.getLogger("torch")):
         for handler in [each for each in log.handlers if isinstance(each, OthersHandler)]:
             log.removeHandler(handler)

@@ -118,6 +118,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content``, whole or not at all."""
     with atomic_write(path) as draft:

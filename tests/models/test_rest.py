@@ -167,7 +167,7 @@ def test_stochastic_depth_rises_over_all_blocks() -> None:
 
 
 def test_layers_are_numbered_as_those_of_version_2() -> None:
-    """The official layer decay fails on the name patch_embed_2 (spec, trap R-4)."""
+    """ResT v1's layers are counted like version 2's; the authors' own layer decay fails on the name patch_embed_2."""
     model = build()
     assert model.no_weight_decay() == set()
     names = {id(p): name for name, p in model.named_parameters()}

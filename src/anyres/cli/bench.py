@@ -33,7 +33,7 @@ def bench_data(
     from anyres.cli.console import is_stdout, print_json, report_, stdout
     from anyres.recipe import load_recipe
     from anyres.runs.bench_data import bench_data
-    from anyres.runs.report import write_json
+    from anyres.storage import write_json
 
     report = bench_data(data, load_recipe(recipe, overrides or []), seconds)
     if is_stdout(into):
@@ -42,7 +42,7 @@ def bench_data(
     stdout().print(loading_table(report))
     report_(*loading_sentences(report))
     if into is not None:
-        write_json(report.facts(), into)
+        write_json(into, report.facts())
         report_(f"written: {into}")
 
 

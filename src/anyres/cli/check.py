@@ -64,7 +64,7 @@ def check(
     from anyres.data.annotations.annotated import Rules
     from anyres.flow import parse_sizes
     from anyres.runs.check import check as examine
-    from anyres.storage import write_text
+    from anyres.storage import write_json
 
     rules = Rules(needs_masks=masks, drop_empty=drop_empty, max_faulty=max_faulty)
     wanted = parse_sizes(sizes) if sizes else ()
@@ -74,9 +74,7 @@ def check(
     else:
         _print(found)
     if as_json is not None and not is_stdout(as_json):
-        import json
-
-        write_text(as_json, json.dumps(found.plain(), indent=1))
+        write_json(as_json, found.plain())
     if found.stop:
         raise UserError(f"{data} cannot be trained on: {found.stop}")
 

@@ -22,7 +22,7 @@ def doctor(into: AsJson = None) -> None:
 
     from anyres.cli.console import is_stdout, print_json, report_
     from anyres.runs.doctor import examine_machine, examine_uses
-    from anyres.runs.report import write_json
+    from anyres.storage import write_json
 
     machine, uses = examine_machine(), examine_uses()
     facts = {"machine": [asdict(found) for found in machine], "uses": [asdict(found) for found in uses]}
@@ -30,7 +30,7 @@ def doctor(into: AsJson = None) -> None:
         print_json(facts)
         return
     if into:
-        write_json(facts, into)
+        write_json(into, facts)
     _print(machine)
     report_("")
     _print(uses)

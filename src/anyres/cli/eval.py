@@ -37,7 +37,8 @@ def evaluate(
     from anyres.cli.results import print_evaluation
     from anyres.runs import evaluate as runs
     from anyres.runs.opened import ModelSpec
-    from anyres.runs.report import write_json, write_mistakes
+    from anyres.runs.report import write_mistakes
+    from anyres.storage import write_json
 
     wanted = runs.parse(sizes or ())
     evaluation = runs.evaluate(ModelSpec(model, weights, classes), data=data, split=split, sizes=wanted)
@@ -48,7 +49,7 @@ def evaluate(
         print_evaluation(evaluation)
     written = write_mistakes(evaluation, out) if out else []
     if into is not None and not is_stdout(into):
-        write_json(evaluation.facts(), into)
+        write_json(into, evaluation.facts())
         written.append(into)
     if written:
         log.info("written: %s", ", ".join(map(str, written)))

@@ -63,8 +63,8 @@ def predict(
     from anyres.runs.answers import FileAnswer, write_answers_csv
     from anyres.runs.opened import ModelSpec, open_model
     from anyres.runs.predict import PredictOptions, predict_files
-    from anyres.runs.report import write_json
     from anyres.runs.stderr import log_sentences
+    from anyres.storage import write_json
     from anyres.tasks import AnswerOptions
 
     if as_csv and is_stdout(as_csv):
@@ -80,7 +80,7 @@ def predict(
     if is_stdout(as_json):
         print_json(facts)
     elif as_json:
-        write_json(facts, as_json)
+        write_json(as_json, facts)
     if as_csv:
         write_answers_csv(as_csv, answers)
     written = [path for path in (as_json, as_csv, draw) if path and not is_stdout(path)]

@@ -45,8 +45,8 @@ def probe(
     from anyres.runs.opened import DataSpec, ModelSpec, open_model
     from anyres.runs.probe import ProbeOptions
     from anyres.runs.probe import probe as run
-    from anyres.runs.report import write_json
     from anyres.runs.stderr import log_sentences
+    from anyres.storage import write_json
 
     if not all(part.strip().isdecimal() for part in k.split(",")):
         raise UserError(f"--k {k!r}: give numbers of neighbors, as 10,20")
@@ -63,4 +63,4 @@ def probe(
     stdout().print(probe_table(result.found))
     report_(*result.summary())
     if into is not None:
-        write_json(result.facts(), into)
+        write_json(into, result.facts())

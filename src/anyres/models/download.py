@@ -5,7 +5,6 @@ Beside the file lies a note of the version it is of (``<file>.json``), so that t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyres.config import Damaged, UserError, first_line
-from anyres.storage import read_json, write_text
+from anyres.storage import read_json, write_json
 
 if TYPE_CHECKING:
     import httpx2
@@ -285,11 +284,6 @@ def _why(error: BaseException) -> str:
     if any(isinstance(c, TimeoutError) for c in causes):
         return "the server does not answer in time; try again, it goes on where it stopped"
     return f"the connection failed ({first_line(error)}); try again, it goes on where it stopped"
-
-
-def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Whole or not at all."""
-    write_text(path, json.dumps(values))
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from anyres.config import Damaged, UserError
-from anyres.models.download import Download, direct, no_weights, refuse_downgrade, write_json
-from anyres.storage import cache_root, exists, offline, open_regular, read_json
+from anyres.models.download import Download, direct, no_weights, refuse_downgrade
+from anyres.storage import cache_root, exists, offline, open_regular, read_json, write_json
 
 if TYPE_CHECKING:
     import httpx2

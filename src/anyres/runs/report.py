@@ -26,7 +26,7 @@ from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.runs.samples import best_of, samples_of
 from anyres.runs.stderr import doing
 from anyres.runs.training_record import charts_of, sheet_of
-from anyres.storage import remove_drafts, write_text
+from anyres.storage import remove_drafts, write_json
 from anyres.tasks import Shown, Task
 from anyres.training.state import State, ended_by
 
@@ -53,7 +53,7 @@ def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[De
         "ended": ended_by(progress, recipe.train) if kept.last_epoch < recipe.train.epochs else "",
         "notes": [*dict.fromkeys(sources), *(f"{name}: {what}" for name, what in found.items())],
     }
-    write_json(facts, run / FACTS)
+    write_json(run / FACTS, facts)
     about = {"model": recipe.model, "mean": recipe.data.mean, "std": recipe.data.std, **task.about()}
     said = {"anyres": json.dumps(about)}
     if kept.step == progress.step:
@@ -162,7 +162,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         commands=commands_after(trained, best.result.size),
     )
     write_html(folder / "report.html", page)
-    write_json(trained.facts | {"evaluation": evaluation.facts()}, folder / FACTS)
+    write_json(folder / FACTS, trained.facts | {"evaluation": evaluation.facts()})
 
 
 def write_mistakes(evaluation: Evaluation, out: Path) -> list[Path]:
@@ -344,8 +344,3 @@ def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
         "points": rows,
         "notes": [*source.notes, *(f"{name}: {what}" for name, what in images.decode_warnings().items())],
     }
-
-
-def write_json(values: dict[str, Any], path: Path) -> None:
-    """Write plain values, whole or not at all."""
-    write_text(path, json.dumps(values, indent=1) + "\n")

@@ -155,12 +155,7 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     recipe, task = settled(recipe, task)
     check_folder(recipe, run)
     model = build_model(recipe, task, training=True)
-    fresh = not checkpoint.found(run)
-    began = (
-        start_from(task.begun(model), recipe.weights, task.classes)
-        if fresh and recipe.weights
-        else from_scratch(recipe)
-    )
+    began = begin(model, recipe, task, run)
     freeze(model, recipe.train.trainable, recipe.train.freeze_blocks)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
     if accelerator.is_main_process:
@@ -172,7 +167,7 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
         if (run / WEIGHTS).exists() and reopens(recipe, run):
             reopen(run, (images, held_out), make_plan(recipe, len(images)))
         write_text(run / RECIPE, dump_recipe(with_full_path(recipe)))
-        if fresh:
+        if began:
             log.info(began)
     accelerator.wait_for_everyone()
     if (run / WEIGHTS).exists():
@@ -202,6 +197,13 @@ def check_images(recipe: Recipe, task: Task, images: tuple[DecodedImages, Decode
         raise UserError("data.balance=true wants images of one label each: leave it out")
     if recipe.train.patience is not None and not scored:
         raise UserError("train.patience counts scorings, and these images cannot be scored: leave it out")
+
+
+def begin(model: Network, recipe: Recipe, task: Task, run: Path) -> str:
+    """Load the weights that a run starts from, and say which; "" where it goes on from a checkpoint."""
+    if checkpoint.found(run):
+        return ""
+    return start_from(task.begun(model), recipe.weights, task.classes) if recipe.weights else from_scratch(recipe)
 
 
 def report_again(recipe: Recipe, run: Path, wanted: bool) -> Evaluation | None:

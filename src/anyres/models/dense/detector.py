@@ -48,7 +48,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from anyres.config import UserError, config
 from anyres.models.contract import Loadable
 from anyres.models.dense.feature_pyramid import FeaturePyramid, FixedStrideAnchors, fixed_pooling
-from anyres.models.dense.layers import groups_under
+from anyres.models.dense.layers import groups_under, own_names
 from anyres.models.dense.norms import new_norm
 from anyres.models.dense.sizes import batch_norm_in_words, check_side
 from anyres.models.external import share_members
@@ -169,8 +169,7 @@ class Detector(Loadable):
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Own names, from whose front a reader of files takes ``backbone.``."""
-        own = self.state_dict()
-        return {f"backbone.{key}" if f"backbone.{key}" in own else key: value for key, value in state.items()}
+        return own_names(state, self.state_dict())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The backbone's layers; all that stands on it is in the last."""

@@ -1,10 +1,12 @@
-"""Layers of a backbone within a larger model, for layer-wise learning rates."""
+"""A backbone's parameters within a larger model: their names in files, and their layers for layer-wise rates."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 _START = re.compile(r"(?<!\[)\^")
 
@@ -23,3 +25,8 @@ def groups_under(groups: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         several = isinstance(entry, list | tuple)
         found[name] = [(under(pattern), suffix) for pattern, suffix in entry] if several else under(entry)
     return found
+
+
+def own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` by the names of ``own``: with ``backbone.`` in front again, where that makes it one of them."""
+    return {f"backbone.{key}" if f"backbone.{key}" in own else key: value for key, value in state.items()}

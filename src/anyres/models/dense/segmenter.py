@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, config, need
 from anyres.models.contract import Network
-from anyres.models.dense.layers import groups_under
+from anyres.models.dense.layers import groups_under, own_names
 from anyres.models.dense.norms import group_norm
 from anyres.models.dense.sizes import batch_norm_in_words, check_side
 from anyres.models.pyramids.bottom_up import BottomUp
@@ -173,8 +173,7 @@ class Segmenter(Network):
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Own names, from whose front a reader of files takes ``backbone.``."""
-        own = self.state_dict()
-        return {f"backbone.{key}" if f"backbone.{key}" in own else key: value for key, value in state.items()}
+        return own_names(state, self.state_dict())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The backbone's layers; all that stands on it is in the last."""
