@@ -50,7 +50,7 @@ WORDS = shlex.split(
     "train.checkpoint_every=2 train.ema_decay=0.9 evaluate.sizes=[24,32]"
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-PATIENCE_S = 120.0
+PATIENCE_S = 900.0  # a machine with neighbors may be slow
 
 
 @dataclass

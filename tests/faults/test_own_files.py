@@ -13,11 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from anyres.config import Damaged, UserError
 from anyres.deploy.cascade import Cascade
 from anyres.deploy.engines.timing_cache import BackendTiming, TimingCache
+from anyres.models.state_files import read_state
+from anyres.models.weights import save_weights
 from anyres.recipe import read_recipe
 from anyres.runs.opened import load
 from anyres.runs.report import facts_of
@@ -194,3 +197,23 @@ def test_a_named_pipe_is_not_waited_for(run: Path, monkeypatch: pytest.MonkeyPat
     else:
         monkeypatch.setenv("ANYRES_CACHE", str(run))
         assert TimingCache({"key": 1}).read() == ()
+
+
+def test_a_changed_bit_of_weights_never_answers(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {"scale": torch.tensor(1.5), "matrix": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)}
+    save_weights(tensors, path, {"anyres": '{"model": "restv2_nano", "classes": ["cat", "dog"]}'})
+    whole = path.read_bytes()
+    found = read_state(path)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+    read = []
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            changed = read_state(path)
+        except UserError:
+            continue
+        if changed.keys() != tensors.keys() or not all(torch.equal(changed[key], tensors[key]) for key in tensors):
+            read.append((at, whole[at : at + 1]))
+    assert not read

@@ -8,7 +8,6 @@ official script draws random crops and flips anew in each epoch.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -130,15 +129,6 @@ def kept(path: Path, about: Mapping[str, str]) -> Pooled | None:
         if found.get(key) != value:
             raise UserError(f"{path} holds features of another {key}: choose another --keep, or remove it")
     return pooled
-
-
-def digest(model: nn.Module) -> str:
-    """The first digits of a hash of a model's tensors, names included."""
-    whole = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()[:16]
 
 
 def knn(train: Pooled, test: Pooled, classes: int, ks: Iterable[int], device: torch.device) -> list[Probed]:

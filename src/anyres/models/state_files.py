@@ -6,18 +6,18 @@ repositories wrap them.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anyres.config import UserError, first_line, printable
@@ -33,6 +33,8 @@ UNPACKED_BYTES = 2**26
 """By which an archive may unpack to more than it is: the code in it."""
 EXPANDED_BYTES = 2**20
 """By which a tensor may be larger than its storage (``expand``): a scale, not a matrix."""
+DIGEST = "anyres_sha256"
+"""Under which a safetensors file of ours keeps the digest of its tensors and its other text."""
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -111,11 +113,33 @@ def read_state(path: Path, part: str | None = None) -> dict[str, Tensor]:
         head = file.read(9)
     with readable(path):
         if path.suffix == ".safetensors" or head[8:] == b"{":  # a length of eight bytes, then JSON
-            content: Any = load_file(path)
+            content: Any = _load_safetensors(path)
         else:
             _check_stored(path)
             content = _load(path)
     return unwrap(content, str(path), part)
+
+
+def digest_of(state: Mapping[str, Tensor], text: Mapping[str, str] | None = None) -> str:
+    """The SHA-256 of tensors, their names, types and shapes, and of text beside them; in whatever order."""
+    whole = hashlib.sha256(repr(sorted((text or {}).items())).encode())
+    for name, tensor in sorted(state.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Raises UserError where a digest that ``save_weights`` put into the file says that it has changed since."""
+    with safe_open(path, framework="pt") as file:
+        text, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    said = text.pop(DIGEST, None)
+    if said is not None and said != digest_of(state, text):
+        raise UserError(
+            f"{path} is damaged: it does not hold what was written into it. Copy it again, or remove it and run the "
+            f"training again (who changed it on purpose leaves out its metadata's {DIGEST})"
+        )
+    return state
 
 
 def _load(path: Path) -> Any:

@@ -15,9 +15,10 @@ from rich.progress import track
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import Source
-from anyres.evaluation.probe import Pooled, ProbeConfig, Probed, digest, keep, kept, knn, linear
+from anyres.evaluation.probe import Pooled, ProbeConfig, Probed, keep, kept, knn, linear
 from anyres.flow import Size
 from anyres.models.index import known_weights
+from anyres.models.state_files import digest_of
 from anyres.runs.inputs import describe_preprocessing, open_images, reference_images
 from anyres.runs.opened import DataSpec, TrainedModel
 from anyres.runs.report import pixels_of
@@ -111,7 +112,7 @@ def pooled(trained: TrainedModel, images: DecodedImages, size: Size, keep_in: Pa
         return trained.pooled(images, size)
     listed = "\n".join(f"{r.name} {r.target}" for r in images.source.records)
     about = {
-        "model": f"{trained.recipe.model} {digest(trained.model)}",
+        "model": f"{trained.recipe.model} {digest_of(trained.model.state_dict())[:16]}",
         "set": hashlib.sha256(listed.encode()).hexdigest(),
         "preprocessing": f"{describe_preprocessing(trained.recipe, [size])} {pixels_of(trained, [size])}",
         "precision": f"{trained.device.type} {trained.autocast}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -23,6 +22,7 @@ from anyres.deploy.export.files import drafts, file_hash, graph_hash, save_graph
 from anyres.deploy.export.graph import OUTPUT, fixed_graph, free_graph, program
 from anyres.deploy.export.runtimes import Unable, open_onnxruntime, open_openvino, open_torch
 from anyres.flow import Size
+from anyres.models.state_files import digest_of
 from anyres.models.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -252,11 +252,7 @@ def _certify(
         "logit": checks.LOGIT,
         "logit, share of motion": checks.OF_MOTION,
     }
-    weights = hashlib.sha256()
-    for key, tensor in sorted(referee.model.state_dict().items()):
-        weights.update(key.encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    made = {"model": weights.hexdigest(), **hashes}
+    made = {"model": digest_of(referee.model.state_dict()), **hashes}
     return Certificate(
         bounds, tuple(found), tuple(counts), subject.pictures.source, dict(skipped), made, _versions(engines)
     )
