@@ -125,7 +125,7 @@ def digest_of(state: Mapping[str, Tensor], text: Mapping[str, str] | None = None
     whole = hashlib.sha256(repr(sorted((text or {}).items())).encode())
     for name, tensor in sorted(state.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
