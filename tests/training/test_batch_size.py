@@ -17,7 +17,7 @@ from anyres.recipe import load_recipe
 from anyres.runs import batch_size
 from anyres.runs.batch_size import KeptBytes, candidates, largest
 
-SMALL = ("views.sizes=[32, 24]", "epochs=1", "data.workers=0", "evaluate.sizes=[32]", "objective.consistency=none")
+SMALL = ("views.sizes=[32, 24]", "train.epochs=1", "data.workers=0", "evaluate.sizes=[32]", "objective.consistency=none")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_search_stops_at_the_first_that_does_not_fit() -> None:
 
 def test_where_nothing_can_be_found(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "memory", lambda: 10**6)
-    line = refused("train", "restv2_nano", "--data", data, "--out", tmp_path / "none", *SMALL, "batch=auto")
+    line = refused("train", "restv2_nano", "--data", data, "--out", tmp_path / "none", *SMALL, "data.batch_size=auto")
     assert "the memory is too small for 2 images at 32, 24 px" in line
     assert "is found when a training begins" in refused("bench", "data", data, "batch_size=auto")
     with pytest.raises(UserError, match="must be 1 or more, or auto"):
