@@ -65,8 +65,9 @@ class DataConfig:
     eval_split: Literal["val", "test"] = "val"
     # share of the training images that is held out where there is no val split
     val_share: float = 0.2
-    # images of a step, over all processes
-    batch_size: int = 128
+    # images of a step, over all processes; auto: the largest power of two that the memory takes, at most 1,024 and a
+    # quarter of the training images; the run keeps the number that was found
+    batch_size: int | Literal["auto"] = 128
     # every class comes equally often in an epoch, which keeps its length: images of rare ones several times, with other
     # draws, and of common ones not all (images of one label each)
     balance: bool = False
@@ -90,8 +91,8 @@ class DataConfig:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"data.batch_size={self.batch_size} must be 1 or more")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"data.batch_size={self.batch_size} must be 1 or more, or auto")
         if self.repeats < 1:
             raise ValueError(f"data.repeats={self.repeats} must be 1 (off) or more, as 3")
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
@@ -112,6 +113,13 @@ class DataConfig:
             normalization(self.mean, self.std, self.channels)  # raises
         if not min(self.std) > 0:
             raise ValueError(f"data.std={list(self.std)} must be above 0 in every channel")
+
+    @property
+    def step_images(self) -> int:
+        """``batch_size`` where it is a number. Raises UserError for ``auto``."""
+        if self.batch_size == "auto":
+            raise UserError("data.batch_size=auto is found when a training begins: give a number here")
+        return self.batch_size
 
 
 @config
@@ -172,8 +180,10 @@ class Recipe:
                 f"mix.smoothing={self.mix.smoothing} gives every class a share, and objective.loss=bce takes each "
                 "share for wholly right: set mix.smoothing=0"
             )
+        if self.data.balance and self.objective.class_weights != "none":
+            raise ValueError("data.balance and objective.class_weights both make rare classes count more: choose one")
         self.views.plan(self.augment)  # raises where a group's colours and augment's exclude each other
-        if self.train.accumulate > self.data.batch_size:
+        if self.data.batch_size != "auto" and self.train.accumulate > self.data.batch_size:
             raise ValueError(
                 f"train.accumulate={self.train.accumulate} splits each step's data.batch_size={self.data.batch_size} "
                 "images: give at most as many"
@@ -422,6 +432,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 def _explain(error: ValidationError, group: str = "") -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple", "dict"))]
+    if path and (path[-1] in ("int", "float", "bool", "str") or path[-1].startswith("literal[")):
+        path.pop()  # which of several types it was tried as
     key = group + ".".join(path)
     if first["type"] == "unexpected_keyword_argument":
         return f"{key!r} is not a key{nearest(path[-1], _keys(path[:-1]))}"

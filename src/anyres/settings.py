@@ -38,6 +38,10 @@ HABITS = {
     "optimizer": "optim.name",
     "layer_decay": "optim.layer_decay",
     "clip_grad": "optim.clip_norm",
+    "patience": "train.patience",
+    "early_stopping_patience": "train.patience",
+    "freeze": "train.freeze_blocks",
+    "class_weights": "objective.class_weights",
     "seed": "train.seed",
     "amp": "train.precision",
     "workers": "data.workers",
@@ -120,6 +124,8 @@ def from_habit(text: str) -> str:
         return text
     if word == "amp":
         value = _PRECISIONS.get(value.lower(), value)
+    if word == "batch" and value == "-1":  # Ultralytics' word for it
+        value = "auto"
     if word in HABITS:
         return f"{HABITS[word]}={value}"
     if word in ELSEWHERE and not value.lstrip().startswith("{"):  # a group of ours in YAML

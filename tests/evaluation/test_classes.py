@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from anyres.config import UserError
 from anyres.data.sources import Source
 from anyres.evaluation.classes import read_names, relabel
+from anyres.evaluation.imagenet import imagenet_names
 from anyres.flow import Record
 
 FISH = (("n01440764", "tench"), ("n01443537", "goldfish"), ("n01484850", "great white shark"))
@@ -95,3 +96,18 @@ def test_classes_that_do_not_fit_are_one_line() -> None:
         relabel(source("bird", "crane"), (("crane",), ("bird",), ("crane",)))
     with pytest.raises(UserError, match="two classes that are one"):
         relabel(source("n01440764", "tench"), FISH)
+
+
+def test_imagenet_is_called_as_timm_calls_it() -> None:
+    from timm.data import ImageNetInfo
+
+    info, names = ImageNetInfo("imagenet-1k"), imagenet_names()
+    assert [name[0] for name in names] == info.label_names()
+    for name, words in zip(names, info.label_descriptions(), strict=True):
+        assert set(words.split(", ")) <= set(name), name
+    shown = [name[-1] for name in names]
+    assert len(set(shown)) == 1000
+    assert shown[0] == "tench"
+    assert shown[134] == "crane (n02012849)"  # the bird: a machine is called so too
+    ten = source("n01440764", "n02102040")
+    assert [relabel(ten, names).records[i].target for i in (0, 1)] == [0, 217]

@@ -10,7 +10,7 @@ from tests.runs import listening
 
 import anyres
 from anyres.recipe import load_recipe
-from anyres.runs.train import fitting_batch, make_plan
+from anyres.runs.learner import fitting_batch, make_plan
 
 
 def test_a_batch_that_fits_is_left_alone() -> None:

@@ -22,7 +22,10 @@ Weights = Annotated[
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option("--classes", help="CSV or JSON with the names of the weights' classes, one a line in their order."),
+    typer.Option(
+        "--classes",
+        help="CSV or JSON with the names of the weights' classes, one a line in their order; or imagenet.",
+    ),
 ]
 Data = Annotated[
     str | None,

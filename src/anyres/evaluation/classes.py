@@ -83,7 +83,7 @@ def relabel(source: Source, names: Names) -> Source:
             return source
         raise UserError(
             f"{source.name} has {len(source.classes)} classes and the weights {len(names)}: give --classes a file with "
-            "the names of the weights' classes, one a line in their order"
+            "the names of the weights' classes, one a line in their order, or imagenet"
         )
     indices: dict[str, set[int]] = {}
     for i, called in enumerate(names):

@@ -44,7 +44,7 @@ def bench_data(data: str, recipe: Recipe, seconds: float) -> LoadingReport:
         images,
         recipe.augment,
         recipe.views,
-        batch_size=recipe.data.batch_size,
+        batch_size=recipe.data.step_images,
         workers=recipe.data.workers,
         seconds=seconds,
     )

@@ -36,11 +36,12 @@ def memory() -> int:
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError where a step's images, or the images scored at a time, are more than the machine's memory."""
     channels = recipe.data.channels or len(recipe.data.mean)
-    here = -(-recipe.data.batch_size // int(os.environ.get("WORLD_SIZE") or 1))
+    images = 1 if recipe.data.batch_size == "auto" else recipe.data.batch_size
+    here = -(-images // int(os.environ.get("WORLD_SIZE") or 1))
     values = here * channels * sum(size.height * size.width for size in recipe.views.parsed)
     _check(
         float(values * TRAINED_BYTES),
-        f"a step of data.batch_size={recipe.data.batch_size} images at {recipe.views.summary} px",
+        f"a step of data.batch_size={images} images at {recipe.views.summary} px",
         "lower data.batch_size or views.sizes",
     )
     check_sizes_fit(evaluated_sizes(recipe), recipe, recipe.evaluate.batch_size)

@@ -67,7 +67,7 @@ def choose(recipe: Recipe, run: Path, state: State, images: int) -> tuple[Kept, 
         except (checkpoint.Damaged, OSError) as error:
             log.warning("the best weights, after step %d, are lost (%s): the last are kept", progress.best_step, error)
     step = progress.best_step if weights else progress.step
-    per_epoch = steps_per_epoch(images, recipe.data.batch_size)
+    per_epoch = steps_per_epoch(images, recipe.data.step_images)
     kept = Kept(
         "best" if keeps_best(recipe) and progress.best_step >= 0 else "last",
         step,

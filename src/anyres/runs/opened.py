@@ -22,6 +22,7 @@ from anyres.data.sources import Source
 from anyres.evaluation.classes import Names, read_names
 from anyres.evaluation.curve import EvalResult, Quality, measure_quality
 from anyres.evaluation.evaluator import EvalSettings
+from anyres.evaluation.imagenet import COUNT, IMAGENET, imagenet_names
 from anyres.evaluation.probe import Pooled, pool
 from anyres.evaluation.speed import measure_costs_of
 from anyres.flow import Size, SizeResult, pick_device
@@ -82,7 +83,8 @@ IN_FACTS = {
 @dataclass(frozen=True)
 class ModelSpec:
     """Names a model: ``what`` is a run folder, a model, or known weights such as ``deit3_small.384``; ``weights`` a
-    file, URL, hub id, known name, or ``none`` for a model as it is initialized; ``classes`` a file of class names."""
+    file, URL, hub id, known name, or ``none`` for a model as it is initialized; ``classes`` a file of class names, or
+    ``imagenet``."""
 
     what: str
     weights: str | Path | None = None
@@ -261,7 +263,8 @@ def load(what: str | Path, weights: str | Path | None = None, classes: str | Pat
 
     ``what``: a run folder; or the name of a model or of known weights (``deit3_small.384``) with ``weights`` and
     ``classes``. ``weights``: a file, URL, hub id or name of the index, or ``none`` for a model as it is initialized;
-    only a name of the index does without. ``classes``: a file of class names, see ``evaluation.classes.read_names``.
+    only a name of the index does without. ``classes``: a file of class names, see ``evaluation.classes.read_names``, or
+    ``imagenet``; weights of the index answer with ImageNet's names by themselves.
     Raises UserError where there is no such model or its weights do not fit.
     """
     show_log()
@@ -271,7 +274,12 @@ def load(what: str | Path, weights: str | Path | None = None, classes: str | Pat
         if classes is not None:
             raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
         return open_run(Path(what))
-    return open_weights(what, weights, read_names(Path(classes)) if classes else None)
+    return open_weights(what, weights, _named_in(str(classes)) if classes else None)
+
+
+def _named_in(classes: str) -> Names:
+    """The names that ``--classes`` means: ImageNet's, or a file's."""
+    return imagenet_names() if classes == IMAGENET and not Path(classes).exists() else read_names(Path(classes))
 
 
 def open_model(model: Model) -> TrainedModel:
@@ -328,7 +336,13 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
     task = task_of(about)
     if task.wanted != "text":  # it has classes
         names = names or ((),) * count
-        task = replace(task, classes=tuple(called[-1] if called else str(i) for i, called in enumerate(names)))
+        known_as = names
+        if count == COUNT and not any(names):
+            if row:  # the index is of ImageNet-1k's
+                known_as = imagenet_names()
+            else:
+                log.info("classes are called by number: --classes imagenet names ImageNet's, --classes FILE others")
+        task = replace(task, classes=tuple(called[-1] if called else str(i) for i, called in enumerate(known_as)))
     built = build_backbone(recipe, count)
     if path:
         load_weights(built, path)

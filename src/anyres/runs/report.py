@@ -103,11 +103,11 @@ class Evaluation:
         return [
             *self.task.summary(best.scores, best.result.size),
             *compared(self),
+            f"preprocessing: {describe_preprocessing(self.model.recipe, measured)}",
+            f"fingerprint: {pixels_of(self.model, measured)}",
             *versions_of(self.model),
             *kept_weights(self.model),
             *cautions_for(self.model, self.images),
-            f"preprocessing: {describe_preprocessing(self.model.recipe, measured)}",
-            f"fingerprint: {pixels_of(self.model, measured)}",
         ]
 
     def __repr__(self) -> str:
@@ -214,8 +214,8 @@ def facts_of(trained: TrainedModel, decoder: str = "") -> list[FactGroup]:
         if trained.task.wanted == "optional"
         else ("consistency", f"{objective.consistency} on {objective.target}"),
         ("epochs", str(recipe.train.epochs)),
-        ("learning rate", f"{recipe.optim.peak_lr(recipe.data.batch_size):.3g}, {recipe.optim.schedule}"),
-        ("batch", f"{recipe.data.batch_size} images"),
+        ("learning rate", f"{recipe.optim.peak_lr(recipe.data.step_images):.3g}, {recipe.optim.schedule}"),
+        ("batch", f"{recipe.data.step_images} images"),
         ("seed", str(recipe.train.seed)),
         *([("pixels processed", f"{facts['pixels'] / 1e9:.2f} G")] if "pixels" in facts else []),
         *([("seconds of training", f"{facts['seconds']:.0f}")] if "seconds" in facts else []),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError, first_line, nearest
 from anyres.evaluation.classes import Names
+from anyres.evaluation.imagenet import COUNT, imagenet_names
 from anyres.flow import Size
 from anyres.models import create_model, variant
 from anyres.models.contract import Backbone, count_classes
@@ -162,13 +163,8 @@ def _of_library(what: str, name: str, weights: str | None) -> Teacher:
 
 
 def _imagenet_names(count: int, otherwise: Names) -> Names:
-    """ImageNet-1k's classes by WordNet id and by words, where there are as many as that; else ``otherwise``."""
-    if count != 1000:
-        return otherwise
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    return tuple((name, *info.label_name_to_description(name).split(", ")) for name in info.label_names())
+    """ImageNet-1k's classes where there are as many as that; else ``otherwise``."""
+    return imagenet_names() if count == COUNT else otherwise
 
 
 def match_classes(student: Sequence[str], teacher: Teacher, file: Path | None) -> list[list[int]] | None:

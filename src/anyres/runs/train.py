@@ -21,16 +21,15 @@ from torch import Tensor, nn
 
 from anyres.config import Stopped, UserError
 from anyres.data.cache import DecodedImages
-from anyres.data.loader import Rank, steps_per_epoch
+from anyres.data.loader import Rank
 from anyres.evaluation.curve import measure_quality
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.flow import Batch, Size, on_device
 from anyres.models.contract import Network
 from anyres.models.trainable import freeze
-from anyres.ops.kernels import check_triton, kernel_operations
-from anyres.ops.residual import skip_dropped
 from anyres.ops.triton_switch import triton_kernels
 from anyres.recipe import Recipe, dump_recipe, load_recipe
+from anyres.runs.batch_size import Trial, as_begun, with_batch_size
 from anyres.runs.bounds import check_recipe
 from anyres.runs.first_weights import AUTO, best_weights, from_scratch
 from anyres.runs.inputs import (
@@ -43,25 +42,24 @@ from anyres.runs.inputs import (
     with_full_path,
 )
 from anyres.runs.kept import keeps_best
+from anyres.runs.learner import build_learner, check_kernels, make_plan
 from anyres.runs.opened import RECIPE, WEIGHTS, TrainedModel, build_model, check_sizes, open_run, start_from
 from anyres.runs.report import Evaluation, finish, report_on
 from anyres.runs.resume import check_folder, check_progress, ended_early, mendable, reopen, reopens, way_on
 from anyres.runs.stderr import show_log
-from anyres.runs.teacher import Teacher, build_teacher, has_two_heads
+from anyres.runs.teacher import Teacher, build_teacher
 from anyres.runs.training_record import VIEWS, showing_first
 from anyres.storage import remove_drafts, write_text
-from anyres.tasks import Parts, Reference, Task, task_for, wanted_by
+from anyres.tasks import Reference, Task, task_for, wanted_by
 from anyres.training import checkpoint
 from anyres.training.lock import LOCK, RunLock
 from anyres.training.log import check_trackers
 from anyres.training.loop import Callbacks
 from anyres.training.loop import train as run_loop
 from anyres.training.objectives import check_objective
-from anyres.training.objectives.objective import Exempting
-from anyres.training.optim import build_optimizer
-from anyres.training.parallel import autocast_dtype, build_accelerator, synchronize_batch_norm
+from anyres.training.parallel import autocast_dtype, build_accelerator
 from anyres.training.plan import Plan
-from anyres.training.state import State, build_ema
+from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, NonFiniteWeights
 from anyres.training.stop import exit_code
 
@@ -125,7 +123,7 @@ def train_run(recipe: Recipe, run: Path, *, report: bool = True) -> Evaluation |
     if not accelerator.is_main_process:
         logging.getLogger("anyres").setLevel(logging.ERROR)
     with RunLock(run) as lock:
-        return train_locked(recipe, run, accelerator, lock, report)
+        return train_locked(as_begun(recipe, run), run, accelerator, lock, report)
 
 
 def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunLock, report: bool) -> Evaluation | None:
@@ -158,6 +156,7 @@ def train_locked(recipe: Recipe, run: Path, accelerator: Accelerator, lock: RunL
     began = begin(model, recipe, task, run)
     freeze(model, recipe.train.trainable, recipe.train.freeze_blocks)
     teacher = build_teacher(recipe, task.classes, accelerator.device)
+    recipe = with_batch_size(recipe, Trial(task, model, images, accelerator, teacher))
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         lock.take()
@@ -236,26 +235,7 @@ def fit(
     """
     training = images[0]
     plan = make_plan(recipe, len(training), accelerator.num_processes)
-    prepare_model(recipe, model, accelerator)
-    objective = task.objective(
-        Parts(
-            model,
-            recipe.objective,
-            teacher,
-            two_heads=teacher is not None and has_two_heads(model),
-            seed=recipe.train.seed,
-            dtype=autocast_dtype(recipe.train.precision),
-        )
-    )
-    trained = objective.trained
-    exempt = trained.no_weight_decay() if isinstance(trained, Exempting) else set()
-    optimizer = build_optimizer(trained, recipe.optim, exempt)
-    ema = build_ema(trained, recipe.train.ema_decay, recipe.train.ema_warmup)
-    copies, publish = objective.copies, recipe.train.publish
-    state = State(trained, ema, optimizer, copies=copies, published=objective.published, publish=publish)
-    if recipe.train.shard and accelerator.num_processes > 1:
-        state.shard(objective.student, accelerator.device, objective.wholes)
-        state.optimizer = build_optimizer(trained, recipe.optim, exempt)
+    objective, state = build_learner(recipe, task, model, accelerator, teacher)
     warnings = checkpoint.restore(run, state)
     check_progress(state.progress, images, plan, run)
     for sentence in (*warnings, *describe(recipe, task, images, plan, state, accelerator)):
@@ -302,53 +282,6 @@ def fit(
     return state
 
 
-def prepare_model(recipe: Recipe, model: Network, accelerator: Accelerator) -> None:
-    """Put ``model`` on the device, in the memory layout and with the recomputation that the recipe asks for."""
-    synchronize_batch_norm(model.to(accelerator.device))
-    if recipe.train.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if recipe.train.grad_checkpointing:
-        model.set_grad_checkpointing()
-    if recipe.train.skip_dropped and accelerator.device.type == "cpu" and not recipe.train.compile:
-        skip_dropped(model)
-    smallest = min(recipe.views.parsed, key=lambda size: size.height * size.width)
-    if recipe.train.kernels == "triton" and not kernel_operations(model, smallest, accelerator.device):
-        name = recipe.model["name"]
-        raise UserError(f"train.kernels=triton: no part of {name} has a kernel; set train.kernels=plain")
-
-
-def check_kernels(recipe: Recipe, device: torch.device) -> None:
-    """Raises UserError where the recipe asks for kernels that do not run on ``device``."""
-    try:
-        if recipe.train.kernels == "triton":
-            check_triton(device)
-    except UserError as error:
-        raise UserError(f"train.kernels=triton: {error}; set train.kernels=plain") from None
-
-
-def make_plan(recipe: Recipe, images: int, processes: int = 1) -> Plan:
-    """What the recipe comes to for so many training images.
-
-    Where ``data.batch_size`` is more than all of them, steps have fewer, and the learning rate goes down with them.
-    """
-    batch, optim = recipe.data.batch_size, recipe.optim
-    train = recipe.train
-    if batch > images:
-        whole, batch = batch, fitting_batch(images, processes)
-        train = replace(train, accumulate=min(train.accumulate, batch))
-        optim = optim if optim.lr_batch else replace(optim, lr_batch=whole, scale_bounds=True)
-    per_epoch = steps_per_epoch(images, batch)
-    return Plan(train.epochs * per_epoch, per_epoch, batch, train, optim)
-
-
-def fitting_batch(images: int, processes: int) -> int:
-    """Images of a step where the recipe's are more than there are: a quarter of them as a power of two, at least 8 or
-    all, and as many for each process."""
-    quarter = 1 << (max(images // 4, 1).bit_length() - 1)
-    batch = min(max(quarter, 8), images)
-    return max(batch // processes, 1) * processes
-
-
 def describe(
     recipe: Recipe,
     task: Task,
@@ -381,7 +314,7 @@ def describe(
         f"{plan.train.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size} images, "
         f"peak learning rate {plan.optim.peak_lr(plan.batch_size):.3g}"
     )
-    if plan.batch_size < recipe.data.batch_size:
+    if plan.batch_size < recipe.data.step_images:
         yield (
             f"data.batch_size={recipe.data.batch_size} is more than the {len(training)} training images: a step takes "
             f"{plan.batch_size}, and the learning rate is lowered with it"

@@ -99,6 +99,8 @@ class ImageTask(ABC):
                 f"task={self.name} has no classes: leave out objective.loss, objective.cosub, objective.dino and "
                 "objective.distillation"
             )
+        if given.class_weights != "none":
+            raise UserError(f"task={self.name} has no class for each image: set objective.class_weights=none")
         if configs.mix.on:
             raise UserError(f"task={self.name} has no classes to mix: set mix.mixup, mix.cutmix and mix.smoothing to 0")
         return given

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,10 +21,12 @@ from anyres.data.sources import Labelling, Source
 from anyres.evaluation.classes import Names, relabel
 from anyres.flow import Batch, Labels
 from anyres.tasks.image import ImageTask
-from anyres.tasks.task import Configs
+from anyres.tasks.task import Configs, Parts
 from anyres.training.objective_config import LabelLoss
-from anyres.training.objectives import ObjectiveConfig
+from anyres.training.objectives import Objective, ObjectiveConfig
 from anyres.training.objectives.labels import label_loss, pair_loss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,19 @@ class LabelTask(ImageTask):
     labelling: ClassVar[Labelling]
 
     label: LabelLoss = "ce"
+    counts: tuple[int, ...] = ()
+    """Training images of each class; () where the task was not made to learn from images."""
+    weights: tuple[float, ...] = ()
+    """How much each class counts in the loss; () for all alike."""
+
+    def learning_from(self, source: Source) -> LabelTask:
+        """With the number of images of each class."""
+        found = Counter(
+            index
+            for record in source.records
+            for index in (record.target if isinstance(record.target, tuple) else (record.target,))
+        )
+        return replace(self, counts=tuple(found[index] for index in range(len(self.classes))))
 
     def fit(self, source: Source, names: Names) -> Source:
         """Classes by name where the names are known, whichever of them have images."""
@@ -58,8 +78,36 @@ class LabelTask(ImageTask):
 
     def loss(self, output: Float[Tensor, "b k"], target: Any) -> tuple[str, Tensor]:
         """The labels' loss."""
-        return self.label, label_loss(output, target, self.label)
+        weights = _tensor(self.weights, output.device) if self.weights else None
+        return self.label, label_loss(output, target, self.label, weights)
+
+    def objective(self, parts: Parts) -> Objective:
+        """Labels, each class with its weight, a teacher and consistency, or what the recipe names."""
+        if parts.config.class_weights == "none":
+            return super().objective(parts)
+        weights = balanced_weights(self.counts)
+        rare, common = (choose(range(len(weights)), key=weights.__getitem__) for choose in (max, min))
+        log.info(
+            "class weights: %s counts %.3g times in the loss, %s %.3g times",
+            *(self.classes[rare], weights[rare], self.classes[common], weights[common]),
+        )
+        return ImageTask.objective(replace(self, weights=weights), parts)
 
     def pairing(self, first: Tensor, second: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         """Cosub's two losses."""
         return pair_loss(first, second, target, self.label)
+
+
+def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """mean / n for each class of n images, the mean being that of the classes that have some; 1 for one that has none.
+
+    All are 1 where every class has as many images.
+    """
+    present = [count for count in counts if count]
+    return tuple(sum(present) / len(present) / count if count else 1.0 for count in counts)
+
+
+@cache
+def _tensor(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied once: a step does not wait for it."""
+    return torch.tensor(weights, device=device)

@@ -109,6 +109,9 @@ class ObjectiveConfig:
     # auto: the task's own; ce: cross-entropy; bce: DeiT III's binary one, any share of a class being all of it, which
     # wants mix.smoothing=0; soft_bce: a binary one with the shares as they are
     loss: Literal["auto", "ce", "bce", "soft_bce"] = "auto"
+    # balanced: what an image says of its class counts mean / n times in the loss, where the class has n training images
+    # and the classes have that many on average; of binary losses that is each class's "yes"
+    class_weights: Literal["none", "balanced"] = "none"
     # distance of a view's feature to that of the next larger view (ResFormer's --distillation-type)
     consistency: Literal["none", "smooth_l1", "l2", "cosine", "soft"] = "none"
     # the feature it compares: class token, mean of the patch tokens, or logits (ResFormer's --distillation-target)
@@ -135,6 +138,8 @@ class ObjectiveConfig:
             raise ValueError(
                 "objective.cosub goes alone: set objective.consistency=none and objective.distillation.kind=none"
             )
+        if self.cosub and self.class_weights != "none":
+            raise ValueError("objective.cosub has no weights of classes: set objective.class_weights=none")
         if self.views_per_step is not None and self.views_per_step < 1:
             raise ValueError(f"objective.views_per_step={self.views_per_step} must be 1 or more, or null for all")
         if self.dino is not None:

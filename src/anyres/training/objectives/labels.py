@@ -11,17 +11,25 @@ from anyres.training.objective_config import LabelLoss
 ClassTarget = Int64[Tensor, " b"] | Float[Tensor, "b k"]
 
 
-def label_loss(logits: Float[Tensor, "b k"], target: ClassTarget, kind: LabelLoss) -> Tensor:
+def label_loss(
+    logits: Float[Tensor, "b k"], target: ClassTarget, kind: LabelLoss, weights: Float[Tensor, " k"] | None = None
+) -> Tensor:
     """Logits, and class indices or shares of each class -> a scalar.
 
     ``ce``: cross-entropy, mean over the batch (label smoothing is in the soft target). ``bce``: DeiT III's: every
     class with any share of the target is wholly right (y > 0 -> 1), binary cross-entropy, mean over batch and classes.
     ``soft_bce``: the same with the shares as they are, as several labels want it.
+
+    ``weights``: how much each class's share of the target counts (None: all alike). The mean stays over the batch, not
+    over the weights in it, so that parts of a batch add up to the whole.
     """
+    if weights is not None:
+        weights = weights.to(logits)
     if kind == "ce":
-        return F.cross_entropy(logits, target)
+        return F.cross_entropy(logits, target if weights is None else shares(logits, target), weights)
     right = shares(logits, target)
-    return F.binary_cross_entropy_with_logits(logits, right if kind == "soft_bce" else (right > 0).to(logits.dtype))
+    right = right if kind == "soft_bce" else (right > 0).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, right, pos_weight=weights)
 
 
 def shares(logits: Float[Tensor, "b k"], target: ClassTarget) -> Float[Tensor, "b k"]:
