@@ -40,9 +40,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.builtin import load
 from anyres.data.cache import DecodedImages
+from anyres.data.erasing import erase
 from anyres.data.loader import LoaderOptions, Steps, train_batches
 from anyres.data.loader_profile import measure_loading
-from anyres.data.mix import erase, normalize
+from anyres.data.mix import normalize
 from anyres.data.sources import open_source
 from anyres.data.targets import reader_of
 from anyres.data.views_config import ViewsConfig

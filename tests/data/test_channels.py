@@ -18,8 +18,9 @@ from anyres.data.cache import DecodedImages
 from anyres.data.channels import channels_of
 from anyres.data.color import blur, grayscale
 from anyres.data.decode import Unreadable, decode
+from anyres.data.erasing import erase
 from anyres.data.loader import LoaderOptions, Steps, eval_batches, train_batches
-from anyres.data.mix import erase, normalize
+from anyres.data.mix import normalize
 from anyres.data.normalization import normalization
 from anyres.data.sources import open_source
 from anyres.data.targets import LabelReader

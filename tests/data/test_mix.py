@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from timm.data.random_erasing import RandomErasing
 
-from anyres.data.mix import draw_box, erase, mix, mix_rng, normalize, smooth_one_hot
+from anyres.data.augment import mix_seed, seeded
+from anyres.data.erasing import Box, draw_boxes, erase, paint, paint_each
+from anyres.data.mix import draw_box, mix, mix_rng, normalize, smooth_one_hot
 from anyres.data.mix_config import MixConfig
 from anyres.flow import Batch, Labels
 
@@ -17,6 +20,11 @@ BOTH = MixConfig(mixup=0.8, cutmix=1.0, smoothing=0.1)
 def views(b: int = 5) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     return tuple(torch.randn(b, 3, h, w, generator=g) for h, w in ((24, 36), (16, 24), (7, 11)))
+
+
+def copied(some: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Views are mixed in place."""
+    return tuple(view.clone() for view in some)
 
 
 def one_hot(target: torch.Tensor, s: float) -> np.ndarray:
@@ -30,7 +38,7 @@ TARGET = torch.tensor([0, 1, 2, 3, 0])
 
 def test_smoothing_alone_leaves_the_images() -> None:
     v = views()
-    mixed, soft = mix(v, TARGET, K, MixConfig(smoothing=0.2), mix_rng(0, 0))
+    mixed, soft = mix(copied(v), TARGET, K, MixConfig(smoothing=0.2), mix_rng(0, 0))
     assert all(torch.equal(a, b) for a, b in zip(v, mixed, strict=True))
     np.testing.assert_allclose(soft.numpy(), one_hot(TARGET, 0.2), atol=1e-7)
     np.testing.assert_allclose(smooth_one_hot(TARGET, K, 0.0).sum(1), 1)
@@ -39,7 +47,7 @@ def test_smoothing_alone_leaves_the_images() -> None:
 @pytest.mark.parametrize("b", [1, 4, 5])
 def test_mixup_blends_with_the_reversed_batch(b: int) -> None:
     v, target = views(b), TARGET[:b]
-    mixed, soft = mix(v, target, K, MixConfig(mixup=0.8, smoothing=0.1), mix_rng(1, 2))
+    mixed, soft = mix(copied(v), target, K, MixConfig(mixup=0.8, smoothing=0.1), mix_rng(1, 2))
     rng = mix_rng(1, 2)
     rng.random()  # whether to mix
     lam = rng.beta(0.8, 0.8)
@@ -53,7 +61,7 @@ def test_mixup_blends_with_the_reversed_batch(b: int) -> None:
 @pytest.mark.parametrize("step", range(12))
 def test_cutmix_box_is_drawn_at_the_largest_view_and_scaled_by_each_axis(step: int) -> None:
     v = views()
-    mixed, soft = mix(v, TARGET, K, MixConfig(cutmix=1.0), mix_rng(1, step))
+    mixed, soft = mix(copied(v), TARGET, K, MixConfig(cutmix=1.0), mix_rng(1, step))
     rng = mix_rng(1, step)
     rng.random()
     lam = rng.beta(1.0, 1.0)
@@ -89,7 +97,7 @@ def test_prob_and_switch_are_shares_of_batches() -> None:
     how = replace(BOTH, prob=0.5, switch=0.25)
     kinds = {"none": 0, "cut": 0, "up": 0}
     for step in range(600):
-        (image,), _ = mix(v, TARGET[:2], K, how, mix_rng(7, step))
+        (image,), _ = mix(copied(v), TARGET[:2], K, how, mix_rng(7, step))
         values = len(image[0].unique())
         kinds["none" if torch.equal(image, v[0]) else "cut" if values == 2 else "up"] += 1
     assert 250 < kinds["none"] < 360
@@ -98,10 +106,10 @@ def test_prob_and_switch_are_shares_of_batches() -> None:
 
 def test_the_draw_is_shared_or_each_view_has_its_own() -> None:
     same = views()[:1] * 2
-    mixed, soft = mix(same, TARGET, K, BOTH, mix_rng(3, 1))
+    mixed, soft = mix(copied(same), TARGET, K, BOTH, mix_rng(3, 1))
     assert torch.equal(mixed[0], mixed[1])
     assert soft.shape == (5, K)
-    mixed, soft = mix(same, TARGET, K, replace(BOTH, share=False), mix_rng(3, 1))
+    mixed, soft = mix(copied(same), TARGET, K, replace(BOTH, share=False), mix_rng(3, 1))
     assert not torch.equal(mixed[0], mixed[1])
     assert soft.shape == (2, 5, K)
     assert not torch.equal(soft[0], soft[1])
@@ -161,6 +169,49 @@ def test_erased_boxes_are_noise_of_the_right_area_and_frequency() -> None:
     assert not torch.equal(hit, (done.views[1] != 9).any(1).view(n, -1).any(1))  # views decide by themselves
     untouched = erase(blank([1, 2]), 0.0, 0, 0)
     assert (untouched.views[0] == 9).all()
+
+
+def timms(batch: Batch, probability: float, seed: int, epoch: int) -> None:
+    """Image by image, as timm erases it, under the seeds of ``draw_boxes``."""
+    box = RandomErasing(probability=1.0, max_area=1 / 3, mode="pixel", device="cpu")
+    for i, view in enumerate(batch.views):
+        for image, index in zip(view, batch.index.tolist(), strict=True):
+            if mix_seed(seed, epoch, index, i, 2) < probability * 2**63:
+                with seeded(seed, epoch, index, i, 1):
+                    box(image)
+
+
+def test_boxes_and_noise_are_timms_bit_for_bit() -> None:
+    ours, theirs = blank(list(range(60))), blank(list(range(60)))
+    odd = torch.full((60, 3, 3, 70), 9.0)  # many boxes do not fit, and many have few pixels
+    ours, theirs = (Batch((*each.views, odd.clone()), each.targets, each.index) for each in (ours, theirs))
+    erase(ours, 0.6, 3, 2)
+    timms(theirs, 0.6, 3, 2)
+    for view, same in zip(ours.views, theirs.views, strict=True):
+        assert torch.equal(view, same)
+        assert 10 < int((view != 9).flatten(1).any(1).sum()) < 50
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_painting_at_once_is_painting_box_by_box(layout: torch.memory_format) -> None:
+    batch = blank(list(range(30)))
+    for i, view in enumerate(batch.views):
+        boxes = [*draw_boxes(batch, i, 0.7, 0, 0), Box(29, 3, 4, 0, 5, 1)]  # the last has no pixels
+        once, each = (view.clone().to(memory_format=layout) for _ in range(2))
+        paint(once, boxes)
+        paint_each(each, boxes)
+        assert torch.equal(once, each)
+        assert (once != 9).any()
+
+
+def test_what_is_done_a_few_images_at_a_time_is_what_is_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tuple(torch.randint(256, (7, 3, side, side), dtype=torch.uint8) for side in (24, 9))
+    made = []
+    for cache in (1 << 18, 1, 4000):
+        monkeypatch.setattr("anyres.data.mix.IN_CACHE", cache)
+        batch = normalize(Batch(raw, Labels(TARGET), torch.arange(7)), (0.4,) * 3, (0.2,) * 3, torch.device("cpu"))
+        made.append(mix(batch.views, torch.arange(7) % K, K, MixConfig(mixup=0.8), mix_rng(1, 1))[0])
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other, strict=True))
 
 
 @pytest.mark.parametrize("options", [{"mixup": -1.0}, {"prob": 1.5}, {"switch": -0.1}, {"smoothing": 2.0}])

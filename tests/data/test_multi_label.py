@@ -188,7 +188,7 @@ def test_mixing_and_smoothing_class_by_class() -> None:
     views = (torch.rand(4, 3, 16, 16), torch.rand(4, 3, 8, 8))
     for how in (MixConfig(mixup=0.8), MixConfig(cutmix=1.0)):
         for seed in range(5):
-            mixed, soft = mix(views, target, 3, how, np.random.default_rng(seed))
+            mixed, soft = mix(tuple(view.clone() for view in views), target, 3, how, np.random.default_rng(seed))
             share = soft[0, 0].item()  # of the first image, mixed with the last: both have class 0 ...
             assert share == pytest.approx(1)
             lam = 1 - soft[0, 1].item()  # ... and only the last has class 1

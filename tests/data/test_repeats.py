@@ -16,8 +16,8 @@ from tests.data.test_loader import Noise, same
 from anyres.config import UserError
 from anyres.data.augment import mix_seed
 from anyres.data.augment_config import AugmentConfig
+from anyres.data.erasing import erase
 from anyres.data.loader import Rank, Steps, _StepKeys, steps_per_epoch
-from anyres.data.mix import erase
 from anyres.data.views_config import ViewsConfig
 from anyres.flow import Batch, Labels
 

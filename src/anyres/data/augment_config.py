@@ -34,7 +34,7 @@ class AugmentConfig:
     grayscale: float = 0.0  # probability of luma in all three channels
     blur: float = 0.0  # probability of Gaussian blur of a radius of 0.1 to 2 pixels
     solarize: float = 0.0  # probability of inverting values from 128 on
-    erasing: float = 0.0  # probability of a box of noise, drawn after normalizing (mix.erase)
+    erasing: float = 0.0  # probability of a box of noise, drawn after normalizing (erasing.erase)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of resized crops and RandAugment's geometry
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""On the device: bytes -> normalised floats, boxes of noise, and mixup or CutMix with one draw for all views."""
+"""On the device: bytes -> normalised floats, and mixup or CutMix with one draw for all views."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
-from anyres.data.augment import mix_seed, preserve_rng_state, seed_all
+from anyres.data.augment import mix_seed
 from anyres.data.mix_config import MixConfig
 from anyres.flow import Batch
 
-_ERASE, _CHOOSE, _MIX = 1, 2, 3  # stages of the seed: their draws are independent of each other
-_STAGES = 4  # stages of one draw of an image
+IN_CACHE = 1 << 18
+"""Numbers that a core's cache holds."""
+_MIX = 3  # a stage of the seed: 1 and 2 are anyres.data.erasing's
 Views = tuple[Float[Tensor, "b c _ _"], ...]
 
 
@@ -24,28 +25,24 @@ def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float], device:
     s = torch.tensor(std, dtype=torch.float64)
     scale = (1 / (255 * s)).float().view(-1, 1, 1).to(device)
     shift = (-torch.tensor(mean, dtype=torch.float64) / s).float().view(-1, 1, 1).to(device)
-    views = tuple(v.to(device, non_blocking=True).float().mul_(scale).add_(shift) for v in batch.views)
+    views = tuple(_scaled(v.to(device, non_blocking=True), scale, shift) for v in batch.views)
     return replace(batch, views=views, targets=batch.targets.to(device))
 
 
-def erase(batch: Batch, probability: float, seed: int, epoch: int) -> Batch:
-    """Normalised views with, in each with ``probability``, a box of N(0, 1) noise of 2-33 % of the area (in place).
+def _scaled(view: Shaped[Tensor, "b c _ _"], scale: Tensor, shift: Tensor) -> Float32[Tensor, "b c _ _"]:
+    """view * scale + shift, rounded twice; on a CPU a few images at a time, which stay in its cache meanwhile."""
+    if view.device.type != "cpu":
+        return view.float().mul_(scale).add_(shift)
+    made = torch.empty_like(view, dtype=torch.float32)
+    rows = _rows(view)
+    for i in range(0, len(view), rows):
+        made[i : i + rows].copy_(view[i : i + rows]).mul_(scale).add_(shift)
+    return made
 
-    Box and noise depend on (seed, epoch, index, draw, view) alone, whatever the device and rank.
-    """
-    from timm.data.random_erasing import RandomErasing
 
-    box = RandomErasing(probability=1.0, max_area=1 / 3, mode="pixel", device="cpu")
-    if probability <= 0:
-        return batch
-    draws = [0] * len(batch.index) if batch.draw is None else batch.draw.tolist()
-    with preserve_rng_state():
-        for i, view in enumerate(batch.views):
-            for image, index, draw in zip(view, batch.index.tolist(), draws, strict=True):
-                if mix_seed(seed, epoch, index, i, _CHOOSE + _STAGES * draw) < probability * 2**63:
-                    seed_all(seed, epoch, index, i, _ERASE + _STAGES * draw)
-                    box(image)
-    return batch
+def _rows(view: Shaped[Tensor, "b c _ _"]) -> int:
+    """So many images of a view are worked on at a time: all of them, or on a CPU what its cache holds."""
+    return len(view) if view.device.type != "cpu" else max(1, IN_CACHE // max(1, view[:1].numel()))
 
 
 def mix_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
@@ -60,7 +57,7 @@ def mix(
     how: MixConfig,
     rng: np.random.Generator,
 ) -> tuple[Views, Float32[Tensor, "*v b k"]]:
-    """Mix each image with its opposite in the batch (first with last): new views and the soft target (b, k).
+    """Mix each image with its opposite in the batch (first with last), in place: the views and the soft target (b, k).
 
     Mixup: lam x + (1 - lam) x'. CutMix: a box of x' in x, drawn at the largest view and scaled to the others with
     truncation, lam being the share left of the largest view. An odd batch's middle image meets itself.
@@ -96,6 +93,22 @@ def _blend(x: Tensor, lam: float) -> Tensor:
     return x if lam == 1 else x * lam + x.flip(0) * (1 - lam)
 
 
+def _blend_views(view: Float[Tensor, "b c h w"], lam: float) -> None:
+    """Each image becomes lam x itself + (1 - lam) x its opposite, in place; on a CPU a few pairs at a time."""
+    if lam == 1:
+        return
+    pairs, rows = len(view) // 2, _rows(view)
+    for i in range(0, pairs, rows):
+        count = min(rows, pairs - i)
+        front, back = view[i : i + count], view[len(view) - i - count : len(view) - i]
+        to_back = front.flip(0).mul_(1 - lam)
+        front.mul_(lam).add_(back.flip(0).mul_(1 - lam))
+        back.mul_(lam).add_(to_back)
+    if len(view) % 2:  # the middle one meets itself
+        middle = view[pairs]
+        middle.copy_(middle * lam + middle * (1 - lam))
+
+
 def _mix_once(views: Views, how: MixConfig, rng: np.random.Generator) -> tuple[Views, float]:
     """The views after one draw, and the share of each image's own label."""
     if not (how.mixup or how.cutmix) or rng.random() >= how.prob:
@@ -104,12 +117,15 @@ def _mix_once(views: Views, how: MixConfig, rng: np.random.Generator) -> tuple[V
     alpha = how.cutmix if cut else how.mixup
     lam = float(rng.beta(alpha, alpha))
     if not cut:
-        return tuple(_blend(view, lam) for view in views), lam
+        for view in views:
+            _blend_views(view, lam)
+        return views, lam
     height, width = views[0].shape[-2:]
     box = draw_box(height, width, lam, rng)
     top, bottom, left, right = box
-    mixed = tuple(_paste(view, box, height, width) for view in views)
-    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+    for view in views:
+        _paste(view, box, height, width)
+    return views, 1 - (bottom - top) * (right - left) / (height * width)
 
 
 def draw_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -120,10 +136,9 @@ def draw_box(height: int, width: int, lam: float, rng: np.random.Generator) -> t
     return max(0, y - half_h), min(height, y + half_h), max(0, x - half_w), min(width, x + half_w)
 
 
-def _paste(view: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
+def _paste(view: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> None:
     """The opposite image's box into each image; the box was drawn at (height, width), each axis scales by itself."""
     h, w = view.shape[-2:]
     top, bottom, left, right = box[0] * h // height, box[1] * h // height, box[2] * w // width, box[3] * w // width
-    pasted = view.clone()
-    pasted[:, :, top:bottom, left:right] = view.flip(0)[:, :, top:bottom, left:right]
-    return pasted
+    inside = view[:, :, top:bottom, left:right]
+    inside.copy_(inside.flip(0))

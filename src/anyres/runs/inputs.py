@@ -17,8 +17,9 @@ from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
 from anyres.data.channels import channels_of
 from anyres.data.drawn_sources import open_scored, open_split
+from anyres.data.erasing import erase
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
-from anyres.data.mix import erase, mix_rng, normalize
+from anyres.data.mix import mix_rng, normalize
 from anyres.data.normalization import normalization
 from anyres.data.sources import BUILTIN, Source, Wanted
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views

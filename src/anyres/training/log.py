@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,9 @@ from anyres.storage import write_text
 from anyres.training.plan import Tracker
 
 log = logging.getLogger(__name__)
+
+REFRESHED_S = 0.1
+"""So often the bar on a terminal changes."""
 
 
 class RunLog:
@@ -133,6 +137,7 @@ class Bar:
         console = get_console()
         self._title, self._steps, self._per_epoch = title, steps, steps_per_epoch
         self._is_terminal = console.is_terminal
+        self._last = 0.0
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=max(4, min(24, console.width - 90))),  # the numbers come first
@@ -155,10 +160,21 @@ class Bar:
         with contextlib.suppress(OSError):  # the terminal is gone
             self._progress.stop()
 
+    def tells(self, step: int) -> bool:
+        """Whether a plain line is to be written after ``step`` steps."""
+        return not self._is_terminal and (step % self._per_epoch == 0 or step == self._steps)
+
+    def is_due(self, step: int) -> bool:
+        """Whether something is to be shown after ``step`` steps: on a terminal a few times a second."""
+        if not self._is_terminal:
+            return self.tells(step)
+        return step == self._steps or time.perf_counter() - self._last >= REFRESHED_S
+
     def show(self, step: int, facts: str) -> None:
         """``step`` steps are done; ``facts`` is the short text beside the bar."""
+        self._last = time.perf_counter()
         self._progress.update(self._task, completed=step, facts=facts)
-        if not self._is_terminal and (step % self._per_epoch == 0 or step == self._steps):
+        if self.tells(step):
             epoch, epochs = -(-step // self._per_epoch), -(-self._steps // self._per_epoch)
             line = f"{self._title}  epoch {epoch}/{epochs}  step {step}/{self._steps}  {facts}"
             log.info(line)

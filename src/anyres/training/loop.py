@@ -5,32 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from anyres.config import first_line
 from anyres.flow import Batch
-from anyres.ops.processors import processors
-from anyres.training import checkpoint
+from anyres.training.clock import Clock
+from anyres.training.keeper import Keeper
 from anyres.training.log import Bar, RunLog
 from anyres.training.objectives import Objective
 from anyres.training.parallel import check_alike, restart_advice
 from anyres.training.plan import Plan
-from anyres.training.state import Progress, State, ended_by, first_non_finite
-from anyres.training.step import NonFiniteLoss, NonFiniteWeights, all_agree, make_step, rehearse
+from anyres.training.state import Progress, State, ended_by
+from anyres.training.step import NonFiniteLoss, make_step, rehearse, settle
 from anyres.training.stop import Interrupted, Stop
 from anyres.training.threads import choose, run_threads
+from anyres.training.verdict import Reading, reads_late
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +68,10 @@ def train(
     bar = Bar(run.name, plan.steps, progress.step, plan.steps_per_epoch, shown=main)
     keeper = Keeper(accelerator, run, state, log)
     computing = run_threads(accelerator, progress, plan.train.threads)
+    agree = Agreement(accelerator)
     with Stop() as stop, contextlib.closing(log) if log else contextlib.nullcontext(), bar, keeper, computing as counts:
         clock = Clock(plan.steps - progress.step, accelerator.device)
+        stepper = Stepper(accelerator, student, objective, state, plan, callbacks, keeper, log, clock)
         scored = ""
         while not _is_over(progress, plan) or progress.unscored:
             if not progress.unscored:
@@ -82,29 +80,27 @@ def train(
                     choose(progress, counts, partial(rehearse, accelerator, student, objective, state, batch, plan))
                     clock.restart()
                 keeper.whole = False
-                try:
-                    shown = make_step(accelerator, student, objective, state, batch, plan)
-                    progress.skipped_in_row = 0
-                except NonFiniteLoss as error:
-                    shown = _skip(error, keeper, state, plan, callbacks)
-                progress.step += 1
+                stepper.make(batch)
                 progress.seconds += clock.step(len(batch.index) * accelerator.num_processes)
                 progress.elapsed += _mean(accelerator, clock.lap(), plan)
                 progress.unreadable.update(batch.notes)
                 progress.unscored = _is_scored(progress.step, plan) or ended_by(progress, plan.train) == "time"
                 keeper.whole = True
-                if log and ("skipped" in shown or (progress.step - 1) % plan.train.log_every == 0):
-                    log.write(progress.step - 1, {name: float(value) for name, value in shown.items()}, clock.numbers())
-                facts = f"loss {float(shown['loss']):.3f}" if "loss" in shown else "skipped"
-                bar.show(progress.step, f"{facts}  {scored}{clock.facts()}")
+                is_logged = (progress.step - 1) % plan.train.log_every == 0
+                if is_logged or bar.tells(progress.step):
+                    stepper.tell(is_logged)
+                if bar.is_due(progress.step):
+                    bar.show(progress.step, f"{stepper.facts}  {scored}{clock.facts()}")
                 if advice := clock.advice():
                     logger.info(advice)
             if progress.unscored:
+                stepper.settle()
                 keeper.check()
                 scored = _record(log, _evaluate(accelerator, state, callbacks, stop), progress)
-            stopping = _agreed(accelerator, stop.asked is not None)
+            stopping = agree(stop.asked is not None)
             due = progress.step % plan.checkpoint_every == 0 or progress.step == progress.best_step
             if stopping or due or _is_over(progress, plan):
+                stepper.settle()
                 keeper.check()
                 keeper.save()
             clock.restart()
@@ -128,19 +124,6 @@ def _record(log: RunLog | None, scores: Mapping[str, float], progress: Progress)
     best = "the best so far" if is_best else f"the best was {progress.best:.3f} after step {progress.best_step}"
     logger.info("step %d: held-out %s %.3f (%s)", progress.step, first, value, "; ".join([*sizes, best]))
     return f"{first} {value:.3f}  "
-
-
-def _skip(error: NonFiniteLoss, keeper: Keeper, state: State, plan: Plan, callbacks: Callbacks) -> dict[str, Tensor]:
-    """Count the step that was not made; what to show of it. Raises ``error`` where the plan does not skip it, and
-    NonFiniteWeights where no step can be made any more."""
-    progress = state.progress
-    keeper.check()
-    if plan.train.non_finite == "stop" or progress.skipped_in_row == plan.train.skip_at_most:
-        keeper.save()
-        raise error
-    progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
-    logger.info("%s: skipped, with the batch %s", error, callbacks.names(error.index))
-    return {"skipped": torch.tensor(float(progress.skipped))}
 
 
 def _is_over(progress: Progress, plan: Plan) -> bool:
@@ -187,132 +170,93 @@ def _evaluate(accelerator: Accelerator, state: State, callbacks: Callbacks, stop
     return scores | {f"{name}/{key}": value for name in others for key, value in more[name].items()}
 
 
-class Keeper:
-    """Writes the checkpoints of one run. As a context manager it saves the last whole step whatever ends the loop.
+class Stepper:
+    """Makes steps, counts those that were not finite, and tells what became of them.
 
-    ``whole``: the state is that after a step, not within one.
+    ``facts``: the last loss that was read, or ``skipped``, for the bar.
     """
 
-    def __init__(self, accelerator: Accelerator, run: Path, state: State, log: RunLog | None) -> None:
-        self._accelerator, self._run, self._state, self._log = accelerator, run, state, log
-        self._saved = (state.progress.step, state.progress.unscored)
-        self.whole = True
-
-    def check(self) -> None:
-        """Raises NonFiniteWeights, on every process alike, where a weight or its average is not finite."""
-        name = first_non_finite(self._state)
-        here = torch.tensor(name is None, device=self._accelerator.device)
-        if not all_agree(self._accelerator, here):
-            raise NonFiniteWeights(self._state.progress.step, name or "of another process")
-
-    def save(self) -> None:
-        """By all processes at once."""
-        accelerator = self._accelerator
-        if accelerator.is_main_process or self._state.replica is not None:
-            self._write()
-        accelerator.wait_for_everyone()
-
-    def _write(self) -> None:
-        if self._log:
-            self._log.sync()
-        checkpoint.save(self._run, self._state, write=self._accelerator.is_main_process)
-        self._saved = (self._state.progress.step, self._state.progress.unscored)
-
-    def __enter__(self) -> Keeper:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        student: nn.Module,
+        objective: Objective,
+        state: State,
+        plan: Plan,
+        callbacks: Callbacks,
+        keeper: Keeper,
+        log: RunLog | None,
+        clock: Clock,
     ) -> None:
+        self._given = (accelerator, student, objective, state)
+        self._state, self._plan, self._names = state, plan, callbacks.names
+        self._keeper, self._log, self._clock = keeper, log, clock
+        self._shown: dict[str, Tensor] = {}
+        self.facts = ""
+
+    def make(self, batch: Batch) -> None:
+        """One step more. Raises NonFiniteLoss where a step that was not finite is not to be skipped."""
         progress = self._state.progress
-        new = self.whole and progress.step > 0 and (progress.step, progress.unscored) != self._saved
-        if error is None or not new or not self._accelerator.is_main_process or self._state.replica is not None:
-            return  # of a model that is split over processes all would have to take part
-        if first_non_finite(self._state) is None:
+        made = False
+        while not made:
             try:
-                self._write()
-                logger.info("the state after step %d is saved", progress.step)
-            except Exception as second:  # such as a full disk, which may be what has ended the loop
-                logger.warning("the state after step %d cannot be saved: %s", progress.step, first_line(second))
+                self._shown = make_step(*self._given, batch, self._plan)
+                made = True
+            except NonFiniteLoss as error:
+                made = error.step == progress.step
+                self._skip(error)
+        progress.step += 1
+
+    def settle(self) -> None:
+        """Learn what became of the last step. Raises as ``make``."""
+        try:
+            settle(self._state)
+        except NonFiniteLoss as error:
+            self._skip(error)
+
+    def tell(self, is_logged: bool) -> None:
+        """Read the last step's numbers, and record them if ``is_logged``: the host waits for the device."""
+        self.settle()
+        if not self._shown:
+            return
+        values = {name: float(value) for name, value in self._shown.items()}
+        self.facts = f"loss {values['loss']:.3f}"
+        if self._log and is_logged:
+            self._log.write(self._state.progress.step - 1, values, self._clock.numbers())
+
+    def _skip(self, error: NonFiniteLoss) -> None:
+        """Count a step that was not made: this one, or the one before. Raises ``error`` where the plan does not skip
+        it, and NonFiniteWeights where no step can be made any more."""
+        progress, train = self._state.progress, self._plan.train
+        after, progress.step = progress.step, error.step
+        self._keeper.check()
+        if train.non_finite == "stop" or progress.skipped_in_row == train.skip_at_most:
+            progress.unscored = False
+            self._keeper.save()
+            raise error
+        progress.step = after
+        progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
+        logger.info("%s: skipped, with the batch %s", error, self._names(error.index))
+        self._shown, self.facts = {}, "skipped"
+        if self._log:
+            self._log.write(error.step, {"skipped": float(progress.skipped)}, self._clock.numbers())
 
 
-def _agreed(accelerator: Accelerator, asked: bool) -> bool:
-    """Whether any process was asked to stop, so that all stop after the same step."""
-    if accelerator.num_processes == 1:
-        return asked
-    flag = torch.tensor([float(asked)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+class Agreement:
+    """Whether any process was asked to stop, so that all stop after the same step: this one, or where the host would
+    wait for the device the next."""
 
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._before: Reading | None = None
 
-class Clock:
-    """Images per second and the share of time spent waiting for data, smoothed over recent steps; the memory held; how
-    long ``steps`` steps will take, with all that comes between them."""
-
-    def __init__(self, steps: int, device: torch.device) -> None:
-        self._began = self._started = self._lap = time.perf_counter()
-        self._steps, self._made, self._device = steps, 0, device
-        self._waited = 0.0
-        self._rate = self._share = 0.0
-        self._advised = False
-
-    def waiting(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time it took counts as waiting."""
-        before = time.perf_counter()
-        batch = next(batches)
-        self._waited = time.perf_counter() - before
-        return batch
-
-    def step(self, images: int) -> float:
-        """Close a step of ``images`` images; returns its seconds."""
-        now = time.perf_counter()
-        took, self._started = now - self._started, now
-        self._made += 1
-        keep = 0.9 if self._rate else 0.0
-        self._rate = keep * self._rate + (1 - keep) * images / took
-        self._share = keep * self._share + (1 - keep) * self._waited / took
-        return took
-
-    def lap(self) -> float:
-        """Seconds since the last lap, or since the start: all that came between, too."""
-        now = time.perf_counter()
-        took, self._lap = now - self._lap, now
-        return took
-
-    def restart(self) -> None:
-        """Leave what came since the step (evaluation, checkpoint) out of the rate."""
-        self._started = time.perf_counter()
-
-    def numbers(self) -> dict[str, float]:
-        """What a picture of the run's speed needs."""
-        speed = {"speed/images_per_s": self._rate, "speed/data_share": self._share}
-        return speed | {"speed/memory_gib": memory_gib(self._device)}
-
-    def facts(self) -> str:
-        left = (time.perf_counter() - self._began) / self._made * (self._steps - self._made)
-        return (
-            f"{self._rate:.0f} images/s  data {self._share:.0%}  {memory_gib(self._device):.1f} GiB  "
-            f"ETA {timedelta(seconds=round(left))}"
-        )
-
-    def advice(self) -> str:
-        """Once, when after 50 steps more than half of the time goes to waiting for data: what to do about it."""
-        if self._advised or self._made < 50 or self._share <= 0.5:
-            return ""
-        self._advised = True
-        return (
-            f"{self._share:.0%} of the time goes to waiting for images: raise data.workers (there are "
-            f"{processors()} processors), keep them decoded with data.cache_side, or decode less with data.dct=true"
-        )
-
-
-def memory_gib(device: torch.device) -> float:
-    """The most that was allocated on ``device``; of a CPU, the most that this process has held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory() / 2**30
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    def __call__(self, asked: bool) -> bool:
+        accelerator = self._accelerator
+        if accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor([float(asked)], device=accelerator.device)
+        now = Reading(accelerator.reduce(flag, "sum")[0] > 0)
+        if not reads_late(accelerator.device):
+            return now.value()
+        before, self._before = self._before, now
+        return before is not None and before.value()

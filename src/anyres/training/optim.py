@@ -10,6 +10,10 @@ from torch.optim import Optimizer
 
 from anyres.training.schedule import OptimConfig
 
+FUSED = ("adamw", "adam")
+"""Those of torch's that update all parameters in one kernel, which leaves them alone where a step was not finite.
+(SGD's fails in torch 2.15 where a parameter, such as DINO's last layer, has its first gradient later than others.)"""
+
 
 def build_optimizer(model: nn.Module, config: OptimConfig, no_weight_decay: Collection[str]) -> Optimizer:
     """AdamW (or another of timm's) whose 1-D parameters, biases and the model's named exceptions do not decay.
@@ -27,7 +31,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig, no_weight_decay: Coll
     for group in groups:
         group["decays"] = group["weight_decay"] > 0
         group.setdefault("lr_scale", 1.0)
-    optimizer: Optimizer = create_optimizer_v2(groups, config.name, lr=config.lr, eps=config.eps, betas=config.betas)
+    one_kernel = {"fused": True} if config.name in FUSED and all(p.is_cuda for p in model.parameters()) else {}
+    optimizer: Optimizer = create_optimizer_v2(
+        groups, config.name, lr=config.lr, eps=config.eps, betas=config.betas, **one_kernel
+    )
     return optimizer
 
 

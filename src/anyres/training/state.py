@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch.optim import Optimizer
 
 from anyres.training.plan import TrainConfig, Version
 from anyres.training.shard import copy_full, shard
+
+if TYPE_CHECKING:
+    from anyres.training.verdict import Verdict
 
 
 @dataclass
@@ -59,7 +62,8 @@ class State:
 
     ``copies``: what an objective keeps beside the model, by the name of its file in a checkpoint, and ``published``,
     the one of them that is evaluated and published instead (see Objective). ``replica``: of a model that is split over
-    processes, a whole one to be evaluated. ``publish``: which version is evaluated first and published.
+    processes, a whole one to be evaluated. ``publish``: which version is evaluated first and published. ``verdict``: of
+    the last step, where the host does not know yet whether it was finite; such a state is not saved.
     """
 
     model: nn.Module
@@ -70,6 +74,7 @@ class State:
     published: nn.Module | None = None
     replica: nn.Module | None = None
     publish: Version = "average"
+    verdict: Verdict | None = None
 
     def shard(self, student: nn.Module, device: torch.device, also: Sequence[nn.Module] = ()) -> None:
         """Split all weights over the processes; ``student`` calls the model, and ``also`` what an objective keeps
@@ -139,12 +144,16 @@ def first_non_finite(state: State) -> str | None:
 
     Of a model that is split over processes: of this one's share.
     """
-    for file, module in state.modules.items():
-        for key, tensor in module.state_dict().items():
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if local.is_floating_point() and not torch.linalg.vector_norm(local, dtype=torch.float32).isfinite():
-                return f"{key} of {file}"
-    return None
+    named = {
+        f"{key} of {file}": tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        for file, module in state.modules.items()
+        for key, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    norms = torch._foreach_norm(list(named.values()), 2, dtype=torch.float32)
+    if not norms or torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
+        return None
+    return next(name for name, norm in zip(named, norms, strict=True) if not norm.isfinite())
 
 
 def build_ema(model: nn.Module, decay: float | None, warmup: bool = True) -> ModelEmaV3 | None:

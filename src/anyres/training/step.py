@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import Plan
 from anyres.training.shard import whole
 from anyres.training.state import State, seed_step, update_ema
+from anyres.training.verdict import Verdict, plain, put_back, reads_late, update_if
 
 
 class NonFiniteLoss(Exception):
@@ -46,44 +48,85 @@ def make_step(
     """One update from one batch; returns the detached numbers to show.
 
     ``student`` is the objective's, prepared by ``accelerator``. Raises NonFiniteLoss before the update, on every
-    process alike, with the state as it was; UserError for an objective without terms.
+    process alike, with the state as it was; UserError for an objective without terms. Where the host would wait for
+    the device (``reads_late``) the update is made, and taken back there if it was not finite; what is raised then, in
+    the next step before its update or by ``settle``, is of the step before, again with the state as it was.
     """
     step = state.progress.step
     seed_step(plan.train.seed, step, accelerator.process_index)
-    rate = plan.rate(step)
-    set_rates(state.optimizer, rate, plan.decay(step))
-    state.optimizer.zero_grad(set_to_none=True)
+    set_rates(state.optimizer, plan.rate(step), plan.decay(step))
+    plain(state.optimizer).zero_grad(set_to_none=True)
     set_to_train(student)
     objective.begin(plan, step)
     buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
     statistics = [buffer.clone() for buffer in buffers]  # a forward pass changes batch norm's
     shown = back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
-    norm = whole(accelerator.clip_grad_norm_(student.parameters(), plan.optim.clip_norm or math.inf))
+    norm = clip_norm(accelerator, student, plan.optim.clip_norm)
     total = shown["loss"]
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
-    if not all_agree(accelerator, finite):
+    finite = all_agree(accelerator, finite)
+    late = accelerator.scaler is None and reads_late(accelerator.device)
+    try:
+        if late:
+            settle(state)
+        elif not finite:
+            if accelerator.scaler is not None:
+                accelerator.scaler.update()  # else it would not unscale again
+            raise NonFiniteLoss(step, batch.index)
+    except NonFiniteLoss:
         for buffer, before in zip(buffers, statistics, strict=True):
             buffer.copy_(before)
-        if accelerator.scaler is not None:
-            accelerator.scaler.update()  # else it would not unscale again
-        raise NonFiniteLoss(step, batch.index)
+        raise
     if plan.optim.clip_each:
         clip_each(student.parameters(), plan.optim.clip_each)
     objective.hold(plan, step)
+    change = partial(update, accelerator, objective, state, plan)
+    images = len(batch.index) * accelerator.num_processes
+    pixels = sum(v.shape[0] * v.shape[2] * v.shape[3] for v in batch.views) * accelerator.num_processes
+    if late:
+        undo = update_if(finite, state, change)
+        put_back(finite, buffers, statistics)
+        state.verdict = Verdict(step, batch.index, finite, partial(_uncount, state, images, pixels, undo))
+    else:
+        change()
+        state.progress.skipped_in_row = 0
+    state.progress.images += images
+    state.progress.pixels += pixels
+    if accelerator.num_processes > 1:
+        shown = dict(zip(shown, accelerator.reduce(torch.stack(list(shown.values())), "mean"), strict=True))
+    return shown | {"lr": torch.tensor(plan.rate(step)), "grad_norm": norm}
+
+
+def update(accelerator: Accelerator, objective: Objective, state: State, plan: Plan) -> None:
+    """Move the weights, then what follows them. Raises NonFiniteWeights for a learning rate beyond float32."""
+    step = state.progress.step
+    optimizer = plain(state.optimizer) if accelerator.scaler is None else state.optimizer
     try:
-        state.optimizer.step()
-    except RuntimeError as error:  # the learning rate itself is beyond float32
+        optimizer.step()
+    except RuntimeError as error:
         if "without overflow" in str(error):
-            raise NonFiniteWeights(step + 1, f"learning rate {rate:.3g}") from None
+            raise NonFiniteWeights(step + 1, f"learning rate {plan.rate(step):.3g}") from None
         raise
     objective.follow(plan, step, accelerator)
     if state.ema is not None:
         update_ema(state.ema, state.model, step)
-    state.progress.images += len(batch.index) * accelerator.num_processes
-    state.progress.pixels += sum(v.shape[0] * v.shape[2] * v.shape[3] for v in batch.views) * accelerator.num_processes
-    if accelerator.num_processes > 1:
-        shown = dict(zip(shown, accelerator.reduce(torch.stack(list(shown.values())), "mean"), strict=True))
-    return shown | {"lr": torch.tensor(rate), "grad_norm": norm}
+
+
+def settle(state: State) -> None:
+    """Learn whether the last step was finite, where that is not known yet. Raises NonFiniteLoss of that step."""
+    verdict, state.verdict = state.verdict, None
+    if verdict is None:
+        return
+    if not verdict.is_finite():
+        raise NonFiniteLoss(verdict.step, verdict.index)
+    state.progress.skipped_in_row = 0
+
+
+def _uncount(state: State, images: int, pixels: int, undo: Callable[[], None]) -> None:
+    """Take back what the host has counted of a step that the device has not made."""
+    state.progress.images -= images
+    state.progress.pixels -= pixels
+    undo()
 
 
 def rehearse(
@@ -192,8 +235,13 @@ class Passes:
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """The batch's images in ``parts`` parts of about one size (fewer where there are fewer images)."""
-    for rows in torch.arange(len(batch.index)).chunk(parts):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    count = len(batch.index)
+    if parts == 1:
+        yield batch
+        return
+    most = -(-count // parts)
+    for first in range(0, count, most):
+        part = slice(first, min(first + most, count))
         draw = None if batch.draw is None else batch.draw[part]
         views = tuple(view[part] for view in batch.views)
         yield replace(batch, views=views, targets=batch.targets.part(part), index=batch.index[part], draw=draw)
@@ -207,8 +255,13 @@ def set_to_train(student: nn.Module) -> None:
             module.eval()
 
 
-def all_agree(accelerator: Accelerator, here: Tensor) -> bool:
-    """Whether ``here`` (a truth value) holds on every process, so that all do the same."""
+def clip_norm(accelerator: Accelerator, student: nn.Module, most: float | None) -> Tensor:
+    """The norm of all gradients together, which are scaled down where it is above ``most``."""
+    return whole(accelerator.clip_grad_norm_(student.parameters(), most or math.inf))
+
+
+def all_agree(accelerator: Accelerator, here: Tensor) -> Tensor:
+    """Whether ``here`` (a truth value) holds on every process, so that all do the same; a truth value there too."""
     if accelerator.num_processes > 1:
         here = accelerator.reduce((~here).float(), "sum") == 0
-    return bool(here)
+    return here
