@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+MASKS  := $(VENV)/.masks
 TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
@@ -10,7 +11,7 @@ UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(B
 # Scripts may call untyped functions; a wrong name or argument is an error there too.
 LOOSER := --allow-untyped-defs --allow-untyped-calls --allow-any-generics --no-warn-return-any --no-warn-unused-ignores
 
-.PHONY: setup demo test packaging check bench docs clean lock
+.PHONY: setup demo demo-full demo-segment test packaging check bench docs clean lock
 
 setup: $(READY)                          ## install anyres and what training and evaluation use into .venv
 	@echo "ready. Next: . $(BIN)/activate && anyres train restv2_nano --data groceries --out runs/first"
@@ -30,14 +31,26 @@ $(READY): requirements-run.lock pyproject.toml
 	@echo "installing into $(VENV): a minute or two, 5.8 GB on disk (docs/start.md has smaller ways)"
 	$(call install,requirements-run.lock)
 
+$(MASKS): $(READY)
+	@$(UV) --constraint requirements.lock -e '.[data,tasks]' || $(PIP) -e '.[data,tasks]'
+	@touch $@
+
 $(TOOLS): requirements.lock pyproject.toml
 	@echo "installing into $(VENV), with every extra and the tools of the tests: a minute or two, 6.5 GB on disk"
 	$(call install,requirements.lock)
 
-demo: $(READY)                           ## train on real photographs and compare sizes (10 minutes on 2 cores)
+demo: $(READY)                           ## train on real photographs and compare sizes (4 minutes on 2 cores)
 	$(BIN)/anyres demo --out runs/demo
 	@echo "open runs/demo/report.html. Next, with your images in root/CLASS/:"
 	@echo "  . $(BIN)/activate && anyres train restv2_nano --data root --out runs/mine"
+
+demo-full: $(READY)                      ## the same with four views of every photograph a step (10 minutes)
+	$(BIN)/anyres demo --full --out runs/demo-full
+	@echo "open runs/demo-full/report.html"
+
+demo-segment: $(MASKS)                   ## find lungs on chest films, at every size (6 minutes)
+	$(BIN)/anyres demo --segment --out runs/demo-segment
+	@echo "open runs/demo-segment/report.html. Next: $(BIN)/anyres predict runs/demo-segment/any-size film.jpg --draw drawn"
 
 test: $(TOOLS)                           ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -65,6 +78,8 @@ bench: $(TOOLS)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/size_cost.py
 	-$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/demo_seeds.py full
+	$(BIN)/python benchmarks/demo_seeds.py segment
 	$(BIN)/python benchmarks/cascade.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/dino.py

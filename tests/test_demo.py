@@ -1,39 +1,111 @@
-"""The demo from the command line, one epoch long: what it writes, and what it says."""
+"""The demos from the command line, an epoch long: what they write, and what they say."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.command import anyres
+from anyres.recipe import dump_recipe, load_recipe
+from anyres.runs import demo
+from tests.command import Answer, anyres, refused
+
+SHORTER = {
+    "sizes": ("train.epochs=1", "evaluate.sizes=[32,48,96x128,176]"),
+    "segment": (
+        "train.epochs=1",
+        "data.batch_size=4",
+        "data.workers=0",
+        "data.cache_side=64",
+        "head.width=16",
+        "head.auxiliary_width=16",
+        "evaluate.sizes=[32,48x64,64]",
+    ),
+}
+SMALLER = {"any_size": "views.sizes=[64,48x64,32]", "single_size": "views.sizes=[64]"}
+
+
+def shortened(name: demo.DemoName, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a demo take its own recipes with fewer steps and sizes."""
+    kind, recipes = demo.KINDS[name], {}
+    for model, recipe in kind.recipes.items():
+        smaller = [SMALLER[recipe.partition("segment_")[2]]] if name == "segment" else []
+        recipes[model] = str(folder / f"{model}.yaml")
+        Path(recipes[model]).write_text(dump_recipe(load_recipe(recipe, [*SHORTER[name], *smaller])))
+    monkeypatch.setitem(demo.KINDS, name, replace(kind, recipes=recipes))
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curve.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+
+
+def told(answer: Answer) -> str:
+    assert answer.code == 0, answer.err[-3000:]
+    return " ".join(answer.out.split())
 
 
 @pytest.mark.builtin
+@pytest.mark.usefixtures("wide")
 def test_the_demo_compares_both_models_at_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shortened("sizes", tmp_path, monkeypatch)
+    monkeypatch.setattr(demo, "BUSY", 1.0)  # never
     out = tmp_path / "demo"
-    monkeypatch.setenv("COLUMNS", "140")
-    done = anyres("demo", "--out", out, "--epochs", 1, "--seed", 3)
-    assert done.code == 0, done.err[-3000:]
-    with (out / "curve.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    said = told(anyres("demo", "--out", out, "--seed", 3))
+    rows = rows_of(out)
     assert list(rows[0])[:7] == ["model", "height", "width", "top1", "n", "latency_ms", "macs"]
-    sizes = {
-        name: [(int(r["height"]), int(r["width"])) for r in rows if r["model"] == name]
-        for name in ("any-size", "single-size")
-    }
-    assert sizes["any-size"] == sizes["single-size"]
-    assert len(rows) == 2 * len(sizes["any-size"]) >= 14
-    assert any(h != w for h, w in sizes["any-size"])
-    trained = {176, 96, 64, 40}
-    assert min(h for h, _ in sizes["any-size"]) < min(trained)
-    assert max(h for h, _ in sizes["any-size"]) > max(trained)
+    sizes = [("32", "32"), ("48", "48"), ("96", "128"), ("176", "176")]
+    for name in (demo.ANY, demo.SINGLE):
+        assert [(r["height"], r["width"]) for r in rows if r["model"] == name] == sizes
     assert all(r["n"] == "661" and 0 < float(r["top1"]) < 1 and float(r["latency_ms"]) > 0 for r in rows)
     for name in ("curve.png", "report.html"):
         assert (out / name).stat().st_size > 20_000
     page = (out / "report.html").read_text()
-    assert "any-size" in page
     assert "On the same images" in page
-    assert "G pixels" in done.out
-    assert "any-size minus single-size" in done.out.replace("\n", " ")
+    assert "exact McNemar" in page
+    assert "right alone" in page
+    assert "any-size 22 steps" in said
+    assert "single-size 22 steps" in said
+    assert "Points of top-1 on the same 661 test photographs, any-size minus single-size" in said
+    assert "busy" not in said + page
+
+
+@pytest.mark.builtin
+@pytest.mark.usefixtures("wide")
+def test_the_demo_of_segmentation_on_a_busy_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shortened("segment", tmp_path, monkeypatch)
+    monkeypatch.setattr(demo, "BUSY", -1.0)  # always
+    out = tmp_path / "demo"
+    answer = anyres("demo", "--segment", "--out", out)
+    said, rows = told(answer), rows_of(out)
+    assert "takes longer than on a quiet one" in answer.err
+    assert [r["height"] for r in rows] == 2 * ["32", "48", "64"]
+    assert all(r["n"] == "58" and 0 < float(r["miou"]) < 1 for r in rows)
+    page = (out / "report.html").read_text()
+    for text in (said, page):
+        assert "Points of mIoU on the same 58 test chest films, any-size minus single-size" in text
+        assert "while speeds were measured" in text
+        assert text.count("disturbed") >= len(rows)
+    assert "permutation test" in page
+    assert "better alone" in page
+    assert "Truth and answer" in page
+
+
+def test_the_demos_two_models_differ_only_in_what_is_compared() -> None:
+    for kind in demo.KINDS.values():
+        ours, twin = map(load_recipe, kind.recipes.values())
+        assert replace(twin, views=ours.views, objective=ours.objective) == ours
+        assert len(twin.views.sizes) == 1
+        assert set(twin.views.sizes) <= set(ours.views.sizes)
+    assert any("x" in str(size) for size in load_recipe("demo/any_size").views.sizes)
+
+
+def test_two_demos_at_once_are_refused() -> None:
+    assert "give one of them" in refused("demo", "--full", "--segment")

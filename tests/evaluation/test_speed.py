@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 
 import torch
@@ -12,9 +14,11 @@ from anyres.evaluation.speed import (
     macs,
     measure_costs,
     measure_costs_of,
+    share_of_others,
     time_in_turn,
 )
 from anyres.flow import Size
+from anyres.ops.processors import processors
 
 CPU = torch.device("cpu")
 
@@ -109,3 +113,14 @@ def test_a_timing_whose_rounds_differ_is_disturbed() -> None:
     assert slept["now and then"].disturbed
     assert not Timing((4.0, 4.4, 5.9)).disturbed
     assert Timing((4.0, 6.1)).disturbed
+
+
+def test_programs_beside_this_one_are_noticed() -> None:
+    others = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(3 * processors())]
+    try:
+        time.sleep(0.2)
+        assert 0.3 < share_of_others(0.5) < 1
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()

@@ -8,13 +8,23 @@ from typing import Annotated
 import typer
 
 from anyres.cli.app import app
+from anyres.config import UserError
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where curve.csv, curve.png and report.html go.")] = Path(
-        "runs/demo"
-    ),
+    full: Annotated[
+        bool, typer.Option("--full", help="The longer one: four views of every photograph a step.")
+    ] = False,
+    segment: Annotated[
+        bool, typer.Option("--segment", help="A class for each pixel instead: both lungs on chest films.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where curve.csv, curve.png and report.html go; runs/demo, -full or -segment if not given."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of both trainings.")] = 0,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Fewer for a quick look; the recipe's if not given.")
@@ -24,15 +34,15 @@ def demo(
 
     Example: `anyres demo --epochs 2 --out runs/quick`
     """
+    if full and segment:
+        raise UserError("--full and --segment are two demos: give one of them")
     from anyres.cli.console import report_, stdout
     from anyres.evaluation.report import console_table
-    from anyres.runs.demo import run_demo
+    from anyres.runs.demo import KINDS, DemoName, run_demo
 
-    found = run_demo(out, seed, epochs)
+    name: DemoName = "full" if full else "segment" if segment else "sizes"
+    folder = out or Path(KINDS[name].folder)
+    found = run_demo(folder, seed, epochs, name)
     stdout().print(console_table(found.results, found.pairings))
-    spent = [
-        f"{name}: {run.facts.get('pixels', 0) / 1e9:.2f} G pixels, {run.facts.get('seconds', 0):.0f} s of training"
-        for name, run in found.runs.items()
-    ]
-    report_(*spent, found.claim)
-    report_(f"written: {out / 'curve.csv'}, {out / 'curve.png'}, {out / 'report.html'}")
+    report_(*found.cautions, found.claim)
+    report_(f"written: {folder / 'curve.csv'}, {folder / 'curve.png'}, {folder / 'report.html'}")

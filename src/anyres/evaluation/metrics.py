@@ -59,12 +59,17 @@ class Scores:
         return {"top1": top1, "top5": Estimate(self.top5), "loss": Estimate(self.loss)}
 
 
+PAIRED_SHARES = ("95\N{NO-BREAK SPACE}% interval (Newcombe, paired) and the exact McNemar test", "right alone")
+"""How ``compare`` judges, and what it counts, in words."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Model a minus model b on the same n images, in percentage points, with its 95 % interval.
 
-    ``p_value`` is the exact McNemar test's; ``only_a`` and ``only_b`` count the images that one model alone got
-    right; ``inside_noise`` is True unless both the test and the interval rule a difference of nought out.
+    ``p_value`` is the test's, exact McNemar in ``compare``; ``only_a`` and ``only_b`` count the images that one model
+    alone got right, or got better; ``inside_noise`` is True unless both the test and the interval rule a difference of
+    nought out.
     """
 
     difference: float

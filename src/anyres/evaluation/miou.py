@@ -21,12 +21,21 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.evaluation.evaluator import EvalSettings, collect
+from anyres.evaluation.metrics import Comparison
 from anyres.flow import IGNORED, Batch, Estimate, Size
 from anyres.storage import write_rows
 
 RESAMPLES, AT_ONCE = 1000, 100  # of the bootstrap
 VALUES_AT_ONCE = 2**25  # resized logits that are held at a time
+EXCHANGES = 9999  # of two models' answers, in the permutation test
 KEPT_BYTES = 2**26  # of answered maps that are kept to be shown
+
+PAIRED_MAPS = (
+    "95\N{NO-BREAK SPACE}% interval (bootstrap of the pictures, the same draws for both) and a permutation test that "
+    "exchanges the models' answers picture by picture",
+    "better alone",
+)
+"""How ``compare_maps`` judges, and what it counts, in words."""
 
 
 class ClassRow(NamedTuple):
@@ -136,6 +145,39 @@ def score_maps(model: nn.Module, batches: Iterable[Batch], how: EvalSettings, cl
     if not counts[:, 1].any():
         raise UserError("there is no pixel to score: all are ignored")
     return MapScores(index, counts, tuple(maps) if len(maps) == len(index) else ())
+
+
+def compare_maps(a: MapScores, b: MapScores) -> Comparison:
+    """mIoU of two models on the same pictures in the same order -> Comparison of a with b.
+
+    Interval: 95 % of the differences over RESAMPLES draws of the pictures, the same for both. Test: how often the
+    difference is as large when, picture by picture, chance decides which answer is whose; EXCHANGES times, always the
+    same. ``only_a`` and ``only_b``: pictures whose own mIoU is higher with one model. Raises ValueError where the
+    pictures differ.
+    """
+    if not np.array_equal(a.index, b.index):
+        raise ValueError(f"cannot pair {a.n} with {b.n} pictures")
+    n, shape = a.n, a.counts.shape[1:]
+    first, second = (scores.counts.reshape(n, -1).astype(np.float64) for scores in (a, b))
+
+    def apart(ones: Float64[np.ndarray, "r e"], others: Float64[np.ndarray, "r e"]) -> Float64[np.ndarray, " r"]:
+        means = [_mean(_iou(some.reshape(-1, *shape))) for some in (ones, others)]
+        found: Float64[np.ndarray, " r"] = means[0] - means[1]
+        return found
+
+    draws = np.random.default_rng(0)
+    difference = a.miou - b.miou
+    drawn = draws.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+    differences = [*apart(drawn @ first, drawn @ second), difference]
+    low, high = (100 * float(end) for end in np.nanpercentile(differences, (2.5, 97.5)))
+    exchanged = draws.integers(2, size=(EXCHANGES, n)).astype(np.float64)
+    moved = exchanged @ (second - first)
+    chance = apart(first.sum(0) + moved, second.sum(0) - moved)
+    p_value = (1 + int((np.abs(chance) >= abs(difference) - 1e-12).sum())) / (1 + EXCHANGES)
+    own = np.asarray([[scores.of_picture(place) for place in range(n)] for scores in (a, b)])
+    noise = p_value >= 0.05 or low <= 0 <= high
+    only_a, only_b = int((own[0] > own[1]).sum()), int((own[1] > own[0]).sum())
+    return Comparison(100 * difference, low, high, p_value, only_a, only_b, n, noise)
 
 
 def classes_at(logits: Float[Tensor, "k rows columns"], size: Size) -> UInt8[Tensor, "h w"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from anyres.evaluation.metrics import Comparison
+from anyres.evaluation.metrics import PAIRED_SHARES, Comparison
 from anyres.flow import Size, SizeResult
 
 
@@ -135,6 +135,7 @@ class ReportPage:
     """Everything the page shows; plain text throughout, escaped on the way out.
 
     ``claim`` is one sentence, ``cautions`` more on how far it goes. ``samples_lead`` says how the samples were chosen.
+    ``compared_by``: by which interval and test, and what the last column of the comparison counts.
     ``notes`` are sentences about the data (images that could not be read, ...), ``facts`` are about the run (seed,
     epochs, pixels processed, seconds, versions). ``sections``: what the task has to show. ``charts`` and ``sheet``: the
     training. ``commands``: what may come next, and what it does.
@@ -154,3 +155,4 @@ class ReportPage:
     charts: Sequence[Chart] = ()
     sheet: Sheet | None = None
     commands: Sequence[tuple[str, str]] = ()
+    compared_by: tuple[str, str] = PAIRED_SHARES

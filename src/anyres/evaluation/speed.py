@@ -17,10 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anyres.evaluation.evaluator import evaluating
 from anyres.flow import Cost, Size, is_disturbed
+from anyres.ops.processors import processors
 
 WARM_UP = 2  # calls before the first round; each later round begins with one that is not counted
 FEWEST_CALLS = 2  # counted calls of a round, however small the budget
 ROUNDS = 3  # of every timing, in turn
+SPUN = 1024  # sides of the matrices that find out how busy the machine is: a product takes some milliseconds
 THROUGHPUT_BATCH = 8  # images of one batch where images/s are measured
 
 K = TypeVar("K", bound=Hashable)
@@ -78,6 +80,17 @@ def _median_time(call: Callable[[], object], device: torch.device, budget_s: flo
         _synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def share_of_others(budget_s: float = 1.0) -> float:
+    """Share of the processors' time that other programs take while this process wants all of it, in [0, 1]; about 0 on
+    a quiet machine. Multiplies matrices for ``budget_s`` seconds on the processors that PyTorch computes with."""
+    threads = min(torch.get_num_threads(), processors())
+    square = torch.ones(SPUN, SPUN)
+    start, used = time.perf_counter(), time.process_time()
+    while (took := time.perf_counter() - start) < budget_s:
+        square @ square
+    return min(1.0, max(0.0, 1 - (time.process_time() - used) / (threads * took)))
 
 
 def measure_costs(

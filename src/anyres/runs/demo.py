@@ -1,73 +1,164 @@
-"""The demo: one any-size model against its single-size twin, on real photographs, at sizes neither was trained at."""
+"""The demo: one any-size model against its single-size twin, on real images, at sizes neither was trained at."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal
 
+from anyres.data.cache import DecodedImages
 from anyres.evaluation.curve import EvalResult
 from anyres.evaluation.curve_file import write_csv
-from anyres.evaluation.metrics import Scores, compare
+from anyres.evaluation.metrics import PAIRED_SHARES, Comparison, Scores, compare
+from anyres.evaluation.miou import PAIRED_MAPS, compare_maps
 from anyres.evaluation.page import FactGroup, Pairing, ReportPage
 from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.report import write_html
+from anyres.evaluation.speed import share_of_others
 from anyres.flow import SizeResult
 from anyres.recipe import load_recipe
 from anyres.runs.inputs import evaluated_sizes
 from anyres.runs.opened import TrainedModel, measure_models, open_run
 from anyres.runs.report import facts_of
-from anyres.runs.samples import samples_of
+from anyres.runs.samples import best_of, samples_of
 from anyres.runs.train import train_run
+from anyres.tasks import Shown
 
 log = logging.getLogger(__name__)
 ANY, SINGLE = "any-size", "single-size"
-RECIPES = {ANY: "demo/any_size", SINGLE: "demo/single_size"}
+BUSY = 0.15
+"""Share of the processors' time that goes to other programs, from which on speeds are marked."""
+DemoName = Literal["sizes", "full", "segment"]
+
+
+@dataclass(frozen=True)
+class DemoKind:
+    """One of the demos: the recipes of its two models, and in which words and by which test they are compared."""
+
+    title: str
+    # model -> recipe; both score the same images in the same way
+    recipes: Mapping[str, str]
+    # the images, in the plural
+    images: str
+    # the first model's scores against the second's
+    compare: Callable[[Any, Any], Comparison]
+    # how, and what the last column counts
+    compared_by: tuple[str, str]
+    # a sentence on what the test set can tell; {n}: its images
+    noise: str
+    folder: str
+
+
+def compare_right(first: Scores, second: Scores) -> Comparison:
+    """Two classifiers' right answers."""
+    return compare(first.correct, second.correct)
+
+
+_NOISE = (
+    "The test set has {n} images, so an accuracy near 76 % has a 95 % interval of about 3 points to each side. "
+    "Differences are judged on the same images by the exact McNemar test."
+)
+KINDS: dict[DemoName, DemoKind] = {
+    "sizes": DemoKind(
+        "One model for every size",
+        {ANY: "demo/any_size", SINGLE: "demo/single_size"},
+        "photographs",
+        compare_right,
+        PAIRED_SHARES,
+        _NOISE,
+        "runs/demo",
+    ),
+    "full": DemoKind(
+        "One model for every size",
+        {ANY: "demo/full_any_size", SINGLE: "demo/full_single_size"},
+        "photographs",
+        compare_right,
+        PAIRED_SHARES,
+        _NOISE,
+        "runs/demo-full",
+    ),
+    "segment": DemoKind(
+        "Two lungs at every size",
+        {ANY: "demo/segment_any_size", SINGLE: "demo/segment_single_size"},
+        "chest films",
+        compare_maps,
+        PAIRED_MAPS,
+        "The test set has {n} films of patients that neither model has seen. It is small: intervals say how much other "
+        "films would change a figure, not what another seed would.",
+        "runs/demo-segment",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo came to: both ``runs`` in ``folder``, measured, compared, and the ``claim`` that this allows."""
+    """What the demo came to: both ``runs`` in ``folder``, measured, compared, and the ``claim`` that this allows.
+
+    ``cautions``: what to know before believing it, such as a busy machine.
+    """
 
     folder: Path
     runs: dict[str, TrainedModel]
     results: Sequence[SizeResult]
     pairings: Sequence[Pairing]
     claim: str
+    cautions: Sequence[str]
 
 
-def run_demo(out: Path, seed: int, epochs: int | None) -> Demo:
-    """Train both models in ``out/any-size`` and ``out/single-size``; write ``curve.csv``, ``curve.png`` and
-    ``report.html`` in ``out``. The same call again continues, or only compares anew."""
+def run_demo(out: Path, seed: int, epochs: int | None, name: DemoName = "sizes") -> Demo:
+    """Train both models of the demo ``name`` in ``out/any-size`` and ``out/single-size``; write ``curve.csv``,
+    ``curve.png`` and ``report.html`` in ``out``. The same call again continues, or only compares anew."""
+    kind = KINDS[name]
     changes = [f"train.seed={seed}", *([f"train.epochs={epochs}"] if epochs is not None else [])]
+    others = share_of_others()
+    if others > BUSY:
+        log.info("%s: this takes longer than on a quiet one, and speeds will be marked", busy(others))
     runs: dict[str, TrainedModel] = {}
-    for name, recipe in RECIPES.items():
-        log.info("%s: recipe %s", name, recipe)
-        train_run(load_recipe(recipe, changes), out / name, report=False)
-        runs[name] = open_run(out / name)
+    for model, recipe in kind.recipes.items():
+        log.info("%s: recipe %s", model, recipe)
+        train_run(load_recipe(recipe, changes), out / model, report=False)
+        runs[model] = open_run(out / model)
     images = runs[ANY].images()  # both recipes show the same ones in the same way
+    before = share_of_others()
     measured = measure_models(runs, images, evaluated_sizes(runs[ANY].recipe))
-    pairings = compare_runs(measured)
+    others = max(before, share_of_others())
+    cautions = [effort(runs)]
+    if others > BUSY:
+        measured = {model: [marked(found) for found in those] for model, those in measured.items()}
+        cautions.append(f"{busy(others)} while speeds were measured: they are marked, and should not be compared")
+    pairings = compare_runs(measured, kind.compare)
     results = [found.result for those in measured.values() for found in those]
-    trained_at = {name: run.recipe.views.parsed for name, run in runs.items()}
-    write_csv(results, out / "curve.csv")
-    plot(results, out / "curve.png", train_sizes=trained_at)
-    samples, how_chosen = samples_of(images, [(name, runs[name], measured[name]) for name in RECIPES])
+    demo = Demo(out, runs, results, pairings, conclusion(pairings, results[0], kind.images), cautions)
+    write_demo(demo, kind, images, measured)
+    return demo
+
+
+def write_demo(demo: Demo, kind: DemoKind, images: DecodedImages, measured: Mapping[str, Sequence[EvalResult]]) -> None:
+    """Write the curve as table and picture, and the page."""
+    trained_at = {name: run.recipe.views.parsed for name, run in demo.runs.items()}
+    write_csv(demo.results, demo.folder / "curve.csv")
+    plot(demo.results, demo.folder / "curve.png", train_sizes=trained_at)
+    samples, how_chosen = samples_of(images, [(name, demo.runs[name], measured[name]) for name in kind.recipes])
+    best = best_of(measured[ANY])
+    shown = Shown(images.source, lambda i: images[i].image)
+    sections = demo.runs[ANY].task.naming(images.source).sections(best.scores, best.result.size, shown)
     page = ReportPage(
-        title="One model for every size",
-        claim=conclusion(pairings, results[0].n),
-        points=results,
-        comparisons=pairings,
+        title=kind.title,
+        claim=demo.claim,
+        points=demo.results,
+        comparisons=demo.pairings,
+        compared_by=kind.compared_by,
         samples=samples,
         samples_lead=how_chosen,
-        notes=[*images.source.notes, NOISE.format(n=results[0].n)],
-        facts=facts_of_both(runs),
+        notes=[*images.source.notes, kind.noise.format(n=demo.results[0].n)],
+        facts=facts_of_both(demo.runs),
         train_sizes=trained_at,
+        cautions=demo.cautions,
+        sections=[replace(section, title=f"{section.title}, {ANY}") for section in sections],
     )
-    write_html(out / "report.html", page)
-    return Demo(out, runs, results, pairings, page.claim)
+    write_html(demo.folder / "report.html", page)
 
 
 def facts_of_both(runs: Mapping[str, TrainedModel]) -> list[FactGroup]:
@@ -79,23 +170,39 @@ def facts_of_both(runs: Mapping[str, TrainedModel]) -> list[FactGroup]:
     return [group for group in (FactGroup("Both models", alike), *own) if group.facts]
 
 
-NOISE = (
-    "The test set has {n} images, so an accuracy near 76 % has a 95 % interval of about 3 points to each side. "
-    "Differences are judged on the same images by the exact McNemar test."
-)
+def effort(runs: Mapping[str, TrainedModel]) -> str:
+    """What each training took, in a sentence: steps, pixels and time."""
+    told = [
+        f"{name} {run.facts.get('steps', 0):,} steps, {run.facts.get('pixels', 0) / 1e9:.2f} G pixels in "
+        f"{run.facts.get('seconds', 0):.0f} s"
+        for name, run in runs.items()
+    ]
+    return f"what training took: {'; '.join(told)}"
 
 
-def compare_runs(measured: dict[str, list[EvalResult]]) -> list[Pairing]:
+def busy(others: float) -> str:
+    """That the machine is busy."""
+    return f"this machine is busy: {100 * others:.0f} % of its processors' time went to other programs"
+
+
+def marked(found: EvalResult) -> EvalResult:
+    """With its speed marked as disturbed."""
+    return found._replace(result=replace(found.result, cost=replace(found.result.cost, disturbed=True)))
+
+
+def compare_runs(
+    measured: Mapping[str, Sequence[EvalResult]], compare_scores: Callable[[Any, Any], Comparison]
+) -> list[Pairing]:
     """The any-size model minus the single-size one at every size, judged on the same images."""
-    pairings = []
-    for a, b in zip(measured[ANY], measured[SINGLE], strict=True):
-        first, second = (cast(Scores, found.scores).correct for found in (a, b))  # both recipes classify
-        pairings.append(Pairing(ANY, SINGLE, a.result.size, compare(first, second)))
-    return pairings
+    return [
+        Pairing(ANY, SINGLE, a.result.size, compare_scores(a.scores, b.scores))
+        for a, b in zip(measured[ANY], measured[SINGLE], strict=True)
+    ]
 
 
-def conclusion(pairings: Sequence[Pairing], n: int) -> str:
-    """One sentence: at which sizes the difference is clear, and where it is inside the noise."""
+def conclusion(pairings: Sequence[Pairing], of: SizeResult, images: str) -> str:
+    """One sentence: at which sizes the difference is clear, and where it is inside the noise. ``of``: a result, for
+    its metric and number of images."""
 
     def listed(chosen: Sequence[Pairing]) -> str:
         return ", ".join(f"{p.size} ({p.comparison.difference:+.1f})" for p in chosen)
@@ -110,4 +217,4 @@ def conclusion(pairings: Sequence[Pairing], n: int) -> str:
         f"inside the noise at {listed(noise)}" if noise else "",
     ]
     said = "; ".join(part for part in parts if part)
-    return f"Points of top-1 on the same {n} test photographs, {ANY} minus {SINGLE}: {said}."
+    return f"Points of {of.headline.name} on the same {of.n} test {images}, {ANY} minus {SINGLE}: {said}."
