@@ -80,20 +80,21 @@ class Matched:
         """AP at each overlap of each class where picture i comes ``times[:, i]`` times, in r ways; all areas; NaN for a
         class without objects.
 
-        Equal to COCO's accumulation of the pictures repeated so: copies have equal scores, and of the points between
-        them none has a higher precision at its recall than the last.
+        Equal to COCO's accumulation of the pictures repeated so, unless boxes of one picture have equal scores: copies
+        of a box come together, and of the points between them none has a higher precision at its recall than the last.
         """
         made = np.full((len(times), len(OVERLAPS), self.objects.shape[1]), np.nan)
         objects = times @ self.objects  # (r, k)
         for c in np.flatnonzero(self.objects.any(0)).tolist():
             own = np.flatnonzero(self.klass == c)
             own = own[np.argsort(-self.score[own], kind="stable")]
+            drawn = times[:, self.picture[own]]  # (r, d)
+            seen = drawn.cumsum(1)
             for t in range(len(OVERLAPS)):
-                counted = own[~self.ignored[t, own]]
-                right = self.hit[t, counted]
-                seen = times[:, self.picture[counted]].cumsum(1)[:, right]
-                hits = times[:, self.picture[counted[right]]].cumsum(1)
-                precision = hits / (seen + np.spacing(1))
+                right, ignored = self.hit[t, own], self.ignored[t, own]
+                counted = (drawn * ~ignored).cumsum(1) if ignored.any() else seen
+                hits = drawn[:, right].cumsum(1)
+                precision = hits / (counted[:, right] + np.spacing(1))
                 precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
                 for r in np.flatnonzero(objects[:, c]).tolist():
                     places = np.searchsorted(hits[r] / objects[r, c], RECALLS)

@@ -156,7 +156,8 @@ def placed(part: Bool[np.ndarray, "rows columns"], top: int, left: int, size: Si
     apart = starts[1:] != ends[:-1]  # else a run goes on in the next column
     starts, ends = starts[np.append(True, apart)[: len(starts)]], ends[np.append(apart, True)[: len(ends)]]
     edges = np.stack([starts, ends], 1).reshape(-1)
-    return Rle(np.diff(edges, prepend=0, append=size.height * size.width).astype(np.int64), size)
+    counts = np.diff(edges, prepend=0, append=size.height * size.width).astype(np.int64)
+    return Rle(counts if counts[-1] else counts[:-1], size)
 
 
 def coco_mask(shape: Polygons | Rle, size: Size) -> Rle:

@@ -59,7 +59,7 @@ from anyres.training.loop import train as run_loop
 from anyres.training.objectives import check_objective
 from anyres.training.objectives.objective import Exempting
 from anyres.training.optim import build_optimizer
-from anyres.training.parallel import autocast_dtype, build_accelerator, synchronize_batch_norm
+from anyres.training.parallel import autocast_dtype, build_accelerator, gather_uneven, synchronize_batch_norm
 from anyres.training.plan import Plan
 from anyres.training.state import State, build_ema
 from anyres.training.step import NonFiniteLoss, NonFiniteWeights
@@ -414,15 +414,10 @@ def score_views(
     training, held_out = images
     rank = Rank(accelerator.process_index, accelerator.num_processes)
 
-    def gather(local: Tensor) -> Tensor:
-        whole = local.long() if local.dtype == torch.bool else local  # padding with -1 would change a bool's type
-        padded: Tensor = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
-        return padded.to(local.dtype)
-
     def batches(shown: DecodedImages, size: Size) -> Iterator[Batch]:
         return scored_batches(recipe, task.scoring(), shown, size, accelerator.device, rank)
 
-    how = EvalSettings(accelerator.device, autocast_dtype(recipe.train.precision), gather)
+    how = EvalSettings(accelerator.device, autocast_dtype(recipe.train.precision), partial(gather_uneven, accelerator))
     key = task.metrics[0].key
     values: dict[str, float] = {}
     for size in dict.fromkeys(recipe.views.parsed):

@@ -22,7 +22,7 @@ from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores, ImageValues
 from anyres.evaluation.page import SampleAnswer, Section
-from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, TargetReader, Targets
+from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, SizeResult, TargetReader, Targets
 from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference, Shown
 from anyres.training.objectives import Objective, ObjectiveConfig, registered_objective
 from anyres.training.objectives.cosub import Cosub
@@ -160,6 +160,10 @@ class ImageTask(ABC):
 
     def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
         """None."""
+        return []
+
+    def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
+        """None beside the curve of the headline."""
         return []
 
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:

@@ -21,7 +21,7 @@ from anyres.data.views_config import ViewsConfig
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores
 from anyres.evaluation.page import SampleAnswer, Section
-from anyres.flow import Batch, Geometry, Metric, Record, Size, TargetReader, Targets
+from anyres.flow import Batch, Geometry, Metric, Record, Size, SizeResult, TargetReader, Targets
 from anyres.training.objectives import Objective, ObjectiveConfig, ObjectiveParts, Teacher
 from anyres.training.plan import TrainConfig
 from anyres.training.schedule import OptimConfig
@@ -203,6 +203,10 @@ class Task(Protocol):
 
     def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
         """What the report shows of the scores at the model's best size, and of the images ``shown``."""
+        ...
+
+    def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
+        """What the report shows of all sizes beside the curve; a picture is written as ``curve_ANCHOR.png`` too."""
         ...
 
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
