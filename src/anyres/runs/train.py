@@ -217,7 +217,7 @@ def report_again(recipe: Recipe, run: Path, wanted: bool) -> Evaluation | None:
 def settled(recipe: Recipe, task: Task) -> tuple[Recipe, Task]:
     """Both with what was left open decided by the images' labels. Raises UserError for what does not suit them."""
     objective = task.settle(recipe.configs)
-    return replace(recipe, task=task.name, objective=objective), task.with_loss(objective.loss)
+    return replace(recipe, task=task.name, objective=objective), task.with_loss(objective.loss).with_head(recipe.head)
 
 
 def fit(

@@ -38,6 +38,7 @@ class ImageTask(ABC):
     wanted: ClassVar[Wanted] = "classes"
     compares: ClassVar[bool] = False
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "none"
+    takes_threshold: ClassVar[bool] = False
 
     classes: tuple[str, ...] = ()
 
@@ -56,7 +57,7 @@ class ImageTask(ABC):
         """What scores a model."""
 
     @abstractmethod
-    def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
+    def answer(self, output: Any, options: AnswerOptions) -> Answer:
         """The network's output for one image, float32 (k,), after ``activation`` -> what it says."""
 
     # what follows from that
@@ -105,6 +106,10 @@ class ImageTask(ABC):
 
     def with_loss(self, loss: str) -> ImageTask:
         """The task has one loss of its own."""
+        return self
+
+    def with_head(self, head: Mapping[str, Any]) -> ImageTask:
+        """Whatever the head, the target is the same."""
         return self
 
     def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
@@ -178,4 +183,6 @@ class ImageTask(ABC):
 def refuse_head(name: str, head: Mapping[str, Any]) -> None:
     """Raises UserError for options of a head where a task builds none on the backbone."""
     if head:
-        raise UserError(f"task={name} has a classifier alone: leave out head.{min(head)}, which is of task=segment")
+        raise UserError(
+            f"task={name} has a classifier alone: leave out head.{min(head)}, which is of task=segment and task=detect"
+        )

@@ -47,13 +47,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How an answer is put: ``top``: so many of the likeliest classes; ``threshold``: of several labels, every one
-    above this probability (None: the task's own). ``of_size``: the image's own, for answers that have a place in it
-    (None: that of the output)."""
+    """How an answer is put: ``top``: so many of the likeliest classes, or objects; ``threshold``: of several labels or
+    objects, every one above this probability (None: the task's own). ``of_size``: the image's own, for answers that
+    have a place in it (None: that of the output); ``geometry``: where the pixels that the model saw come from (None:
+    not from one view alone)."""
 
     top: int = 3
     threshold: float | None = None
     of_size: Size | None = None
+    geometry: Geometry | None = None
+
+
+Output = Tensor | Mapping[str, Tensor]
+"""What a network says of one image: a tensor, or several by name."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,11 @@ class Task(Protocol):
         """The task with the loss that ``settle`` has decided on (``objective.loss``)."""
         ...
 
+    def with_head(self, head: Mapping[str, Any]) -> Any:
+        """The task with what the recipe's ``head`` learns of the images' targets. Raises UserError where they lack
+        it."""
+        ...
+
     def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
         """The network, freshly initialized: ``backbone(k)`` is the recipe's with k outputs, or none where k is 0;
         ``head``: options of what is built on it. Raises UserError for options that there are not."""
@@ -207,10 +218,13 @@ class Task(Protocol):
         ...
 
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]]
-    """What makes probabilities of the model's output."""
+    """What makes probabilities of the model's output, where that is a tensor."""
 
-    def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
-        """The model's output for one image, float32 (k,), after ``activation`` -> what it says."""
+    takes_threshold: ClassVar[bool]
+    """Whether an answer is every label or object above a probability, which a user may choose."""
+
+    def answer(self, output: Any, options: AnswerOptions) -> Answer:
+        """The model's ``Output`` for one image, float32 (k,), after ``activation`` -> what it says."""
         ...
 
     def about(self) -> dict[str, Any]:
