@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from faster_coco_eval.core.mask import decode as decode_mask
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
@@ -183,7 +184,7 @@ def test_a_large_picture_is_told_in_tiles_as_a_coco_dataset(run: Detected, tmp_p
                 and one["bbox"] == pytest.approx([x + 48 * (i - 1), y, wide, high], abs=8)
             ]
             assert len(close) == 1
-            assert said.annToMask(close[0]).sum() == close[0]["area"]
+            assert decode_mask(close[0]["segmentation"]).sum() == close[0]["area"]
 
 
 def test_an_interrupted_run_continues_bit_for_bit(run: Detected, tmp_path: Path) -> None:

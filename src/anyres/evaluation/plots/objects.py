@@ -106,7 +106,7 @@ def _labelled(
         wide, high = right - left + 4, bottom - top + 4
         x = max(0.0, min(x1, image.width - wide))
         for y in (y1 - high, y2 + 1, y1 + 1):
-            place = (x, y, x + wide, y + high)
+            place = (float(x), float(y), float(x + wide), float(y + high))
             if y >= 0 and place[3] <= image.height and not any(_meet(place, other) for other in taken):
                 taken.append(place)
                 pen.rectangle(place, fill=color)
