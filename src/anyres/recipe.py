@@ -83,6 +83,13 @@ class DataConfig:
     dct: bool = False
     # share of the images that may be unreadable (they are left out and named); ten always may, unless it is 0
     max_unreadable: float = 0.01
+    # share of the annotations, and of the pictures with annotations, that may be faulty (they are left out and named);
+    # ten always may, unless it is 0
+    max_faulty: float = 0.01
+    # training pictures without an object are left out; else they are learned from too: nothing is to be found there
+    drop_empty: bool = False
+    # pictures with boxes are cut into parts of about so many pixels a side, each a picture (null: they stay whole)
+    tile: int | None = None
     # of every image (null: what the files agree on, 3 where they do not)
     channels: int | None = None
     # of each channel, in [0, 1]
@@ -97,16 +104,17 @@ class DataConfig:
             raise ValueError(f"data.repeats={self.repeats} must be 1 (off) or more, as 3")
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
             raise ValueError(f"data.workers={self.workers} must be 0 or more and at most {MOST_WORKERS}, or null")
-        if self.cache_side is not None and not 1 <= self.cache_side <= MOST_SIDE:
-            raise ValueError(f"data.cache_side={self.cache_side} must be 1 to {MOST_SIDE}, or null")
+        for name, most in (("cache_side", MOST_SIDE), ("tile", MOST_SIDE), ("channels", MOST_CHANNELS)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"data.{name}={value} must be 1 to {most}, or null")
         if not self.cache_gib >= 0:
             raise ValueError(f"data.cache_gib={self.cache_gib} must be 0 or more")
         if not 0 < self.val_share < 1:
             raise ValueError(f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"data.max_unreadable={self.max_unreadable} is a share: 0 to 1")
-        if self.channels is not None and not 1 <= self.channels <= MOST_CHANNELS:
-            raise ValueError(f"data.channels={self.channels} must be 1 to {MOST_CHANNELS}, or null")
+        for name in ("max_unreadable", "max_faulty"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} is a share: 0 to 1")
         if not self.mean or not self.std:
             raise ValueError("data.mean and data.std must have one value, or one for each channel")
         if self.channels is not None:
@@ -160,9 +168,9 @@ class Recipe:
     model: dict[str, Any]
     # what it starts from: anything anyres.load_weights takes, such as deit_base.224, a file or a run folder
     weights: str | None = None
-    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, or a task of yours
+    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, detect, or a task of yours
     task: str = "auto"
-    # options of what the task builds on the backbone: of segment, those of anyres.create_task_model
+    # options of what the task builds on the backbone: of segment and detect, those of anyres.create_task_model
     head: dict[str, Any] = field(default_factory=dict)
     claim: Claim = field(default_factory=Claim)
     data: DataConfig = field(default_factory=DataConfig)

@@ -34,9 +34,9 @@ BUILTIN = ("groceries", "groceries:fine")
 Labelling = Literal["none", "one", "several", "text", "drawn"]
 """Of every image of a set: no label, one class, any number of classes, its label as it is written, or what is drawn on
 it."""
-Wanted = Literal["classes", "optional", "text", "maps"]
+Wanted = Literal["classes", "optional", "text", "maps", "boxes"]
 """What is wanted of a set: labels that are classes; the same where there are any; labels as they are written; class
-maps."""
+maps; boxes, with outlines where there are any."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def keep_local(local: Tensor) -> Tensor:
 class EvalSettings:
     """How a model is run: on ``device``, in ``autocast`` (None: float32).
 
-    ``gather`` concatenates a tensor (n, ...) over processes (``accelerator.gather``), each of which must have had
-    equally many images.
+    ``gather`` concatenates a tensor (n, ...) over processes (``accelerator.gather``). Where n differs between them,
+    each part is filled up to the longest, with -1.
     """
 
     device: torch.device
@@ -123,5 +123,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train(before[0][1])  # for what a module does beyond its flag
         for module, training in before:
             module.training = training

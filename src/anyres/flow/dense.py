@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
+from anyres.flow.objects import Objects
+from anyres.flow.record import Geometry
+
 
 @dataclass(frozen=True, eq=False)
 class ViewObjects:
@@ -107,4 +110,27 @@ class OwnMaps:
         return self
 
     def of(self, view: int) -> tuple[UInt8[Tensor, "_ _"], ...]:  # noqa: ARG002
+        return self.value
+
+
+@dataclass(frozen=True)
+class OwnObjects:
+    """The objects of b pictures to be scored, in pixels of the pictures, each with where its view's pixels come from,
+    so that what is found in the view leads back."""
+
+    value: tuple[tuple[Objects, Geometry], ...]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def to(self, device: torch.device) -> OwnObjects:  # noqa: ARG002
+        return self
+
+    def part(self, images: slice) -> OwnObjects:
+        return OwnObjects(self.value[images])
+
+    def window(self, views: slice) -> OwnObjects:  # noqa: ARG002
+        return self
+
+    def of(self, view: int) -> tuple[tuple[Objects, Geometry], ...]:  # noqa: ARG002
         return self.value

@@ -32,7 +32,7 @@ from anyres.runs.opened import RECIPE, WEIGHTS
 from anyres.runs.teacher import Teacher
 from anyres.tasks import Task
 from anyres.training import checkpoint
-from anyres.training.loop import memory_gib
+from anyres.training.clock import memory_gib
 from anyres.training.objectives import Objective
 from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, make_step, rehearse

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyres.config import UserError
+from anyres.data.annotations.annotated import Rules
 from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
 from anyres.data.channels import channels_of
-from anyres.data.drawn_sources import open_scored, open_split
+from anyres.data.drawn_sources import Drawn, open_scored, open_split
 from anyres.data.erasing import erase
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import mix_rng, normalize
@@ -51,9 +52,16 @@ def open_images(
     decoded. Only images for ``training`` are decoded as ``data.dct`` says: what is scored is read in full. They are
     read with ``data.channels``, or what their files agree on. Raises UserError.
     """
+    share, how = recipe.data.val_share, drawn_by(recipe)
     return _decoded(
-        recipe, fit(open_split(named(recipe, data), split, val_share=recipe.data.val_share, wanted=wanted)), training
+        recipe, fit(open_split(named(recipe, data), split, val_share=share, wanted=wanted, how=how)), training
     )
+
+
+def drawn_by(recipe: Recipe) -> Drawn:
+    """How annotated pictures are taken."""
+    given = recipe.data
+    return Drawn(Rules(drop_empty=given.drop_empty, max_faulty=given.max_faulty), given.tile)
 
 
 def open_test_images(
@@ -65,7 +73,8 @@ def open_test_images(
 ) -> DecodedImages:
     """The same of images that are only scored: see ``open_scored``."""
     usual, share = recipe.data.eval_split, recipe.data.val_share
-    opened = open_scored(named(recipe, data), split, usual=usual, val_share=share, wanted=wanted)
+    data, how = named(recipe, data), drawn_by(recipe)
+    opened = open_scored(data, split, usual=usual, val_share=share, wanted=wanted, how=how)
     return _decoded(recipe, fit(opened))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,16 +15,18 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.decode import Unreadable, decode
+from anyres.data.geometry import whole
 from anyres.data.mix import normalize
-from anyres.data.views import eval_view
+from anyres.data.views import eval_geometry, eval_view
 from anyres.deploy.predictor import EngineOptions, Picture, listed, pixels_of, size_of
-from anyres.flow import Batch, Labels, Record, Size
+from anyres.flow import Batch, Geometry, Labels, Record, Size
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import crop_ratio, interpolation_of
 from anyres.runs.opened import Model, TrainedModel, open_model
 from anyres.runs.stderr import show_log
+from anyres.runs.tiles import tile_answerer
 from anyres.storage import write_bytes
-from anyres.tasks import Answer, AnswerOptions
+from anyres.tasks import Answer, AnswerOptions, Output
 
 T = TypeVar("T")
 AT_A_TIME = 64  # images that are decoded before they are answered, at most
@@ -41,6 +43,7 @@ class PredictOptions:
     cascade: bool = False
     huge_pages: bool = False  # move this process's memory into huge pages (Linux)
     draw: Path | None = None  # a folder for pictures of the answers
+    tile: int | None = None  # side in pixels of the overlapping parts that an image is answered in
 
 
 def predict(
@@ -52,6 +55,7 @@ def predict(
     cascade: bool = False,
     top: int = 3,
     threshold: float | None = None,
+    tile: int | None = None,
 ) -> list[Answer]:
     """What a model says of each image.
 
@@ -59,14 +63,15 @@ def predict(
     tensor or array of one more dimension is several. ``size``: a side in pixels or ``"320x192"`` (None:
     the largest it was trained at). ``backend``: ``auto``, ``openvino:bf16``, ... (None: PyTorch as it is). ``cascade``:
     small first, larger where unsure, as `anyres cascade` chose. ``top``: how many classes; ``threshold``: of several
-    labels, every one above this probability (None: 0.5).
+    labels, every one above this probability (None: 0.5). ``tile``: cut images into overlapping tiles of so many pixels,
+    each seen at ``size``; boxes are merged, maps averaged (None: each image as a whole).
 
     Returns an Answer for each image: ``.line`` for people, ``.values`` for programs. Raises UserError, also for an
     image that cannot be read.
     """
     show_log()
     trained = open_model(model)
-    options = PredictOptions(size_of(size) if size is not None else None, backend, cascade)
+    options = PredictOptions(size_of(size) if size is not None else None, backend, cascade, tile=tile)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
     channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
     decoded = (pixels_of(image, channels, side) for image in listed(images))
@@ -119,8 +124,9 @@ def _own_name(path: Path, taken: Counter[str]) -> str:
 
 
 def seen_side(trained: TrainedModel, options: PredictOptions) -> int | None:
-    """The longer side, in pixels, to which an image is resized; None: a cascade resizes it to several."""
-    if options.cascade:
+    """The longer side, in pixels, to which an image is resized; None: a cascade resizes it to several, or tiles
+    are cut of it."""
+    if options.cascade or options.tile:
         return None
     size = options.size or trained.recipe.views.parsed[0]
     return math.ceil(max(size) / crop_ratio(trained.recipe))
@@ -136,12 +142,18 @@ def answerer(
         raise UserError("--cascade chooses the size for every image: leave out --size")
     if options.cascade and trained.task.activation != "softmax":
         raise UserError(f"{trained.name} does not give one class an image, as a cascade wants it: leave out --cascade")
-    if how.threshold is not None and trained.task.activation != "sigmoid":
-        raise UserError(f"{trained.name} gives one answer an image: --threshold is for several labels, leave it out")
+    if how.threshold is not None and not trained.task.takes_threshold:
+        raise UserError(
+            f"{trained.name} gives one answer an image: --threshold is for several labels or objects, leave it out"
+        )
     size = options.size or trained.recipe.views.parsed[0]
     if not options.cascade:
         trained.model.check_sizes([size])
         check_sizes_fit([size], trained.recipe, 1)
+    if options.tile is not None:
+        if options.cascade or options.backend:
+            raise UserError("--tile shows tiles to the model as it is: leave out --cascade and --backend")
+        return tile_answerer(trained, size, options.tile, how)
     engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)
@@ -150,27 +162,38 @@ def answerer(
 
         predictor = predictor_for(trained, size, engine)
 
-        def outputs(pictures: Sequence[Tensor]) -> Tensor:
+        def outputs(pictures: Sequence[Tensor]) -> Sequence[Output]:
             each = [predictor.forward(predictor.prepare([picture])) for picture in pictures]
-            return activate(torch.cat(each).float().cpu(), trained)
+            return list(activate(torch.cat(each).float().cpu(), trained))
     else:
 
-        def outputs(pictures: Sequence[Tensor]) -> Tensor:
-            return torch.stack([plain_output(trained, picture, size) for picture in pictures])
+        def outputs(pictures: Sequence[Tensor]) -> Sequence[Output]:
+            return [plain_output(trained, picture, size) for picture in pictures]
 
     def answers(pictures: Sequence[Tensor]) -> list[Answer]:
-        found = outputs(pictures)
-        if not found.isfinite().all():
-            raise UserError(f"{trained.name} answers with numbers that are not finite: its weights are of no use")
-        sizes = (Size(*picture.shape[-2:]) for picture in pictures)
-        return [
-            trained.task.answer(output, replace(how, of_size=size)) for output, size in zip(found, sizes, strict=True)
-        ]
+        found = []
+        for output, picture in zip(outputs(pictures), pictures, strict=True):
+            if not _is_finite(output):
+                raise UserError(f"{trained.name} answers with numbers that are not finite: its weights are of no use")
+            seen = None if options.cascade else _seen(trained, picture, size)
+            found.append(trained.task.answer(output, replace(how, of_size=Size(*picture.shape[-2:]), geometry=seen)))
+        return found
 
     return answers
 
 
-def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[Sequence[Tensor]], Tensor]:
+def _is_finite(output: Output) -> bool:
+    tensors = (output,) if isinstance(output, Tensor) else output.values()
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _seen(trained: TrainedModel, picture: Tensor, size: Size) -> Geometry:
+    """Where the pixels come from that ``plain_output`` shows of a picture."""
+    recipe = trained.recipe
+    return eval_geometry(whole(picture).geometry, size, crop_ratio(recipe), recipe.evaluate.warps(size))
+
+
+def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[Sequence[Tensor]], Sequence[Output]]:
     """Calibrated probabilities (n, k) of pictures through the run's cascade."""
     if trained.folder is None:
         raise UserError(f"{trained.name} is no run: `anyres cascade RUN` chooses a cascade for one")
@@ -178,18 +201,20 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
 
     runner = open_cascade(trained, trained.folder, engine)
 
-    return runner.probabilities
+    return lambda pictures: list(runner.probabilities(pictures))
 
 
-def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Float32[Tensor, "k ..."]:
+def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Output:
     """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
     recipe = trained.recipe
     view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warps(size), interpolation_of(recipe))
     batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
     pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
-        output: Tensor = trained.model(pixels)
-    return activate(output.float(), trained)[0].cpu()
+        output: Tensor | Sequence[Mapping[str, Tensor]] = trained.model(pixels)
+    if isinstance(output, Tensor):
+        return activate(output.float(), trained)[0].cpu()
+    return {name: value.cpu() for name, value in output[0].items()}
 
 
 def activate(output: Float32[Tensor, "b k ..."], trained: TrainedModel) -> Float32[Tensor, "b k ..."]:

@@ -26,7 +26,7 @@ from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.runs.samples import best_of, samples_of
 from anyres.runs.stderr import doing
 from anyres.runs.training_record import charts_of, sheet_of
-from anyres.storage import remove_drafts, write_json
+from anyres.storage import remove_drafts, write_bytes, write_json
 from anyres.tasks import Shown, Task
 from anyres.training.state import State, ended_by
 
@@ -139,6 +139,10 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     trained_at = {trained.name: trained.recipe.views.parsed} if trained.folder else {}
     write_csv(results, folder / "curve.csv")
     plot(results, folder / "curve.png", train_sizes=trained_at)
+    curves = task.curve_sections(results)
+    for section in curves:
+        if section.pictures:
+            write_bytes(folder / f"curve_{section.anchor}.png", section.pictures[0])
     warnings = [f"{name}: {what}" for name, what in images.decode_warnings().items()]
     notes = list(dict.fromkeys((*trained.facts.get("notes", ()), *images.source.notes, *warnings)))
     if len(notes) > MOST_NOTES:
@@ -156,7 +160,10 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         notes=[*compared(evaluation), *versions_of(trained), *notes],
         facts=facts_of(trained, str(pixels_of(trained, [r.size for r in results]))),
         train_sizes=trained_at,
-        sections=task.sections(best.scores, best.result.size, Shown(images.source, lambda i: images[i].image)),
+        sections=[
+            *curves,
+            *task.sections(best.scores, best.result.size, Shown(images.source, lambda i: images[i].image)),
+        ],
         charts=charts_of(trained),
         sheet=sheet_of(trained),
         commands=commands_after(trained, best.result.size),

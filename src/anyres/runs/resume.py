@@ -22,7 +22,7 @@ from anyres.training.state import Progress
 
 FREE = frozenset(
     (
-        *(f"data.{key}" for key in ("source", "workers", "cache_gib", "max_unreadable")),
+        *(f"data.{key}" for key in ("source", "workers", "cache_gib", "max_unreadable", "max_faulty")),
         *(
             f"train.{key}"
             for key in ("log_every", "checkpoint_every", "trackers", "threads", "keep", "patience", "max_minutes")

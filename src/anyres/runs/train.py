@@ -57,7 +57,7 @@ from anyres.training.log import check_trackers
 from anyres.training.loop import Callbacks
 from anyres.training.loop import train as run_loop
 from anyres.training.objectives import check_objective
-from anyres.training.parallel import autocast_dtype, build_accelerator
+from anyres.training.parallel import autocast_dtype, build_accelerator, gather_uneven
 from anyres.training.plan import Plan
 from anyres.training.state import State
 from anyres.training.step import NonFiniteLoss, NonFiniteWeights
@@ -216,7 +216,7 @@ def report_again(recipe: Recipe, run: Path, wanted: bool) -> Evaluation | None:
 def settled(recipe: Recipe, task: Task) -> tuple[Recipe, Task]:
     """Both with what was left open decided by the images' labels. Raises UserError for what does not suit them."""
     objective = task.settle(recipe.configs)
-    return replace(recipe, task=task.name, objective=objective), task.with_loss(objective.loss)
+    return replace(recipe, task=task.name, objective=objective), task.with_loss(objective.loss).with_head(recipe.head)
 
 
 def fit(
@@ -347,15 +347,10 @@ def score_views(
     training, held_out = images
     rank = Rank(accelerator.process_index, accelerator.num_processes)
 
-    def gather(local: Tensor) -> Tensor:
-        whole = local.long() if local.dtype == torch.bool else local  # padding with -1 would change a bool's type
-        padded: Tensor = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
-        return padded.to(local.dtype)
-
     def batches(shown: DecodedImages, size: Size) -> Iterator[Batch]:
         return scored_batches(recipe, task.scoring(), shown, size, accelerator.device, rank)
 
-    how = EvalSettings(accelerator.device, autocast_dtype(recipe.train.precision), gather)
+    how = EvalSettings(accelerator.device, autocast_dtype(recipe.train.precision), partial(gather_uneven, accelerator))
     key = task.metrics[0].key
     values: dict[str, float] = {}
     for size in dict.fromkeys(recipe.views.parsed):

@@ -2,13 +2,14 @@
 
 from anyres.tasks.image import ImageTask
 from anyres.tasks.registry import check, known_metrics, register_task, task_class, task_for, task_of, wanted_by
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference, Shown, Task
+from anyres.tasks.task import Answer, AnswerOptions, Configs, Output, Parts, Reference, Shown, Task
 
 __all__ = [
     "Answer",
     "AnswerOptions",
     "Configs",
     "ImageTask",
+    "Output",
     "Parts",
     "Reference",
     "Shown",

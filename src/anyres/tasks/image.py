@@ -22,7 +22,7 @@ from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores, ImageValues
 from anyres.evaluation.page import SampleAnswer, Section
-from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, TargetReader, Targets
+from anyres.flow import Batch, Geometry, Labels, Metric, Record, Size, SizeResult, TargetReader, Targets
 from anyres.tasks.task import Answer, AnswerOptions, Configs, Parts, Reference, Shown
 from anyres.training.objectives import Objective, ObjectiveConfig, registered_objective
 from anyres.training.objectives.cosub import Cosub
@@ -38,6 +38,7 @@ class ImageTask(ABC):
     wanted: ClassVar[Wanted] = "classes"
     compares: ClassVar[bool] = False
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "none"
+    takes_threshold: ClassVar[bool] = False
 
     classes: tuple[str, ...] = ()
 
@@ -56,7 +57,7 @@ class ImageTask(ABC):
         """What scores a model."""
 
     @abstractmethod
-    def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
+    def answer(self, output: Any, options: AnswerOptions) -> Answer:
         """The network's output for one image, float32 (k,), after ``activation`` -> what it says."""
 
     # what follows from that
@@ -109,6 +110,10 @@ class ImageTask(ABC):
         """The task has one loss of its own."""
         return self
 
+    def with_head(self, head: Mapping[str, Any]) -> ImageTask:
+        """Whatever the head, the target is the same."""
+        return self
+
     def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
         """The recipe's network with ``outputs`` outputs. Raises UserError for options of a head: it has none."""
         refuse_head(self.name, head)
@@ -159,6 +164,10 @@ class ImageTask(ABC):
         """None."""
         return []
 
+    def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
+        """None beside the curve of the headline."""
+        return []
+
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
         """The image's own value of the metric, where there is one for each image."""
         text = f"{scores.key} {scores.values[place]:.3g}" if isinstance(scores, ImageValues) else ""
@@ -168,6 +177,14 @@ class ImageTask(ABC):
         """The labels of the image."""
         return ", ".join(source.labels(index)) or "nothing"
 
+    def joined(self, parts: Iterable[tuple[Any, Geometry]], options: AnswerOptions) -> Answer:
+        """Raises UserError: parts of an image have no label."""
+        raise UserError(f"task={self.name} answers for whole images, which are not cut: leave out --tile")
+
+    def document(self, answered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """``images`` alone."""
+        return {"images": list(answered)}
+
     def about(self) -> dict[str, Any]:
         """Task and classes."""
         return {"task": self.name, "classes": self.classes}
@@ -176,4 +193,6 @@ class ImageTask(ABC):
 def refuse_head(name: str, head: Mapping[str, Any]) -> None:
     """Raises UserError for options of a head where a task builds none on the backbone."""
     if head:
-        raise UserError(f"task={name} has a classifier alone: leave out head.{min(head)}, which is of task=segment")
+        raise UserError(
+            f"task={name} has a classifier alone: leave out head.{min(head)}, which is of task=segment and task=detect"
+        )

@@ -40,6 +40,7 @@ class MultiLabel(LabelTask):
     metrics: ClassVar[Sequence[Metric]] = (MEAN_AP, F1, LOSS)
     labelling: ClassVar[Labelling] = "several"
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]] = "sigmoid"
+    takes_threshold: ClassVar[bool] = True
 
     label: LabelLoss = "soft_bce"
 

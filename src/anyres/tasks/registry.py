@@ -11,6 +11,7 @@ from anyres.config import UserError, nearest
 from anyres.data.sources import Source, Wanted
 from anyres.flow import Metric
 from anyres.tasks.classify import Classify
+from anyres.tasks.detect import Detect
 from anyres.tasks.image import ImageTask
 from anyres.tasks.multilabel import MultiLabel
 from anyres.tasks.segment import Segment
@@ -19,7 +20,7 @@ from anyres.tasks.unlabelled import Unlabelled
 from anyres.training.objectives import ObjectiveConfig
 
 T = TypeVar("T", bound=type)
-_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment)}
+_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment, Detect)}
 
 
 def register_task(task: T) -> T:

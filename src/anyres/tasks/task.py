@@ -21,7 +21,7 @@ from anyres.data.views_config import ViewsConfig
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import Evaluator, ImageScores
 from anyres.evaluation.page import SampleAnswer, Section
-from anyres.flow import Batch, Geometry, Metric, Record, Size, TargetReader, Targets
+from anyres.flow import Batch, Geometry, Metric, Record, Size, SizeResult, TargetReader, Targets
 from anyres.training.objectives import Objective, ObjectiveConfig, ObjectiveParts, Teacher
 from anyres.training.plan import TrainConfig
 from anyres.training.schedule import OptimConfig
@@ -47,13 +47,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How an answer is put: ``top``: so many of the likeliest classes; ``threshold``: of several labels, every one
-    above this probability (None: the task's own). ``of_size``: the image's own, for answers that have a place in it
-    (None: that of the output)."""
+    """How an answer is put: ``top``: so many of the likeliest classes, or objects; ``threshold``: of several labels or
+    objects, every one above this probability (None: the task's own). ``of_size``: the image's own, for answers that
+    have a place in it (None: that of the output); ``geometry``: where the pixels that the model saw come from (None:
+    not from one view alone)."""
 
     top: int = 3
     threshold: float | None = None
     of_size: Size | None = None
+    geometry: Geometry | None = None
+
+
+Output = Tensor | Mapping[str, Tensor]
+"""What a network says of one image: a tensor, or several by name."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,11 @@ class Task(Protocol):
         """The task with the loss that ``settle`` has decided on (``objective.loss``)."""
         ...
 
+    def with_head(self, head: Mapping[str, Any]) -> Any:
+        """The task with what the recipe's ``head`` learns of the images' targets. Raises UserError where they lack
+        it."""
+        ...
+
     def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> nn.Module:
         """The network, freshly initialized: ``backbone(k)`` is the recipe's with k outputs, or none where k is 0;
         ``head``: options of what is built on it. Raises UserError for options that there are not."""
@@ -194,6 +205,10 @@ class Task(Protocol):
         """What the report shows of the scores at the model's best size, and of the images ``shown``."""
         ...
 
+    def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
+        """What the report shows of all sizes beside the curve; a picture is written as ``curve_ANCHOR.png`` too."""
+        ...
+
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
         """What was answered for the image at ``place`` of the scores, for the report."""
         ...
@@ -203,10 +218,23 @@ class Task(Protocol):
         ...
 
     activation: ClassVar[Literal["softmax", "sigmoid", "none"]]
-    """What makes probabilities of the model's output."""
+    """What makes probabilities of the model's output, where that is a tensor."""
 
-    def answer(self, output: Tensor, options: AnswerOptions) -> Answer:
-        """The model's output for one image, float32 (k,), after ``activation`` -> what it says."""
+    takes_threshold: ClassVar[bool]
+    """Whether an answer is every label or object above a probability, which a user may choose."""
+
+    def answer(self, output: Any, options: AnswerOptions) -> Answer:
+        """The model's ``Output`` for one image, float32 (k,), after ``activation`` -> what it says."""
+        ...
+
+    def joined(self, parts: Iterable[tuple[Any, Geometry]], options: AnswerOptions) -> Answer:
+        """The same of a picture that the model saw in overlapping parts: of each the ``Output``, and where in the
+        picture its view's pixels come from. Raises UserError for a task that answers for whole images."""
+        ...
+
+    def document(self, answered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a JSON file of answers has: ``images``, which are the values of each with its file, and what another
+        program wants beside."""
         ...
 
     def about(self) -> dict[str, Any]:

@@ -63,6 +63,13 @@ def check_alike(accelerator: Accelerator, step: int, run: Path) -> None:
             )
 
 
+def gather_uneven(accelerator: Accelerator, local: Tensor) -> Tensor:
+    """The rows of all processes, (n, ...) -> (m, ...); where n differs, each part filled up to the longest, with -1."""
+    whole = local.long() if local.dtype == torch.bool else local  # padding with -1 would change a bool's type
+    padded: Tensor = accelerator.gather(accelerator.pad_across_processes(whole, pad_index=-1))
+    return padded.to(local.dtype)
+
+
 def restart_advice() -> str:
     """What to do so that torchrun can start several machines again after one has failed; empty if nothing."""
     machines, restarts = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))

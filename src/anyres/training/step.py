@@ -189,12 +189,12 @@ class Passes:
         self.made, self.terms = 0, 0
         self.pending: list[Tensor] = []
 
-    def __call__(self, view: Tensor) -> Any:
+    def __call__(self, view: Tensor, *beside: Any) -> Any:
         self.flush()
         self.made += 1
         self.awaited = self._is_last and torch.is_grad_enabled()
         with self._exchanging():
-            return self.student(view)
+            return self.student(view, *beside)
 
     def add(self, term: Term) -> None:
         """Keep a term until the next pass, and show it."""

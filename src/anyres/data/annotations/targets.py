@@ -26,6 +26,7 @@ from anyres.flow import (
     Maps,
     Objects,
     OwnMaps,
+    OwnObjects,
     Polygons,
     Record,
     Rle,
@@ -145,6 +146,26 @@ class OwnMapReader:
     def collate(self, targets: Sequence[Sequence[UInt8[Tensor, "_ _"]]]) -> OwnMaps:
         """``targets[image][view]`` -> the batch's."""
         return OwnMaps(tuple(views[0] for views in targets))
+
+
+@dataclass(frozen=True)
+class OwnObjectReader:
+    """The objects of a picture in the picture's own pixels, to score answers by, crowds too."""
+
+    def read(self, record: Record) -> Objects:
+        """What is drawn on the picture."""
+        assert isinstance(record.target, Objects)
+        return record.target
+
+    def view(self, target: Objects, geometry: Geometry) -> tuple[Objects, Geometry]:
+        """The objects as they are, and the view's geometry. Raises UserError where the picture has another size than
+        its annotations say."""
+        _check_size(target.of_size, geometry)
+        return target, geometry
+
+    def collate(self, targets: Sequence[Sequence[tuple[Objects, Geometry]]]) -> OwnObjects:
+        """``targets[image][view]`` -> the batch's."""
+        return OwnObjects(tuple(views[0] for views in targets))
 
 
 def _check_size(said: Size, geometry: Geometry) -> None:

@@ -18,11 +18,13 @@ LONGEST = 26  # letters of a name
 CELL, SMALL_CELL = 0.46, 0.24  # inches
 
 
-def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int = 150) -> bytes | None:
+def heat_map(
+    confused: Confusion, title: str = "", dark: bool = False, dpi: int = 150, other: str = "other"
+) -> bytes | None:
     """A PNG of the classes that have images, or None where they are more than MOST_CLASSES.
 
     Color is the share of a row's images; numbers, where there is room, are counts. What was taken for a class without
-    images stands in a last column, "other".
+    images stands in a last column, ``other``.
     """
     names, counts = confused.matrix()
     if len(names) > MOST_CLASSES:
@@ -30,7 +32,7 @@ def heat_map(confused: Confusion, title: str = "", dark: bool = False, dpi: int 
     ink, few = DARK if dark else LIGHT, len(names) <= WITH_NUMBERS
     cell, points = (CELL, 9.5) if few else (SMALL_CELL, 7.5)
     rows = [_cut(printable(name)) for name in names]
-    columns = rows + ["other"] * (counts.shape[1] - len(rows))
+    columns = rows + [other] * (counts.shape[1] - len(rows))
     letters = max(map(len, columns)) * points * 0.62 / 72  # inches of the longest name
     rows, columns = [drawn(name) for name in rows], [drawn(name) for name in columns]
     left, top = letters + 0.5, letters * 0.75 + (0.75 if title else 0.4)

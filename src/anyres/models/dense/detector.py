@@ -30,7 +30,7 @@ loss is averaged by image; mask targets are pooled from bitmaps, not drawn from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from anyres.config import UserError, config
-from anyres.models.contract import Loadable
+from anyres.models.contract import Network
 from anyres.models.dense.feature_pyramid import FeaturePyramid, FixedStrideAnchors, fixed_pooling
 from anyres.models.dense.layers import groups_under, own_names
 from anyres.models.dense.norms import new_norm
@@ -55,6 +55,8 @@ from anyres.models.external import share_members
 from anyres.models.pyramids.bottom_up import BottomUp
 
 Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "vitdet"]
+WITH_MASKS: tuple[Kind, ...] = ("mask_rcnn", "vitdet")
+"""Those that have a mask head."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height by width of the anchors of each size."""
 Target = dict[str, Tensor]
@@ -86,7 +88,8 @@ class DetectorConfig:
     mask_convs: int = 4
     """Convolutions of the mask head."""
     proposals: int = 1000
-    """Boxes that go on to the box head, after suppression; in training too, where torchvision has 2000."""
+    """Boxes that go on to the box head, after suppression; in training too, where torchvision has 2000. Of each level
+    as many are suppressed among themselves before, in training twice as many."""
     taught: int = 512
     """Proposals of an image that the box and mask heads learn from; 64 make the steps of a small model faster."""
     detections: int = 100
@@ -114,7 +117,7 @@ CONFIGS: dict[str, DetectorConfig] = {
 }
 
 
-class Detector(Loadable):
+class Detector(Network):
     """Images -> boxes, and for Mask R-CNN masks; in training -> losses. See this module's docstring.
 
     Labels count from 0 everywhere, without background.
@@ -141,11 +144,6 @@ class Detector(Loadable):
         assert isinstance(found, BottomUp)
         return found
 
-    def train(self, mode: bool = True) -> Detector:
-        super().train(mode)
-        self.torchvision.training = mode
-        return self
-
     def forward(
         self,
         images: Sequence[Float[Tensor, "k _ _"]] | Float[Tensor, "b k h w"],
@@ -163,9 +161,29 @@ class Detector(Loadable):
             check_side(self.called, (image.shape[-2], image.shape[-1]), self.coarsest)
         if self.training and targets is None:
             raise UserError("a detector in training needs targets: give them, or call eval() first")
+        self.torchvision.training = self.training  # it is no child, which a mode would reach
         with batch_norm_in_words(self.called):
             found: dict[str, Tensor] | list[dict[str, Tensor]] = self.torchvision(list(images), targets)
         return found
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it answers with masks, and learns from them."""
+        return self.config.kind in WITH_MASKS
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that scores the classes of boxes."""
+        single = self.config.kind == "retinanet"
+        return self.get_submodule(
+            "head.classification_head.cls_logits" if single else "roi_heads.box_predictor.cls_score"
+        )
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]], *, training: bool = False) -> None:
+        """Raises UserError for the first (height, width) below the coarsest stride, or that the backbone refuses."""
+        sizes = list(sizes)
+        for size in sizes:
+            check_side(self.called, size, self.coarsest)
+        self.bottom_up.check_sizes(sizes, training=training)
 
     def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Own names, from whose front a reader of files takes ``backbone.``."""
@@ -243,6 +261,8 @@ def _rcnn(bottom_up: BottomUp, config: DetectorConfig) -> nn.Module:
     options: dict[str, Any] = {
         "rpn_anchor_generator": FixedStrideAnchors([(side,) for side in config.anchors], RATIOS, _levels(bottom_up, 1)),
         "rpn_head": RPNHead(width, len(RATIOS), config.rpn_convs),
+        "rpn_pre_nms_top_n_train": 2 * config.proposals,
+        "rpn_pre_nms_top_n_test": config.proposals,
         "rpn_post_nms_top_n_train": config.proposals,
         "rpn_post_nms_top_n_test": config.proposals,
         "box_batch_size_per_image": config.taught,

@@ -97,12 +97,12 @@ def create_bottom_up(
     return model
 
 
-def bottom_up_of(trunk: Backbone, style: Style) -> BottomUp:
-    """A backbone that is there already as a pyramid of four maps, with the neck that ``style`` gives a plain ViT.
+def bottom_up_of(trunk: Backbone, style: Style, stages: tuple[int, ...] = (1, 2, 3, 4)) -> BottomUp:
+    """A backbone that is there already as a pyramid of these maps, with the neck that ``style`` gives a plain ViT.
 
     The backbone itself becomes part of it, and loses its classifier. Raises UserError for one without such maps.
     """
-    return BottomUp(trunk, style, _layout(trunk, (1, 2, 3, 4), "learned" if style == "detection" else "resized"))
+    return BottomUp(trunk, style, _layout(trunk, stages, "learned" if style == "detection" else "resized"))
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 class Named:
     """The sum of what ``losses(output, target)`` gives for each view, by name, divided by the number of views.
 
-    ``student`` is called with a view, and its output handed to ``losses``; ``model`` is what is trained.
+    ``student`` is called with a view, and its output handed to ``losses``; where there are none, it is called with the
+    view and its target, and answers with losses: so a detector, whose heads see what the target chooses. ``model`` is
+    what is trained.
     """
 
     name = "named"
 
     def __init__(
-        self, model: nn.Module, student: nn.Module, losses: Callable[[Any, Any], Mapping[str, Tensor]]
+        self, model: nn.Module, student: nn.Module, losses: Callable[[Any, Any], Mapping[str, Tensor]] | None = None
     ) -> None:
         self.trained: nn.Module = model
         self.student: nn.Module = student
@@ -36,10 +38,12 @@ class Named:
     def begin(self, plan: Plan, step: int) -> None:
         """Nothing changes with the step."""
 
-    def terms(self, student: Callable[[Tensor], Any], batch: Batch) -> Iterator[Term]:
+    def terms(self, student: Callable[..., Any], batch: Batch) -> Iterator[Term]:
         """A term for each loss of each view, largest view first."""
         for i, size in enumerate(view_names(batch)):
-            for name, loss in self._losses(student(batch.views[i]), batch.targets.of(i)).items():
+            view, target = batch.views[i], batch.targets.of(i)
+            found = student(view, target) if self._losses is None else self._losses(student(view), target)
+            for name, loss in found.items():
                 shown = {f"{name}/{size}": loss.detach()}
                 yield Term(f"{name}/{size}", loss / len(batch.views), shown)
 
