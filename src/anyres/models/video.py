@@ -84,7 +84,8 @@ class TimeAttention(nn.Module):
         y = self.norm(x) + table[:, None]
         y = y.transpose(1, 2).reshape(b * t, f, c)  # (b, f, t, c) -> (b, t, f, c) -> (b*t, f, c)
         y = self.fc(self.attn(y)).reshape(b, t, f, c).transpose(1, 2)  # -> (b, f, t, c)
-        return x + y
+        x = x + y
+        return x
 
 
 class VideoModel(Network):
@@ -161,21 +162,28 @@ class VideoModel(Network):
             if len(self.time):
                 tokens = self.over_time(self.time[i], tokens, f)
             tokens = vit.run_block(block, tokens, grid) if takes_grid else vit.run_block(block, tokens)
-        return vit.norm(tokens).unflatten(0, (-1, f))  # type: ignore[no-any-return]
+        normed: Tensor = vit.norm(tokens)
+        return normed.reshape(-1, f, *normed.shape[1:])  # (b*f, t, c) -> (b, f, t, c)
 
     def over_time(self, attention: nn.Module, tokens: Float[Tensor, "b_f t c"], f: int) -> Float[Tensor, "b_f t c"]:
         """Time attention, its activations stored or recomputed."""
-        clips, table = tokens.unflatten(0, (-1, f)), self.table(f).to(tokens.dtype)
+        clips = tokens.reshape(-1, f, *tokens.shape[1:])  # (b*f, t, c) -> (b, f, t, c)
+        table = self.table(f).to(tokens.dtype)
         return run_block(attention, clips, table, recompute=self.grad_checkpointing and self.training).flatten(0, 1)
 
     def forward_head(self, x: Float[Tensor, "b f t c"], pre_logits: bool = False) -> Float[Tensor, "b _"]:
         """Tokens -> logits; with ``pre_logits`` the mean over frames of the image model's pooled vector."""
-        pooled = self.backbone.forward_head(x.flatten(0, 1), pre_logits=True).unflatten(0, x.shape[:2]).mean(1)
-        return pooled if pre_logits else self.get_classifier()(pooled)
+        each = self.backbone.forward_head(x.flatten(0, 1), pre_logits=True)  # (b*f, c)
+        pooled = each.reshape(*x.shape[:2], -1).mean(1)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.get_classifier()(pooled)
+        return logits
 
     def patch_tokens(self, x: Float[Tensor, "b f t c"]) -> Float[Tensor, "b n c"]:
         """The normalized patch tokens of all frames, one frame after another."""
-        return self.backbone.patch_tokens(x.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1, 2)
+        patches = self.backbone.patch_tokens(x.flatten(0, 1))  # (b*f, n, c)
+        return patches.reshape(len(x), -1, patches.shape[2])
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b _"]:
         """Clips -> logits."""

@@ -16,10 +16,11 @@ from anyres.tasks.multilabel import MultiLabel
 from anyres.tasks.segment import Segment
 from anyres.tasks.task import Configs, Task
 from anyres.tasks.unlabelled import Unlabelled
+from anyres.tasks.video import Video
 from anyres.training.objectives import ObjectiveConfig
 
 T = TypeVar("T", bound=type)
-_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment)}
+_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment, Video)}
 
 
 def register_task(task: T) -> T:
