@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anyres.config import UserError, config, nearest, override, printable
 from anyres.data.augment_config import AugmentConfig
+from anyres.data.clip_config import ClipConfig
 from anyres.data.mix_config import MixConfig
 from anyres.data.normalization import IMAGENET_MEAN, IMAGENET_STD, normalization
 from anyres.data.views_config import ViewsConfig
@@ -168,12 +169,13 @@ class Recipe:
     model: dict[str, Any]
     # what it starts from: anything anyres.load_weights takes, such as deit_base.224, a file or a run folder
     weights: str | None = None
-    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, detect, or a task of yours
+    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, detect, video, or a task of yours
     task: str = "auto"
-    # options of what the task builds on the backbone: of segment and detect, those of anyres.create_task_model
+    # options of what the task builds on the backbone: of segment, detect and video, those of anyres.create_task_model
     head: dict[str, Any] = field(default_factory=dict)
     claim: Claim = field(default_factory=Claim)
     data: DataConfig = field(default_factory=DataConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)

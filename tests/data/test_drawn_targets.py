@@ -182,6 +182,9 @@ class Pictures:
 
     full = __getitem__
 
+    def drawn(self, i: int, draw: object) -> Decoded:
+        return self[i]
+
 
 @pytest.mark.parametrize("kind", ["objects", "maps"])
 def test_a_batch_is_a_function_of_its_step(kind: str) -> None:

@@ -245,6 +245,9 @@ class Pictures:
     def full(self, i: int) -> Decoded:
         return self[i]
 
+    def drawn(self, i: int, draw: object) -> Decoded:
+        return self[i]
+
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_carries_what_its_reader_makes_of_each_view(workers: int) -> None:

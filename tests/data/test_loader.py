@@ -45,6 +45,9 @@ class Pictures:
     def full(self, i: int) -> Decoded:
         return self[i]
 
+    def drawn(self, i: int, draw: object) -> Decoded:
+        return self[i]
+
 
 def train(
     images: object, start: int, stop: int, batch: int = 6, augment: AugmentConfig = JITTER, **more: object

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from anyres.config import need
 from anyres.data.annotations.builtin_sets import describe_sets
+from anyres.data.pace import describe_pace
 from anyres.data.package_files import PackageFile
 
 GROCERIES = PackageFile(
@@ -40,6 +41,7 @@ SHARD-{0000..0099}.tar     WebDataset: 01.jpg beside 01.cls or 01.json; a file, 
 hf:OWNER/NAME[:CONFIG]     a Hugging Face dataset (needs anyres[data])
 torchvision:NAME[@FOLDER]  a set of torchvision, fetched once, such as CIFAR10
 Of shards and parquet files the name says the split: train-00.tar, val-00.tar; without a name it is train.
+Films (task=video): root/CLASS/FILM, a table of path,label[,split][,start,stop], or Kinetics' own table.
 Boxes, outlines and class maps, which `anyres check` reads: COCO json, VOC xml, YOLO txt, CSV, ADE20K's folders."""
 
 
@@ -84,5 +86,6 @@ def describe() -> str:
             f"  Cite: {CITATION}",
             f"  Licence: {LICENCE}",
             *describe_sets(),
+            *describe_pace(),
         )
     )

@@ -10,6 +10,7 @@ import rich
 from rich.progress import track
 
 from anyres.config import UserError
+from anyres.data.clips import Clip, Draw, decode_clip
 from anyres.data.decode import Decoded, Unreadable, decode, decode_in_thread
 from anyres.data.samples import tolerated, too_many
 from anyres.data.sources import Source
@@ -69,8 +70,12 @@ class DecodedImages:
             if isinstance(kept, Unreadable):
                 raise Unreadable(kept.name, kept.reason)
             return kept
+        return self._asked(i, lambda: self._decode(self.source.records[i], decode))
+
+    def _asked(self, i: int, read: Callable[[], Decoded]) -> Decoded:
+        """Image i as it is read now."""
         try:
-            done: Decoded | Unreadable = self._decode(self.source.records[i], decode)
+            done: Decoded | Unreadable = read()
         except Unreadable as error:
             done = error
         self._remember(i, done)
@@ -80,7 +85,15 @@ class DecodedImages:
 
     def full(self, i: int) -> Decoded:
         """Image i with all the pixels of its file, whatever is kept; raises Unreadable."""
-        return decode(self.source.records[i], channels=self.channels)
+        record = self.source.records[i]
+        return decode_clip(record) if isinstance(record.source, Clip) else decode(record, channels=self.channels)
+
+    def drawn(self, i: int, draw: Draw) -> Decoded:
+        """Image i for one sample of training: of a film, the clip that is drawn for it; raises Unreadable."""
+        record = self.source.records[i]
+        if isinstance(record.source, Clip) and not record.source.pace:
+            return self._asked(i, lambda: decode_clip(record, self.short_side, draw))
+        return self[i]
 
     def report(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(unreadable, converted), as far as this process knows: (name, reason) and (name, what was done)."""
@@ -110,6 +123,8 @@ class DecodedImages:
             self._converted[i] = (done.name, done.note)
 
     def _decode(self, record: Record, decode: Callable[..., Decoded]) -> Decoded:
+        if isinstance(record.source, Clip):
+            return decode_clip(record, self.short_side)
         return decode(record, self.short_side, self.dct_side, self.channels, self.view_side)
 
     def _decode_all(self, records: Sequence[Record], *, progress: bool = False) -> list[Decoded | Unreadable]:

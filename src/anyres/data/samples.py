@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from anyres.config import UserError
 from anyres.data.augment import preserve_rng_state
 from anyres.data.augment_config import AugmentConfig
+from anyres.data.clips import Draw
 from anyres.data.decode import Decoded, Unreadable
 from anyres.data.geometry import View
 from anyres.data.shared_batch import SharedBatchBuffer, Slot, pack, unpack, views_in
@@ -41,6 +42,10 @@ class Images(Protocol):
 
     def full(self, i: int) -> Decoded:
         """Image i with all the pixels of its file; raises Unreadable."""
+        ...
+
+    def drawn(self, i: int, draw: Draw) -> Decoded:
+        """Image i for one sample of training: of a film, the clip that is drawn for it; raises Unreadable."""
         ...
 
 
@@ -170,18 +175,18 @@ class TrainSamples(Dataset[Sample]):
 
     def _sample(self, epoch: int, index: int, seen: range | None = None) -> Sample:
         draw, position = divmod(index, len(self.images))
-        decoded, shown, notes = self._read(position)
+        decoded, shown, notes = self._read(position, Draw(self.seed, epoch, index))
         views = draw_views(decoded.view, self.augment, self.views, self.seed, epoch, index, seen)
         targets = self.annotated.views(shown, [view.geometry for view in views])
         return Sample(views, targets, shown, notes, draw)
 
-    def _read(self, first: int) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:
+    def _read(self, first: int, draw: Draw) -> tuple[Decoded, int, tuple[tuple[str, str], ...]]:
         """The image, or the next readable one after it; its position; notes on both."""
         n = len(self.images)
         failed: list[Unreadable] = []
         for i in range(first, first + min(n, _IN_A_ROW)):
             try:
-                decoded = self.images[i % n]
+                decoded = self.images.drawn(i % n, draw)
             except Unreadable as error:
                 failed.append(error)
                 self.unreadable.add(i % n)

@@ -20,6 +20,7 @@ from anyres.config import UserError, nearest
 from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.folders import images_in, listed, read_folder, subfolders
 from anyres.data.manifests import read_csv, read_jsonl
+from anyres.data.pace import PACE
 from anyres.data.parquet import read_parquet
 from anyres.data.patterns import expand
 from anyres.data.raw_dataset import ENDINGS, Found, Item, Parts, shorten
@@ -34,9 +35,10 @@ BUILTIN = ("groceries", "groceries:fine")
 Labelling = Literal["none", "one", "several", "text", "drawn"]
 """Of every image of a set: no label, one class, any number of classes, its label as it is written, or what is drawn on
 it."""
-Wanted = Literal["classes", "optional", "text", "maps", "boxes"]
+Wanted = Literal["classes", "optional", "text", "maps", "boxes", "clips"]
 """What is wanted of a set: labels that are classes; the same where there are any; labels as they are written; class
-maps; boxes, with outlines where there are any."""
+maps; boxes, with outlines where there are any; films with labels that are
+classes."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,16 @@ def _check_split(split: str) -> None:
 
 
 def _find_labelled(data: str, wanted: Wanted) -> Found:
-    found = _find(data, wanted == "optional").tidied()
+    found = (_find_clips(data) if wanted == "clips" else _find(data, wanted == "optional")).tidied()
     if found.unlabelled and wanted != "optional":
         raise UserError(found.unlabelled)
     return found
+
+
+def _find_clips(data: str) -> Found:
+    from anyres.data.clip_sources import read_clips  # with torch
+
+    return read_clips(data)
 
 
 def _find(data: str, unlabelled: bool = False) -> Found:
@@ -161,6 +169,8 @@ def _find(data: str, unlabelled: bool = False) -> Found:
         return _read_builtin(fine=data.endswith(":fine"))
     if data in DRAWN and not path.exists():
         raise UserError(f"{data} has boxes or class maps, and no class of a whole picture: `anyres check {data}` tells")
+    if data in PACE and not path.exists():
+        raise UserError(f"{data} is of films: give task=video, as the recipe video/pace has it")
     if colon and library in ("hf", "torchvision"):
         from anyres.data.hf_torchvision import read_hub, read_torchvision
 

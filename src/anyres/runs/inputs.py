@@ -17,17 +17,19 @@ from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.augment import check_channels
 from anyres.data.cache import DecodedImages
 from anyres.data.channels import channels_of
+from anyres.data.clips import Clip, with_clips
 from anyres.data.drawn_sources import Drawn, open_scored, open_split
 from anyres.data.erasing import erase
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import mix_rng, normalize
 from anyres.data.normalization import normalization
+from anyres.data.pace import PACE
 from anyres.data.sources import BUILTIN, Source, Wanted
 from anyres.flow import Batch, Size, TargetReader, parse_sizes, seen_views
 from anyres.models import variant
 from anyres.recipe import Recipe
 from anyres.storage import as_path
-from anyres.tasks import Task
+from anyres.tasks import Task, wanted_by
 from anyres.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -94,13 +96,15 @@ def is_same_data(one: str, other: str | None) -> bool:
 def with_full_path(recipe: Recipe) -> Recipe:
     """The recipe with the path of its images in full, by which its run finds them from every folder."""
     source = recipe.data.source
-    if source is None or ":" in source or source in (*BUILTIN, *DRAWN):
+    if source is None or ":" in source or source in (*BUILTIN, *DRAWN, *PACE):
         return recipe
     return replace(recipe, data=replace(recipe.data, source=str(as_path(source).absolute())))
 
 
 def _decoded(recipe: Recipe, opened: Source, training: bool = False) -> DecodedImages:
     budget = recipe.data.cache_gib if recipe.data.cache_side else 0.0
+    if frames_of(recipe) is not None:
+        return _decoded_clips(recipe, opened, budget, training)
     largest = max(max(size) for size in recipe.views.parsed)
     dct_side = largest if training and recipe.data.dct else None
     channels, note = channels_of(opened.records, recipe.data.channels)
@@ -118,9 +122,41 @@ def _decoded(recipe: Recipe, opened: Source, training: bool = False) -> DecodedI
     )
 
 
+def _decoded_clips(recipe: Recipe, opened: Source, budget: float, training: bool) -> DecodedImages:
+    """The same for films: a clip's frames are its channels."""
+    channels, augment = RGB * recipe.clip.frames, recipe.augment
+    if recipe.data.channels not in (None, channels):
+        raise UserError(f"data.channels={recipe.data.channels}: the channels of clips are their frames: leave it out")
+    if training and (augment.jitters or augment.grayscale or augment.rand_augment or augment.three_augment):
+        raise UserError(
+            "clips are cut, mirrored, blurred, solarized and erased alone: set augment's brightness, contrast, "
+            "saturation, hue and grayscale to 0, rand_augment to null and three_augment to false"
+        )
+    records = with_clips(opened.records, recipe.clip)
+    drawn = training and any(isinstance(each.source, Clip) and not each.source.pace for each in records)
+    # where every sample is another clip of its film, there is nothing to keep
+    return DecodedImages(
+        replace(opened, records=records), recipe.data.cache_side, 0.0 if drawn else budget, channels=channels
+    )
+
+
+RGB = 3
+"""Channels of a film's frame."""
+
+
+def frames_of(recipe: Recipe) -> int | None:
+    """The frames of what the recipe's task is shown; None where that is images."""
+    return recipe.clip.frames if wanted_by(recipe.task, recipe.objective) == "clips" else None
+
+
 def with_channels(recipe: Recipe, channels: int) -> Recipe:
     """The recipe with ``data.channels``, and a mean and deviation for each of them. Raises UserError."""
-    mean, std = normalization(recipe.data.mean, recipe.data.std, channels)
+    mean, std = recipe.data.mean, recipe.data.std
+    frames = frames_of(recipe)
+    if frames is None:
+        mean, std = normalization(mean, std, channels)
+    elif len(mean) != channels or len(std) != channels:  # of a frame
+        mean, std = (values * frames for values in normalization(mean, std, channels // frames))
     return replace(recipe, data=replace(recipe.data, channels=channels, mean=mean, std=std))
 
 
@@ -219,7 +255,11 @@ def describe_preprocessing(recipe: Recipe, sizes: Sequence[Size] = ()) -> str:
     cut = "warped to the size" if warped == {True} else f"short side to {side}, center crop"
     if len(warped) > 1:
         cut += f", from {recipe.evaluate.warp} px on warped to the size"
-    mean, std = (" ".join(f"{v:g}" for v in values) for values in (recipe.data.mean, recipe.data.std))
+    clip = recipe.clip if frames_of(recipe) is not None else None
+    shown = RGB if clip else None  # every frame has the same
+    mean, std = (" ".join(f"{v:g}" for v in values[:shown]) for values in (recipe.data.mean, recipe.data.std))
+    if clip:
+        cut = f"{clip.frames} frames of a film ({clip.sampling}), {cut}"
     return f"{cut}; {interpolation_of(recipe)}, antialiased; mean {mean}, std {std}"
 
 

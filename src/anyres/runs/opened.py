@@ -35,6 +35,7 @@ from anyres.models.weights import PRETRAINED, load_weights, read_metadata, reord
 from anyres.recipe import Recipe, build_recipe, read_recipe
 from anyres.runs.inputs import (
     evaluated_sizes,
+    frames_of,
     is_same_data,
     open_test_images,
     reference_images,
@@ -419,7 +420,7 @@ def build_backbone(recipe: Recipe, outputs: int) -> Backbone:
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     if len(recipe.views.sizes) > 1:
         options |= variant(recipe.model["name"]).traits.several_sizes
-    if recipe.data.channels not in (None, 3):
+    if recipe.data.channels not in (None, 3) and frames_of(recipe) is None:
         options["in_chans"] = recipe.data.channels
     torch.manual_seed(recipe.train.seed)
     return create_model(recipe.model["name"], outputs, **options)

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from anyres.config import UserError
+from anyres.data.clips import Clip, decode_clip
 from anyres.data.decode import Unreadable, decode
 from anyres.data.geometry import whole
 from anyres.data.mix import normalize
@@ -21,7 +22,7 @@ from anyres.data.views import eval_geometry, eval_view
 from anyres.deploy.predictor import EngineOptions, Picture, listed, pixels_of, size_of
 from anyres.flow import Batch, Geometry, Labels, Record, Size
 from anyres.runs.bounds import check_sizes_fit
-from anyres.runs.inputs import crop_ratio, interpolation_of
+from anyres.runs.inputs import crop_ratio, frames_of, interpolation_of
 from anyres.runs.opened import Model, TrainedModel, open_model
 from anyres.runs.stderr import show_log
 from anyres.runs.tiles import tile_answerer
@@ -74,7 +75,7 @@ def predict(
     options = PredictOptions(size_of(size) if size is not None else None, backend, cascade, tile=tile)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
     channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
-    decoded = (pixels_of(image, channels, side) for image in listed(images))
+    decoded = (pixels_to_ask(trained, image, channels, side) for image in listed(images))
     return [found for some in chunks(decoded) for found in answer(some)]
 
 
@@ -90,7 +91,10 @@ def predict_files(
     def read(path: Path) -> Tensor | Unreadable:
         named.append(path)
         try:
-            return decode(Record(path, -1, str(path)), channels=channels, view_side=side).image
+            record = Record(clip_of(trained, path), -1, str(path))
+            if isinstance(record.source, Clip):
+                return decode_clip(record).image
+            return decode(record, channels=channels, view_side=side).image
         except Unreadable as error:
             return error
 
@@ -106,6 +110,21 @@ def predict_files(
             if options.draw is not None:
                 draw_answer(found, image, options.draw, _own_name(path, taken), trained.name)
             yield path, found
+
+
+def clip_of(trained: TrainedModel, path: Path) -> Path | Clip:
+    """A file as a record's source: for a model of clips, the clip in the film's middle."""
+    return path if frames_of(trained.recipe) is None else Clip(path, how=trained.recipe.clip)
+
+
+def pixels_to_ask(trained: TrainedModel, picture: Picture, channels: int, side: int | None) -> Tensor:
+    """One picture, or the clip of a film's file, uint8 (c, h, w). Raises UserError."""
+    if frames_of(trained.recipe) is None or not isinstance(picture, str | Path):
+        return pixels_of(picture, channels, side)
+    try:
+        return decode_clip(Record(clip_of(trained, Path(picture)), -1, str(picture))).image
+    except Unreadable as error:
+        raise UserError(f"{error.name} is unreadable: {error.reason}") from None
 
 
 def draw_answer(answer: Answer, picture: Tensor, folder: Path, name: str, model: str) -> None:

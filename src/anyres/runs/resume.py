@@ -10,6 +10,7 @@ from pathlib import Path
 from anyres.config import UserError
 from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.cache import DecodedImages
+from anyres.data.pace import PACE
 from anyres.data.sources import BUILTIN
 from anyres.recipe import Recipe, differences, read_recipe
 from anyres.runs.inputs import with_channels
@@ -69,7 +70,7 @@ def may_be_same(run: Path, before: str | None, now: str | None) -> bool:
         return before == now
     if Path(before).expanduser().resolve() == Path(now).expanduser().resolve():
         return True
-    plain = all(":" not in name and name not in (*BUILTIN, *DRAWN) for name in (before, now))
+    plain = all(":" not in name and name not in (*BUILTIN, *DRAWN, *PACE) for name in (before, now))
     return plain and not (run / WEIGHTS).exists() and checkpoint.knows_data(run)
 
 

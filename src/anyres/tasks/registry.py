@@ -17,10 +17,11 @@ from anyres.tasks.multilabel import MultiLabel
 from anyres.tasks.segment import Segment
 from anyres.tasks.task import Configs, Task
 from anyres.tasks.unlabelled import Unlabelled
+from anyres.tasks.video import Video
 from anyres.training.objectives import ObjectiveConfig
 
 T = TypeVar("T", bound=type)
-_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment, Detect)}
+_TASKS: dict[str, Any] = {task.name: task for task in (Classify, MultiLabel, Unlabelled, Segment, Detect, Video)}
 
 
 def register_task(task: T) -> T:
