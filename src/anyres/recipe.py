@@ -169,7 +169,7 @@ class Recipe:
     model: dict[str, Any]
     # what it starts from: anything anyres.load_weights takes, such as deit_base.224, a file or a run folder
     weights: str | None = None
-    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, detect, video, or a task of yours
+    # auto: by the labels and the objective; classify, multilabel, unlabelled, segment, detect, video, or yours
     task: str = "auto"
     # options of what the task builds on the backbone: of segment, detect and video, those of anyres.create_task_model
     head: dict[str, Any] = field(default_factory=dict)
