@@ -182,7 +182,7 @@ def to_earlier_version(run: Path) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     with safe_open(run / "model.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["anyres"])
-    del about["task"]
+    del about["task"], about["sha256"]
     save_file(load_file(run / "model.safetensors"), run / "model.safetensors", {"anyres": json.dumps(about)})
 
 

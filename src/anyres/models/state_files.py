@@ -7,6 +7,7 @@ repositories wrap them.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 import warnings
@@ -33,8 +34,8 @@ UNPACKED_BYTES = 2**26
 """By which an archive may unpack to more than it is: the code in it."""
 EXPANDED_BYTES = 2**20
 """By which a tensor may be larger than its storage (``expand``): a scale, not a matrix."""
-DIGEST = "anyres_sha256"
-"""Under which a safetensors file of ours keeps the digest of its tensors and its other text."""
+ABOUT = "anyres"
+"""Under which a safetensors file of ours says what it is, as JSON: name, options, classes, and ``sha256`` of all."""
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -120,25 +121,36 @@ def read_state(path: Path, part: str | None = None) -> dict[str, Tensor]:
     return unwrap(content, str(path), part)
 
 
-def digest_of(state: Mapping[str, Tensor], text: Mapping[str, str] | None = None) -> str:
-    """The SHA-256 of tensors, their names, types and shapes, and of text beside them; in whatever order."""
-    whole = hashlib.sha256(repr(sorted((text or {}).items())).encode())
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors, their names, types and shapes, in whatever order."""
+    whole = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
+def signed(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a file says of itself, with a digest of that and of its tensors."""
+    text = json.dumps(about, sort_keys=True)
+    return {**about, "sha256": hashlib.sha256(f"{text} {digest_of(state)}".encode()).hexdigest()}
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     """Raises UserError where a digest that ``save_weights`` put into the file says that it has changed since."""
     with safe_open(path, framework="pt") as file:
-        text, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    said = text.pop(DIGEST, None)
-    if said is not None and said != digest_of(state, text):
-        raise UserError(
-            f"{path} is damaged: it does not hold what was written into it. Copy it again, or remove it and run the "
-            f"training again (who changed it on purpose leaves out its metadata's {DIGEST})"
-        )
+        text, state = (file.metadata() or {}).get(ABOUT), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        about = json.loads(text or "null")
+    except (ValueError, RecursionError):  # whoever wants to know what it says tells
+        return state
+    if isinstance(about, dict) and "sha256" in about:
+        said = about.pop("sha256")
+        if signed(about, state)["sha256"] != said:
+            raise UserError(
+                f"{path} is damaged: it does not hold what was written into it. Copy it again, or remove it and give "
+                "the command that wrote it again (who changes it on purpose leaves out its sha256)"
+            )
     return state
 
 

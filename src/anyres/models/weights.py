@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from anyres.models.contract import Loadable, Network, count_classes
 from anyres.models.identify_checkpoint import identify_checkpoint
 from anyres.models.index import first_weights
 from anyres.models.registry import aliases
-from anyres.models.state_files import DIGEST, digest_of, read_state, readable, weights_file
+from anyres.models.state_files import ABOUT, read_state, readable, signed, weights_file
 from anyres.storage import atomic_write
 
 PRETRAINED = "pretrained"
@@ -122,15 +123,17 @@ def save_weights(source: nn.Module | Mapping[str, Tensor], path: str | Path, met
     """Writes a model's or a state dict's tensors as safetensors, whole or not at all.
 
     ``metadata`` is text by key; under ``"anyres"`` goes what rebuilds the model, as JSON: name, options, classes. A
-    digest of all goes beside it, so that a damaged file is refused when it is read.
+    digest of all goes beside these, so that a damaged file is refused when it is read.
     Raises UserError if it cannot be written.
     """
     state = source.state_dict() if isinstance(source, nn.Module) else source
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    digest, path = digest_of(tensors, metadata), Path(path)
+    text, path = dict(metadata), Path(path)
+    if ABOUT in text:
+        text[ABOUT] = json.dumps(signed(json.loads(text[ABOUT]), tensors))
     try:
         with atomic_write(path) as draft:
-            save_file(tensors, draft, metadata={**metadata, DIGEST: digest})
+            save_file(tensors, draft, metadata=text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -252,6 +252,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
             return None
         about: dict[str, Any] = parse_json(text, dict[str, Any])
         check_types(about, ABOUT)
+        about.pop("sha256", None)
         return about
     except ValueError as error:
         raise UserError(
