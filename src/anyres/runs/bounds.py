@@ -9,6 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from anyres.config import UserError
 from anyres.flow import Size
 from anyres.recipe import Recipe
@@ -23,10 +25,10 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 def memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found = [psutil.virtual_memory().total]
     for path in _LIMITS:
         try:
-            text = path.read_text().strip()
+            text = path.read_text("utf-8").strip()
         except OSError:
             continue
         found += [int(text)] if text.isdecimal() and int(text) > 0 else []  # or "max"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from anyres.config import first_line
 from anyres.flow import Batch
-from anyres.ops.processors import processors
+from anyres.ops.processors import peak_memory, processors
 from anyres.training import checkpoint
 from anyres.training.log import Bar, RunLog
 from anyres.training.objectives import Objective
@@ -311,8 +310,4 @@ def memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    return peak_memory() / 2**30
