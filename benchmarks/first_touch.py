@@ -4,7 +4,8 @@
 
 `--peers` is a folder of virtual environments called ultralytics, timm and hf (transformers, datasets, accelerate),
 installed beforehand; anyres is this Python's. 60 drawn pictures of three classes, two epochs at 64 px, CPU. Typed are
-commands, and lines of a script where there is no command; `first output` and `wall` are seconds, `lines` those printed.
+commands, and lines of a script where there is no command; `first output`, `wall` and `cpu` are seconds, `lines` those
+printed; on a busy machine `cpu` is what can be compared.
 What needs weights or a program from the network, which this machine cannot reach, is said to be so. Writes
 benchmarks/results/first_touch.json; `--table` prints it for docs/start.md.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -68,6 +70,7 @@ class Row:
     script_lines: int
     first_output: float | None = None
     wall: float | None = None
+    cpu: float | None = None
     lines: int | None = None
     exit: int | None = None
     note: str = ""
@@ -78,9 +81,9 @@ SMALL = "epochs=2 imgsz=64 batch=16"
 ANYRES = {
     1: Try(("python -m venv .venv", ". .venv/bin/activate", "pip install git+REPOSITORY")),
     2: Try(
-        ("anyres demo --epochs 1 --out demo",),
-        note="one epoch of the demo, whose photographs lie in the cache: two models and their curves; all 38 take ten "
-        "minutes",
+        ("anyres demo",),
+        note="its photographs come from the package index; its time is measured by itself (docs/start.md)",
+        runs=False,
     ),
     3: Try((f"anyres train restv2_nano --data shapes --out runs/mine {SMALL}",)),
     4: Try(
@@ -319,7 +322,7 @@ ALL = {"anyres": ANYRES, "ultralytics": ULTRALYTICS, "timm": TIMM, "hf": HF}
 
 def run(command: str, folder: Path, place: dict[str, str], stop_at: str = "", most_s: float = 900.0) -> Row:
     """One line of a shell; Ctrl-C to all of it once it has printed ``stop_at``, from then on three seconds later."""
-    begun = time.monotonic()
+    begun, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     first: float | None = None
     text = b""
     with subprocess.Popen(
@@ -348,9 +351,11 @@ def run(command: str, folder: Path, place: dict[str, str], stop_at: str = "", mo
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     wall = time.monotonic() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     said = text.decode(errors="replace")
     print(f"  $ {command[:110]}\n    exit {code}, {wall:.1f} s; ...{said.strip()[-160:]!r}", flush=True)
-    return Row("", "", 1, 0, first, wall, said.count("\n"), code)
+    return Row("", "", 1, 0, first, wall, cpu, said.count("\n"), code)
 
 
 def attempt(task: int, program: str, folder: Path, place: dict[str, str]) -> Row:
@@ -375,6 +380,7 @@ def attempt(task: int, program: str, folder: Path, place: dict[str, str]) -> Row
         done.append(run(line, folder, place, asked.stop_at if number == 0 else ""))
     row.first_output = round(next((each.first_output for each in done if each.first_output is not None), 0.0), 1)
     row.wall = round(sum(each.wall or 0 for each in done), 1)
+    row.cpu = round(sum(each.cpu or 0 for each in done), 1)
     row.lines = sum(each.lines or 0 for each in done)
     row.exit = done[-1].exit
     return row
@@ -454,9 +460,10 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path("/tmp/venv-peers"))
     parser.add_argument("--only", default=",".join(PEERS))
     parser.add_argument("--tasks", default=",".join(map(str, TASKS)))
+    parser.add_argument("--into", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
-    kept: list[dict[str, object]] = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
+    kept: list[dict[str, object]] = json.loads(asked.into.read_text())["rows"] if asked.into.is_file() else []
     if asked.table:
         print(table(kept))
         return
@@ -469,7 +476,7 @@ def main() -> None:
                 row = asdict(attempt(task, program, work, place))
                 kept = [each for each in kept if (each["task"], each["program"]) != (row["task"], program)] + [row]
                 load = round(os.getloadavg()[0], 1)
-                RESULT.write_text(json.dumps({"what": __doc__, "load": load, "rows": kept}, indent=1) + "\n")
+                asked.into.write_text(json.dumps({"what": __doc__, "load": load, "rows": kept}, indent=1) + "\n")
     print(table(kept))
 
 
