@@ -127,7 +127,7 @@ def fit_teacher(work: Path, draws: int = 6) -> tuple[Path, float]:
 def training_features(recipe: Recipe, network: models.MobileNetV2, draws: int) -> tuple[Tensor, Tensor]:
     """Pooled features (n, 1280) of ``draws`` epochs of training views, and their labels (n,)."""
     images = open_images(recipe, "trainval", training=True)
-    size, steps = recipe.data.batch_size, -(-len(images) // recipe.data.batch_size)
+    size, steps = recipe.data.step_images, -(-len(images) // recipe.data.step_images)
     loaded = train_batches(
         images,
         images.source.records,

@@ -41,7 +41,7 @@ def test_a_recipe_reads_back_equal_and_builds(name: str, tmp_path: Path) -> None
     assert model.num_classes == 1000
     groups = build_optimizer(model, recipe.optim, model.no_weight_decay()).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    assert (recipe.optim.peak_lr(recipe.data.batch_size) >= recipe.optim.min_lr) == (name not in RISING)
+    assert (recipe.optim.peak_lr(recipe.data.step_images) >= recipe.optim.min_lr) == (name not in RISING)
     assert recipe.optim.warmup_epochs < recipe.train.epochs
 
 

@@ -222,7 +222,7 @@ def list_recipes() -> dict[str, str]:
     """Every recipe shipped with the package: name (``resformer/small_mr``) -> the first line of its opening comment."""
     root = Path(str(files("anyres.recipes")))
     return {
-        path.relative_to(root).with_suffix("").as_posix(): path.read_text().splitlines()[0].lstrip("# ")
+        path.relative_to(root).with_suffix("").as_posix(): path.read_text("utf-8").splitlines()[0].lstrip("# ")
         for path in sorted(root.rglob("*.yaml"))
     }
 

@@ -15,6 +15,7 @@ import platform
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,9 @@ from anyres.config import Damaged, UserError, printable
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+CLOSED_IN_CHILDREN = 0 if sys.platform == "win32" else os.O_CLOEXEC
+WITHOUT_WAITING = 0 if sys.platform == "win32" else os.O_NONBLOCK
+"""Flags of ``os.open``; Windows closes by itself, and has no pipes among its files."""
 MOST_BYTES = 64 * 2**20
 """Of a text file of ours: many times the largest."""
 DAY = 24 * 3600.0
@@ -79,16 +83,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}{DRAFT}")
     try:
-        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | CLOSED_IN_CHILDREN, 0o666)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # as the user's umask has it
         os.close(descriptor)
         yield draft
-        descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fchmod(descriptor, mode)  # safetensors makes the file anew, for its owner alone
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        draft.chmod(mode)  # safetensors makes the file anew, for its owner alone
+        flush(draft)
         draft.replace(path)
     except Exception as error:
         number = refusal(error)
@@ -98,6 +98,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Return when a file, or what a folder lists, lies on the disk. Windows keeps folders by itself."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY) | CLOSED_IN_CHILDREN)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refusal(error: BaseException) -> int | None:
@@ -177,7 +188,7 @@ _KINDS = {
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(path, flags | WITHOUT_WAITING | CLOSED_IN_CHILDREN)
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -261,6 +272,8 @@ def _is_left(draft: str) -> bool:
     number = int(maker[2])
     if number == os.getpid():
         return True
+    if sys.platform == "win32":  # where a signal of number 0 is Ctrl-C
+        return False
     try:
         os.kill(number, 0)
     except ProcessLookupError:

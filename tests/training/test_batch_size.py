@@ -17,7 +17,13 @@ from anyres.recipe import load_recipe
 from anyres.runs import batch_size
 from anyres.runs.batch_size import KeptBytes, candidates, largest
 
-SMALL = ("views.sizes=[32,24]", "train.epochs=1", "data.workers=0", "evaluate.sizes=[32]", "objective.consistency=none")
+SMALL = (
+    "views.sizes=[32, 24]",
+    "train.epochs=1",
+    "data.workers=0",
+    "evaluate.sizes=[32]",
+    "objective.consistency=none",
+)
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,8 @@ def _stdout_is_gone() -> bool:
     """Whether stdout is a pipe that nobody reads."""
     import select
 
+    if sys.platform == "win32":  # which cannot tell, and has few other pipes
+        return True
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)

@@ -92,7 +92,7 @@ def set_by_recipes() -> dict[str, dict[str, list[str]]]:
     settings = recipe_settings()
     usual = {name: as_yaml(setting.default) for name, setting in settings.items()}
     for recipe in list_recipes():
-        for name, value in _given(yaml.safe_load((root / f"{recipe}.yaml").read_text()), settings):
+        for name, value in _given(yaml.safe_load((root / f"{recipe}.yaml").read_text("utf-8")), settings):
             text = as_yaml(_as_kept(value, settings[name].default))
             if text != usual[name]:
                 found[name].setdefault(text, []).append(recipe)

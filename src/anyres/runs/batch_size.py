@@ -158,12 +158,16 @@ def _learning(recipe: Recipe, trial: Trial) -> Iterator[Learner]:
     """Copies of what is to be trained, ready for a step."""
     model = copy.deepcopy(trial.model)
     objective, state = build_learner(recipe, trial.task, model, trial.accelerator, trial.teacher)
-    objective.student = trial.accelerator.prepare_model(objective.student)
-    state.optimizer = trial.accelerator.prepare(state.optimizer)
+    accelerator, scaler = trial.accelerator, trial.accelerator.scaler
+    scale = scaler.state_dict() if scaler is not None else {}
+    objective.student = accelerator.prepare_model(objective.student)
+    state.optimizer = accelerator.prepare(state.optimizer)
     try:
         yield objective, state
     finally:
-        trial.accelerator.free_memory()
+        accelerator.free_memory()
+        if scaler is not None:
+            scaler.load_state_dict(scale)
 
 
 def _step(recipe: Recipe, trial: Trial, learner: Learner, size: int, *, update: bool) -> None:

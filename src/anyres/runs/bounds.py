@@ -6,6 +6,7 @@ Only a lower bound is asked for, the images themselves; what a model needs besid
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,15 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 def memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if sys.platform == "win32":
+        import psutil  # of accelerate's
+
+        found = [int(psutil.virtual_memory().total)]
+    else:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _LIMITS:
         try:
-            text = path.read_text().strip()
+            text = path.read_text("utf-8").strip()
         except OSError:
             continue
         found += [int(text)] if text.isdecimal() and int(text) > 0 else []  # or "max"

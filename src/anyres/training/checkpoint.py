@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -25,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anyres.config import UserError, first_line
-from anyres.storage import check_types
+from anyres.storage import check_types, flush
 from anyres.training.shard import (
     gather_full_state,
     gather_optimizer_state,
@@ -67,11 +66,11 @@ def save(run: Path, state: State, write: bool = True) -> Path:
     mode = (draft / STATE).stat().st_mode & 0o777  # safetensors gives its files one that others cannot read
     for file in draft.iterdir():
         file.chmod(mode)
-        _sync(file)
-    _sync(draft)
+        flush(file)
+    flush(draft)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
-    _sync(run)
+    flush(run)
     for old in found(run)[KEPT:]:
         if old.name != _name(state.progress.best_step):
             shutil.rmtree(old)
@@ -241,11 +240,3 @@ def _flat(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,7 +9,7 @@ from datetime import timedelta
 import torch
 
 from anyres.flow import Batch
-from anyres.ops.processors import processors
+from anyres.ops.processors import peak_memory, processors
 
 
 class Clock:
@@ -80,8 +79,4 @@ def memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    return peak_memory() / 2**30

@@ -96,7 +96,7 @@ def open_tracker(name: Tracker, run: Path, settings: Mapping[str, Any]) -> Any:
     from accelerate.tracking import MLflowTracker, WandBTracker
 
     kept = run / f"{name}.id"
-    known = kept.read_text() if kept.exists() else None
+    known = kept.read_text("utf-8") if kept.exists() else None
     if name == "wandb":
         tracker = WandBTracker("anyres", name=run.name, id=known, resume="allow", dir=str(run))
     else:

@@ -45,7 +45,7 @@ def use_huge_pages() -> None:
 
 def writable() -> Iterator[int]:
     """Addresses of the aligned huge pages that lie wholly within private anonymous writable memory."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
         span, rights, _, _, inode, *_ = line.split()
         first, end = (int(address, 16) for address in span.split("-"))
         if rights == "rw-p" and inode == "0":

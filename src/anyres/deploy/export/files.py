@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyres.config import UserError
-from anyres.storage import DRAFT, refusal
+from anyres.storage import DRAFT, flush, refusal
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +37,7 @@ def drafts(folder: Path) -> Iterator[Path]:
     try:
         yield draft
         for path in sorted(each for each in draft.rglob("*") if each.is_file()):
-            _sync(path)
+            flush(path)
             place = folder / path.relative_to(draft)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
@@ -93,11 +93,3 @@ def read_said(path: Path) -> dict[str, Any]:
 
     graph = onnx.load(path, load_external_data=False)
     return {each.key: json.loads(each.value) for each in graph.metadata_props}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
