@@ -6,9 +6,9 @@
 A nano model, 2 images at 32 px. ``bare``: zero_grad, the objective's terms, backward, the optimizer's step. ``loop``:
 ``anyres.training.loop.train`` in a run folder, with its checks, rates, records, bar and moving average, and batches
 that are there already; no scoring, and a checkpoint at the end alone, which is timed by itself. Milliseconds of the
-main thread's processor time, so that busy neighbors hardly count (and by the clock beside it); the ways in turn, and
-the median of their differences. ``data``: milliseconds by which a batch of 2 is loaded from a set of 300 images and
-from one of 300,000 (the same files, named a thousand times).
+main thread's processor time, and by the clock; the ways in turn; of each place in a cycle of ten steps, of which one is
+recorded, the fastest, so that busy neighbors hardly count, and the medians beside it. ``data``: milliseconds by which a
+batch of 2 is loaded from a set of 240 images and from one of 240,000 (the same files, named a thousand times).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import cProfile
+import itertools
 import json
 import pstats
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from anyres.training.schedule import OptimConfig
 from anyres.training.state import State, build_ema
 
 MODEL, CLASSES, IMAGES, SIDE = "resmlp_nano", 10, 2, 32
+RECORDED = 10  # steps from one record of metrics.jsonl to the next
 WARM_UP = 5  # steps of each round that are not counted
 MOST_MS = 1.5
 Times = list[tuple[float, float]]  # of each step: the thread's and the clock's seconds so far
@@ -67,7 +69,7 @@ class Trial:
     def __init__(self, average: bool) -> None:
         torch.manual_seed(0)
         self.accelerator = build_accelerator("fp32")
-        model = create_model(MODEL, CLASSES)
+        model = create_model(MODEL, CLASSES, img_size=SIDE)
         self.optim = OptimConfig(lr=1e-4, warmup_epochs=0.0)
         self.objective = Supervised(model, ObjectiveConfig(), Classify().loss)
         optimizer = self.accelerator.prepare(build_optimizer(model, self.optim, model.no_weight_decay()))
@@ -89,7 +91,8 @@ class Trial:
     def loop(self, steps: int, run: Path) -> Times:
         """The same by the loop, from the step where it is."""
         found: Times = []
-        last = self.state.progress.step + steps + 1
+        self.state.progress.step = 0  # the cycle of records begins anew
+        last = steps + 1
 
         def batches() -> Iterator[Batch]:
             while True:
@@ -105,31 +108,37 @@ class Trial:
         return found
 
 
-def per_step(found: Times) -> tuple[float, float]:
-    """Milliseconds of a step, of the thread and by the clock: means after the warm-up."""
-    (cpu, clock), (cpu_end, clock_end), count = found[WARM_UP], found[-1], len(found) - 1 - WARM_UP
-    return 1000 * (cpu_end - cpu) / count, 1000 * (clock_end - clock) / count
+def of_steps(found: Times) -> list[list[float]]:
+    """Milliseconds of each step after the warm-up, of the thread and by the clock, by its place between two records."""
+    taken = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(found)][WARM_UP:]
+    return [[1000 * each[i] for each in taken] for i in range(2)]
+
+
+def undisturbed(steps: Sequence[float]) -> float:
+    """The mean of a cycle of ``RECORDED`` steps, each place at its fastest: neighbors only ever make it slower."""
+    return statistics.mean(min(steps[place::RECORDED]) for place in range(RECORDED))
 
 
 def loop_overhead(average: bool, steps: int, rounds: int) -> dict[str, object]:
+    steps -= steps % RECORDED  # so that every turn begins at the same place of the cycle
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         trial = Trial(average)
-        rows = []
-        for turn in range(rounds + 1):
-            row = (per_step(trial.bare(steps)), per_step(trial.loop(steps, run)))
-            if turn:
-                rows.append(row)
+        bare: list[list[float]] = [[], []]
+        loop: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for kept, made in ((bare, trial.bare(steps + WARM_UP)), (loop, trial.loop(steps + WARM_UP, run))):
+                for i, each in enumerate(of_steps(made)):
+                    kept[i] += each[:steps]
         start = time.thread_time()
         checkpoint.save(run, trial.state)
         saved = 1000 * (time.thread_time() - start)
-    more = [[loop[i] - bare[i] for bare, loop in rows] for i in range(2)]
     return {
-        "bare_ms": round(statistics.median(bare[0] for bare, _ in rows), 3),
-        "loop_ms": round(statistics.median(loop[0] for _, loop in rows), 3),
-        "overhead_ms": round(statistics.median(more[0]), 3),
-        "range_ms": [round(min(more[0]), 3), round(max(more[0]), 3)],
-        "overhead_by_the_clock_ms": round(statistics.median(more[1]), 3),
+        "bare_ms": round(undisturbed(bare[0]), 3),
+        "loop_ms": round(undisturbed(loop[0]), 3),
+        "overhead_ms": round(undisturbed(loop[0]) - undisturbed(bare[0]), 3),
+        "overhead_of_medians_ms": round(statistics.median(loop[0]) - statistics.median(bare[0]), 3),
+        "overhead_by_the_clock_ms": round(undisturbed(loop[1]) - undisturbed(bare[1]), 3),
         "checkpoint_ms": round(saved, 1),
     }
 

@@ -210,8 +210,12 @@ class Passes:
         if self.pending:
             loss = sum(self.pending[1:], self.pending[0])
             self.pending = []
+            loss = loss * self.share if self.share != 1 else loss
             with self._exchanging():
-                self.accelerator.backward(loss * self.share if self.share != 1 else loss)
+                if self.accelerator.scaler is not None:
+                    self.accelerator.backward(loss)
+                else:
+                    torch.autograd.backward(loss)
             self.exchanged = self.exchanged or self._is_last
 
     def exchange(self) -> bool:
