@@ -204,6 +204,18 @@ def test_painting_at_once_is_painting_box_by_box(layout: torch.memory_format) ->
         assert (once != 9).any()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_given_the_same_views() -> None:
+    raw = tuple(torch.randint(256, (6, 3, side, side), dtype=torch.uint8) for side in (24, 9))
+    made = []
+    for device in map(torch.device, ("cpu", "cuda")):
+        batch = normalize(Batch(raw, Labels(torch.arange(6) % K), torch.arange(6)), (0.4,) * 3, (0.2,) * 3, device)
+        batch = erase(batch, 0.7, 0, 0)
+        made.append(mix(batch.views, batch.targets.of(0), K, BOTH, mix_rng(1, 1)))
+    for a, b in zip((*made[0][0], made[0][1]), (*made[1][0], made[1][1]), strict=True):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-6, atol=1e-6)
+
+
 def test_what_is_done_a_few_images_at_a_time_is_what_is_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = tuple(torch.randint(256, (7, 3, side, side), dtype=torch.uint8) for side in (24, 9))
     made = []

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyres.flow import Batch, Labels, Maps
+from anyres.flow import Batch, Labels, Maps, on_device
 from anyres.models import create_model
 from anyres.models.dense.segmenter import Segmenter, SegmenterConfig
 from anyres.models.dino import ProjectionHead
@@ -37,6 +37,7 @@ from anyres.training.schedule import OptimConfig
 from anyres.training.state import State, build_ema
 from anyres.training.step import NonFiniteLoss, make_step, settle
 
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 aten = torch.ops.aten
 READS = {
     *(aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default),
@@ -199,13 +200,18 @@ def harmed(step: int, bad: tuple[int, ...]) -> Batch:
     return batch
 
 
+def to_model(batch: Batch, given: Setting) -> Batch:
+    device = next(given.state.model.parameters()).device
+    return replace(batch, views=tuple(view.to(device) for view in batch.views), targets=batch.targets.to(device))
+
+
 def skipping(given: Setting, bad: tuple[int, ...], count: int = 4) -> list[int]:
     """``count`` steps, those that are not finite left out; which they were."""
     found, progress = [], given.state.progress
     for step in range(count):
         while True:
             try:
-                given.step(harmed(step, bad))
+                given.step(to_model(harmed(step, bad), given))
                 break
             except NonFiniteLoss as error:
                 found.append(error.step)
@@ -219,21 +225,27 @@ def skipping(given: Setting, bad: tuple[int, ...], count: int = 4) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
 @pytest.mark.parametrize(
     ("make", "kind", "fused"),
     [(supervised, "adamw", True), (lambda: dino("restv2"), "adamw", True), (supervised, "lamb", False)],
     ids=["supervised", "dino", "lamb"],
 )
 def test_a_skipped_step_leaves_the_same_state_late_as_at_once(
-    make: Callable[[], Objective], kind: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Objective], kind: str, fused: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first step, before which the optimizer has no numbers, and two in a row, the last ones."""
     bad, made = (0, 2, 3), []
     for late in (False, True):
         for module in (steps, loop):
             monkeypatch.setattr(module, "reads_late", lambda _, late=late: late)
-        given = setting(make(), kind, fused)
-        assert skipping(given, bad) == list(bad)
+        objective = make()
+        objective.student.to(device)
+        for copied in objective.copies.values():
+            copied.to(device)
+        with on_device(device):
+            given = setting(objective, kind, fused)
+            assert skipping(given, bad) == list(bad)
         made.append(everything(given.state))
     assert same(*made)
     assert made[0]["at"].images == 2

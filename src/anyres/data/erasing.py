@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from anyres.data.augment import mix_seed
-from anyres.flow import Batch
+from anyres.flow import Batch, send
 
 LEAST_AREA, MOST_AREA = 0.02, 1 / 3
 """Shares of the view that a box may have."""
@@ -100,9 +100,7 @@ def paint_each(view: Float[Tensor, "b c h w"], boxes: Sequence[Box]) -> None:
 def paint(view: Float[Tensor, "b c h w"], boxes: Sequence[Box]) -> None:
     """The same by one copy to the device and one kernel there, however many boxes there are."""
     noise = torch.cat([part.flatten() for part in draw_noise(boxes, view.shape[1])])
-    if view.device.type == "cuda":
-        noise = noise.pin_memory()  # else the copy waits for the step before
-    noise = noise.to(view.device, view.dtype, non_blocking=True)
+    noise = send(noise, view.device).to(view.dtype)
     where = _positions(view.shape, boxes, view.device)
     if view.is_contiguous():
         view.view(-1).index_copy_(0, where, noise)
@@ -119,11 +117,9 @@ def _positions(shape: Sequence[int], boxes: Sequence[Box], device: torch.device)
         (start, box.height * box.width, box.width, ((box.image * channels) * height + box.top) * width + box.left)
         for start, box in zip(starts, boxes, strict=False)
     ]
-    table = torch.tensor(rows, dtype=torch.int64)  # (boxes, 4)
-    if device.type == "cuda":
-        table = table.pin_memory()
+    table = send(torch.tensor(rows, dtype=torch.int64), device)  # (boxes, 4)
     number = torch.arange(starts[-1], device=device)
-    start, area, wide, first = table.to(device, non_blocking=True).T.contiguous()
+    start, area, wide, first = table.T.contiguous()
     box = torch.bucketize(number, start, right=True) - 1
     within = number - start[box]
     channel, pixel = within // area[box], within % area[box]

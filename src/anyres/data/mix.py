@@ -12,10 +12,10 @@ from torch import Tensor
 
 from anyres.data.augment import mix_seed
 from anyres.data.mix_config import MixConfig
-from anyres.flow import Batch
+from anyres.flow import Batch, send
 
-IN_CACHE = 1 << 18
-"""Numbers that a core's cache holds."""
+IN_CACHE = 1 << 20
+"""Numbers that a processor's cache holds; fewer at a time would cost more, as the cores meet after each operation."""
 _MIX = 3  # a stage of the seed: 1 and 2 are anyres.data.erasing's
 Views = tuple[Float[Tensor, "b c _ _"], ...]
 
@@ -23,9 +23,9 @@ Views = tuple[Float[Tensor, "b c _ _"], ...]
 def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
     """uint8 views -> float32 (value / 255 - mean) / std per channel, on ``device``, and there the targets too."""
     s = torch.tensor(std, dtype=torch.float64)
-    scale = (1 / (255 * s)).float().view(-1, 1, 1).to(device)
-    shift = (-torch.tensor(mean, dtype=torch.float64) / s).float().view(-1, 1, 1).to(device)
-    views = tuple(_scaled(v.to(device, non_blocking=True), scale, shift) for v in batch.views)
+    scale = send((1 / (255 * s)).float().view(-1, 1, 1), device)
+    shift = send((-torch.tensor(mean, dtype=torch.float64) / s).float().view(-1, 1, 1), device)
+    views = tuple(_scaled(send(v, device), scale, shift) for v in batch.views)
     return replace(batch, views=views, targets=batch.targets.to(device))
 
 
@@ -97,7 +97,7 @@ def _blend_views(view: Float[Tensor, "b c h w"], lam: float) -> None:
     """Each image becomes lam x itself + (1 - lam) x its opposite, in place; on a CPU a few pairs at a time."""
     if lam == 1:
         return
-    pairs, rows = len(view) // 2, _rows(view)
+    pairs, rows = len(view) // 2, -(-_rows(view) // 4)  # front, back, and a copy of each
     for i in range(0, pairs, rows):
         count = min(rows, pairs - i)
         front, back = view[i : i + count], view[len(view) - i - count : len(view) - i]

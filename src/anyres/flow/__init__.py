@@ -16,14 +16,14 @@ from anyres.flow.size import MOST_SIDE, MOST_SIZES, Size, parse_sizes
 if TYPE_CHECKING:
     from anyres.flow.batch import Batch, Labels, TargetReader, Targets, seen_views
     from anyres.flow.dense import Instances, Maps, OwnMaps, OwnObjects, ViewObjects
-    from anyres.flow.device import has_bf16, on_device, pick_device
+    from anyres.flow.device import has_bf16, on_device, pick_device, send
     from anyres.flow.objects import IGNORED, MapFile, Objects, Polygons, Rle, Shape
 
 _LATER = {
     **dict.fromkeys(("Batch", "Labels", "TargetReader", "Targets", "seen_views"), "anyres.flow.batch"),
     **dict.fromkeys(("Instances", "Maps", "OwnMaps", "OwnObjects", "ViewObjects"), "anyres.flow.dense"),
     **dict.fromkeys(("IGNORED", "MapFile", "Objects", "Polygons", "Rle", "Shape"), "anyres.flow.objects"),
-    **dict.fromkeys(("has_bf16", "on_device", "pick_device"), "anyres.flow.device"),
+    **dict.fromkeys(("has_bf16", "on_device", "pick_device", "send"), "anyres.flow.device"),
 }
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "parse_sizes",
     "pick_device",
     "seen_views",
+    "send",
 ]
 
 

@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from anyres.config import UserError
 
@@ -60,6 +62,28 @@ def on_device(name: str | None) -> Iterator[None]:
         os.environ.pop(DEVICE)
         if before is not None:
             os.environ[DEVICE] = before
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``.
+
+    To a CUDA device it is copied in a queue of its own, where the host waits for nothing but the copy: in the queue of
+    what is computed it would wait for the step before.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device, non_blocking=True)
+    copies, computations = _copies(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        sent = tensor.to(device, non_blocking=True)
+    computations.wait_stream(copies)
+    sent.record_stream(computations)  # so that its memory is not given away too early
+    return sent
+
+
+@lru_cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The device's queue of copies."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def has_bf16(device: torch.device) -> bool:

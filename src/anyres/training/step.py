@@ -58,7 +58,8 @@ def make_step(
     plain(state.optimizer).zero_grad(set_to_none=True)
     set_to_train(student)
     objective.begin(plan, step)
-    buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
+    passed = [module for name, module in state.modules.items() if name != "ema"]
+    buffers = [buffer for module in passed for buffer in module.buffers()]
     statistics = [buffer.clone() for buffer in buffers]  # a forward pass changes batch norm's
     shown = back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
     norm = clip_norm(accelerator, student, plan.optim.clip_norm)
@@ -209,8 +210,12 @@ class Passes:
         if self.pending:
             loss = sum(self.pending[1:], self.pending[0])
             self.pending = []
+            loss = loss * self.share if self.share != 1 else loss
             with self._exchanging():
-                self.accelerator.backward(loss * self.share if self.share != 1 else loss)
+                if self.accelerator.scaler is not None:
+                    self.accelerator.backward(loss)
+                else:
+                    torch.autograd.backward(loss)
             self.exchanged = self.exchanged or self._is_last
 
     def exchange(self) -> bool:
@@ -249,15 +254,24 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 def set_to_train(student: nn.Module) -> None:
     """Training mode, but for batch norm that is frozen: it keeps its statistics as it keeps its weights."""
+    modules = list(student.modules())
+    frozen = [m for m in modules if isinstance(m, _BatchNorm | GlooBatchNorm) and not m.weight.requires_grad]
+    if sum(module.training for module in modules) == len(modules) - len(frozen) and not any(m.training for m in frozen):
+        return  # as in most steps
     student.train()
-    for module in student.modules():
-        if isinstance(module, _BatchNorm | GlooBatchNorm) and not module.weight.requires_grad:
-            module.eval()
+    for module in frozen:
+        module.eval()
 
 
 def clip_norm(accelerator: Accelerator, student: nn.Module, most: float | None) -> Tensor:
     """The norm of all gradients together, which are scaled down where it is above ``most``."""
-    return whole(accelerator.clip_grad_norm_(student.parameters(), most or math.inf))
+    moved = [parameter for parameter in student.parameters() if parameter.grad is not None]
+    if accelerator.scaler is not None or any(isinstance(parameter, DTensor) for parameter in moved):
+        return whole(accelerator.clip_grad_norm_(moved, most or math.inf))
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in moved if parameter.grad is not None])
+    if most:
+        nn.utils.clip_grads_with_norm_(moved, most, norm)
+    return norm
 
 
 def all_agree(accelerator: Accelerator, here: Tensor) -> Tensor:
