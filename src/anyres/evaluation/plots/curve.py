@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from anyres.config import UserError
 from anyres.evaluation.plots.label_placement import Labeller, spread
 from anyres.evaluation.plots.theme import DARK, DPI, HEADLINE, LIGHT, WIDE, Palette, Sheet, drawn
-from anyres.flow import Estimate, Metric, Size, SizeResult
+from anyres.flow import Estimate, Size, SizeResult
 from anyres.storage import write_bytes
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -62,7 +62,7 @@ def png(
     renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
     names = [figure.text(0, 0, drawn(s.title, 60), fontsize=10.5, fontweight="bold", color=s.color) for s in series]
     widest = max(name.get_window_extent(renderer).width for name in names) / figure.bbox.width
-    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink, points[0].headline)
+    left, right = _panels(figure, sheet, min(widest * sheet.width, 2.4), ink, points)
     _limits(left, right, points)
     labeller = Labeller(renderer)
     _by_size(left, series, ink, labeller)
@@ -160,8 +160,12 @@ def _words(figure: Figure, sheet: Sheet, title: str, series: Sequence[Series], i
     figure.text(right, 0.18 / sheet.height, images, fontsize=9.5, color=ink.quiet, va="center", ha="right")
 
 
-def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Palette, metric: Metric) -> tuple[Axes, Axes]:
-    """Two axes over one vertical scale, of ``metric``; ``margin`` inches beside the first are for the models' names."""
+def _panels(
+    figure: Figure, sheet: Sheet, margin: float, ink: Palette, points: Sequence[SizeResult]
+) -> tuple[Axes, Axes]:
+    """Two axes over one vertical scale, of the headline metric of ``points``; ``margin`` inches beside the first are
+    for the models' names."""
+    metric = points[0].headline
     across, along = sheet.width - sheet.left - sheet.right, sheet.height - sheet.top - sheet.foot
     if sheet.columns:
         room = across - margin - sheet.between
@@ -174,7 +178,8 @@ def _panels(figure: Figure, sheet: Sheet, margin: float, ink: Palette, metric: M
     first = figure.add_axes(sheet.share(*first_box))
     second = figure.add_axes(sheet.share(*second_box), sharey=first)
     second.tick_params(labelleft=not sheet.columns)
-    for axes, words in ((first, "image size (pixels)"), (second, "time for one image (ms)")):
+    time = "time for one image (ms, disturbed)" if any(p.cost.disturbed for p in points) else "time for one image (ms)"
+    for axes, words in ((first, "image size (pixels)"), (second, time)):
         unit = f" ({metric.unit})" if metric.unit else ""
         axes.set_title(
             drawn(f"{metric.name}{unit} against {words}"), loc="left", fontsize=10.5, color=ink.quiet, pad=12
