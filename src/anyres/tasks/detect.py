@@ -20,14 +20,14 @@ from anyres.evaluation.detections import Detections, coco_document, compressed, 
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
 from anyres.evaluation.joined import merged
 from anyres.evaluation.measured import BOX_METRICS
-from anyres.evaluation.page import SampleAnswer
-from anyres.flow import Batch, Geometry, Instances, Metric, Objects, Record, Size, TargetReader, ViewObjects
+from anyres.evaluation.page import SampleAnswer, Section
+from anyres.flow import Batch, Geometry, Instances, Metric, Objects, Record, Size, SizeResult, TargetReader, ViewObjects
 from anyres.models.contract import Backbone
 from anyres.models.dense.detector import CONFIGS, WITH_MASKS, Detector, DetectorConfig
 from anyres.models.pyramids.bottom_up import bottom_up_of
 from anyres.storage import check_types
 from anyres.tasks.image import ImageTask
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Output, Parts, Reference
+from anyres.tasks.task import Answer, AnswerOptions, Configs, Output, Parts, Reference, Shown
 from anyres.training.objectives import Objective, ObjectiveConfig
 from anyres.training.objectives.named import Named
 
@@ -213,6 +213,18 @@ class Detect(ImageTask):
         """``per_class.csv``."""
         return [write_class_table({size: _own(scores) for size, scores in by_size.items()}, self.classes, folder)]
 
+    def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
+        """AP of small, medium and large objects against size."""
+        from anyres.evaluation.detection_page import object_size_sections
+
+        return object_size_sections(points)
+
+    def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
+        """Each class's figures, precision against recall, what was taken for what, and truth beside answer."""
+        from anyres.evaluation.detection_page import detection_sections
+
+        return detection_sections(_own(scores), self.classes, size, shown.pixels)
+
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
         """How many objects of the picture were found, and what else."""
         facts = _own(scores).facts[place]
@@ -269,11 +281,8 @@ def head_of(head: Mapping[str, Any], classes: int) -> DetectorConfig:
         check_types(values, kinds)
     except ValueError as error:
         raise UserError(f"head.{error}") from None
-    kind = str(values.get("kind", "faster_rcnn"))
-    if kind not in CONFIGS:
-        raise UserError(f"head.kind={kind} is none of {', '.join(CONFIGS)}{nearest(kind, CONFIGS)}")
     values = {key: float(value) if kinds.get(key) is float else value for key, value in values.items()}
-    return override(CONFIGS[kind], {**values, "num_classes": classes}, "head")
+    return override(CONFIGS[str(values.get("kind", "faster_rcnn"))], {**values, "num_classes": classes}, "head")
 
 
 def _counted(record: Record, table: np.ndarray) -> Record:
