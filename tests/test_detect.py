@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core.mask import decode as decode_mask
 from PIL import Image, ImageDraw
+from pycocotools.coco import COCO
 
 from anyres.config import UserError
 from anyres.data.annotations.annotated import Rules
@@ -155,6 +159,37 @@ def test_predict_draws_an_overlay_and_tells_boxes(run: Detected, tmp_path: Path)
         assert over.size == (96, 96)
     none = anyres("predict", run.folder, picture, "--json", "-", "--threshold", "1")
     assert json.loads(none.out)["images"][0]["objects"] == []
+
+
+def test_a_large_picture_is_told_in_tiles_as_a_coco_dataset(run: Detected, tmp_path: Path) -> None:
+    pictures = [Image.open(run.data / "images" / f"{i}.png") for i in (1, 3)]
+    scene = Image.new("RGB", (192, 96))
+    for place, each in enumerate(pictures):
+        scene.paste(each, (96 * place, 0))
+    scene.save(tmp_path / "scene.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = (tmp_path / "broken.png", tmp_path / "scene.png")
+    answer = anyres(
+        "predict", run.folder, *files, "--tile", "96", "--threshold", "0.5", "--json", tmp_path / "coco.json"
+    )
+    assert answer.code == 2  # for the file that is no picture
+    with contextlib.redirect_stdout(io.StringIO()):
+        said = COCO(str(tmp_path / "coco.json"))
+    (image,) = [image for image in said.loadImgs(said.getImgIds()) if "error" not in image]
+    assert (image["file_name"], image["width"], image["height"]) == (str(files[1]), 192, 96)
+    found = said.loadAnns(said.getAnnIds(imgIds=[image["id"]]))
+    truth = json.loads((run.data / "instances_train.json").read_text())["annotations"]
+    for i in (1, 3):
+        for entry in (entry for entry in truth if entry["image_id"] == i):
+            x, y, wide, high = entry["bbox"]
+            close = [
+                one
+                for one in found
+                if one["category_id"] == entry["category_id"]
+                and one["bbox"] == pytest.approx([x + 48 * (i - 1), y, wide, high], abs=8)
+            ]
+            assert len(close) == 1
+            assert decode_mask(close[0]["segmentation"]).sum() == close[0]["area"]
 
 
 def test_an_interrupted_run_continues_bit_for_bit(run: Detected, tmp_path: Path) -> None:

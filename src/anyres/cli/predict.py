@@ -38,12 +38,19 @@ def predict(
         typer.Option(min=0, max=1, help="Of several labels: every one above this probability; 0.5 if not given."),
     ] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", help="Write the answers as JSON; - prints them instead of the table.")
+        Path | None,
+        typer.Option(
+            "--json", help="Write the answers as JSON, boxes as COCO has them too; - prints them instead of the table."
+        ),
     ] = None,
     as_csv: Annotated[Path | None, typer.Option("--csv", help="Write the answers as CSV, one row an image.")] = None,
     draw: Annotated[
         Path | None,
         typer.Option("--draw", help="Folder for what is drawn of each answer: of class maps, overlay and index PNG."),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=16, help="Cut images into overlapping tiles of so many pixels; boxes or maps are joined."),
     ] = None,
     huge_pages: HugePages = False,
 ) -> None:
@@ -69,14 +76,14 @@ def predict(
 
     if as_csv and is_stdout(as_csv):
         raise UserError("--csv writes a file: name one, or print the answers with --json -")
-    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages, draw)
+    options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages, draw, tile)
     paths, notes = wanted_files(images)
     trained = open_model(ModelSpec(model, weights, classes))
     log_sentences(notes)
     found = predict_files(trained, paths, options, AnswerOptions(top, threshold))
     shown = track(found, "images", len(paths), transient=True, disable=not get_console().is_terminal)
     answers = [FileAnswer(path, said) for path, said in shown]
-    facts = {"model": trained.name, "images": [answer.values for answer in answers]}
+    facts = {"model": trained.name, **trained.task.document([answer.values for answer in answers])}
     if is_stdout(as_json):
         print_json(facts)
     elif as_json:

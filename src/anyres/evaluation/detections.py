@@ -66,6 +66,36 @@ class Detections:
         return entries
 
 
+def coco_document(answered: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """What was told of images -> a COCO dataset: ``images``, ``categories`` counted from 1, ``annotations`` with score.
+
+    Each of ``answered`` has ``image``, its file, and ``width``, ``height`` and ``objects`` (``name``, ``score``,
+    ``box`` x1 y1 x2 y2, perhaps ``mask`` in COCO's form), or an ``error``: such an image is kept, without annotations.
+    """
+    number = {name: i for i, name in enumerate(classes, 1)}
+    annotations: list[dict[str, Any]] = []
+    for image_id, image in enumerate(answered, 1):
+        for found in image.get("objects", ()):
+            x1, y1, x2, y2 = found["box"]
+            entry: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": number[found["name"]],
+                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "area": round((x2 - x1) * (y2 - y1), 2),
+                "iscrowd": 0,
+                "score": found["score"],
+            }
+            if "mask" in found:
+                entry |= {"segmentation": found["mask"], "area": runs(found["mask"]).counts[1::2].sum().item()}
+            annotations.append(entry)
+    return {
+        "images": [{"id": i, "file_name": one["image"], **one} for i, one in enumerate(answered, 1)],
+        "categories": [{"id": i, "name": name} for name, i in number.items()],
+        "annotations": annotations,
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class Truth:
     """The n objects that one picture has.

@@ -24,6 +24,7 @@ from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import crop_ratio, interpolation_of
 from anyres.runs.opened import Model, TrainedModel, open_model
 from anyres.runs.stderr import show_log
+from anyres.runs.tiles import tile_answerer
 from anyres.storage import write_bytes
 from anyres.tasks import Answer, AnswerOptions, Output
 
@@ -42,6 +43,7 @@ class PredictOptions:
     cascade: bool = False
     huge_pages: bool = False  # move this process's memory into huge pages (Linux)
     draw: Path | None = None  # a folder for pictures of the answers
+    tile: int | None = None  # side in pixels of the overlapping parts that an image is answered in
 
 
 def predict(
@@ -53,6 +55,7 @@ def predict(
     cascade: bool = False,
     top: int = 3,
     threshold: float | None = None,
+    tile: int | None = None,
 ) -> list[Answer]:
     """What a model says of each image.
 
@@ -60,14 +63,15 @@ def predict(
     tensor or array of one more dimension is several. ``size``: a side in pixels or ``"320x192"`` (None:
     the largest it was trained at). ``backend``: ``auto``, ``openvino:bf16``, ... (None: PyTorch as it is). ``cascade``:
     small first, larger where unsure, as `anyres cascade` chose. ``top``: how many classes; ``threshold``: of several
-    labels, every one above this probability (None: 0.5).
+    labels, every one above this probability (None: 0.5). ``tile``: cut images into overlapping tiles of so many pixels,
+    each seen at ``size``; boxes are merged, maps averaged (None: each image as a whole).
 
     Returns an Answer for each image: ``.line`` for people, ``.values`` for programs. Raises UserError, also for an
     image that cannot be read.
     """
     show_log()
     trained = open_model(model)
-    options = PredictOptions(size_of(size) if size is not None else None, backend, cascade)
+    options = PredictOptions(size_of(size) if size is not None else None, backend, cascade, tile=tile)
     answer = answerer(trained, options, AnswerOptions(top, threshold))
     channels, side = len(trained.recipe.data.mean), seen_side(trained, options)
     decoded = (pixels_of(image, channels, side) for image in listed(images))
@@ -120,8 +124,9 @@ def _own_name(path: Path, taken: Counter[str]) -> str:
 
 
 def seen_side(trained: TrainedModel, options: PredictOptions) -> int | None:
-    """The longer side, in pixels, to which an image is resized; None: a cascade resizes it to several."""
-    if options.cascade:
+    """The longer side, in pixels, to which an image is resized; None: a cascade resizes it to several, or tiles
+    are cut of it."""
+    if options.cascade or options.tile:
         return None
     size = options.size or trained.recipe.views.parsed[0]
     return math.ceil(max(size) / crop_ratio(trained.recipe))
@@ -145,6 +150,10 @@ def answerer(
     if not options.cascade:
         trained.model.check_sizes([size])
         check_sizes_fit([size], trained.recipe, 1)
+    if options.tile is not None:
+        if options.cascade or options.backend:
+            raise UserError("--tile shows tiles to the model as it is: leave out --cascade and --backend")
+        return tile_answerer(trained, size, options.tile, how)
     engine = EngineOptions(options.backend or "eager", batch=1, huge_pages=options.huge_pages)
     if options.cascade:
         outputs = _cascade_outputs(trained, engine)

@@ -16,8 +16,9 @@ from anyres.data.annotations.targets import ObjectReader, OwnObjectReader
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.coco import CocoScores, score_detections, write_class_table
-from anyres.evaluation.detections import Detections, compressed, detections_of
+from anyres.evaluation.detections import Detections, coco_document, compressed, detections_of
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
+from anyres.evaluation.joined import merged
 from anyres.evaluation.measured import BOX_METRICS
 from anyres.evaluation.page import SampleAnswer, Section
 from anyres.flow import Batch, Geometry, Instances, Metric, Objects, Record, Size, SizeResult, TargetReader, ViewObjects
@@ -240,7 +241,16 @@ class Detect(ImageTask):
         """The objects whose score is ``SURE`` or the threshold, best first, in pixels of the picture."""
         assert isinstance(output, Mapping)
         assert options.geometry is not None
-        return self.told(detections_of(output, options.geometry), options)
+        seen = options.geometry
+        return self.told(detections_of(output, seen), replace(options, of_size=seen.source))
+
+    def joined(self, parts: Iterable[tuple[Any, Geometry]], options: AnswerOptions) -> Answer:
+        """Of objects that are merged where parts overlap."""
+        return self.told(merged((detections_of(output, geometry), geometry) for output, geometry in parts), options)
+
+    def document(self, answered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A COCO dataset, with a score in each annotation; ``images`` have what is told of each too."""
+        return coco_document(answered, self.classes)
 
     def told(self, found: Detections, options: AnswerOptions) -> Answer:
         """Objects found on a picture -> what is said of them."""
@@ -256,7 +266,10 @@ class Detect(ImageTask):
                 objects[-1]["mask"] = compressed(sure.masks[i])
             if i < options.top:
                 cells[f"{i + 1}."] = f"{name} {100 * score:.1f} % at {' '.join(str(round(x)) for x in box)}"
-        return Answer(cells, {"objects": objects}, lambda picture: _drawn(picture, sure, self.classes))
+        size = options.of_size
+        assert size is not None
+        values = {"width": size.width, "height": size.height, "objects": objects}
+        return Answer(cells, values, lambda picture: _drawn(picture, sure, self.classes))
 
 
 def head_of(head: Mapping[str, Any], classes: int) -> DetectorConfig:

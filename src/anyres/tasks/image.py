@@ -175,6 +175,14 @@ class ImageTask(ABC):
         """The labels of the image."""
         return ", ".join(source.labels(index)) or "nothing"
 
+    def joined(self, parts: Iterable[tuple[Any, Geometry]], options: AnswerOptions) -> Answer:
+        """Raises UserError: parts of an image have no label."""
+        raise UserError(f"task={self.name} answers for whole images, which are not cut: leave out --tile")
+
+    def document(self, answered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """``images`` alone."""
+        return {"images": list(answered)}
+
     def about(self) -> dict[str, Any]:
         """Task and classes."""
         return {"task": self.name, "classes": self.classes}

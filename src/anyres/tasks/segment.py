@@ -17,6 +17,7 @@ from anyres.data.annotations.targets import MapReader, OwnMapReader
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
+from anyres.evaluation.joined import averaged
 from anyres.evaluation.measured import MIOU, PIXEL_ACCURACY
 from anyres.evaluation.miou import MapScores, classes_at, score_maps, write_class_table
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
@@ -210,6 +211,10 @@ class Segment(ImageTask):
         cells = {f"{rank}.": f"{self.classes[i]} {100 * float(shares[i]):.1f} %" for rank, i in enumerate(best, 1)}
         values = {"classes": [{"name": self.classes[i], "share": float(shares[i])} for i in best]}
         return Answer(cells, values, lambda picture: _drawn(picture, found, self.classes))
+
+    def joined(self, parts: Iterable[tuple[Any, Geometry]], options: AnswerOptions) -> Answer:
+        """Of logits that are averaged where parts overlap."""
+        return self.answer(averaged(parts), options)
 
     def _panels(self, shown: Shown, index: int, answer: UInt8[np.ndarray, "_ _"]) -> tuple[Tensor, Tensor, Tensor]:
         """Picture, truth and answer, all of the picture's pixels as they are kept."""

@@ -227,6 +227,16 @@ class Task(Protocol):
         """The model's ``Output`` for one image, float32 (k,), after ``activation`` -> what it says."""
         ...
 
+    def joined(self, parts: Iterable[tuple[Any, Geometry]], options: AnswerOptions) -> Answer:
+        """The same of a picture that the model saw in overlapping parts: of each the ``Output``, and where in the
+        picture its view's pixels come from. Raises UserError for a task that answers for whole images."""
+        ...
+
+    def document(self, answered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a JSON file of answers has: ``images``, which are the values of each with its file, and what another
+        program wants beside."""
+        ...
+
     def about(self) -> dict[str, Any]:
         """What a file of weights has to say so that ``open_task`` makes this task again."""
         ...
