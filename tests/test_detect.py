@@ -7,11 +7,13 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from faster_coco_eval.core.mask import decode as decode_mask
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
@@ -24,21 +26,24 @@ from anyres.data.drawn_sources import Drawn, open_scored, open_split
 from anyres.data.sources import Source
 from anyres.flow import Objects, Record, Rle, Size
 from anyres.recipe import load_recipe
+from anyres.runs.opened import build_model, open_run
+from anyres.runs.predict import predict
 from anyres.runs.train import train_run
 from anyres.tasks import task_for
 from tests.command import anyres, refused
-from tests.runs import differences, forget_the_end, listening
+from tests.runs import Run, differences, forget_the_end, listening
+from tests.test_check import PADDLE, unpacked
 
 CLASSES = ("block", "disc")
 TINY = (
     "model.dims=[16,32,64,64]",
     "model.depths=[1,1,1,1]",
     "head.width=32",
-    "head.hidden=64",
+    "head.hidden=128",
     "head.mask_convs=1",
     "head.anchors=[12,24,48,96,192]",
     "head.proposals=50",
-    "head.taught=32",
+    "head.taught=64",
     "views.sizes=[64]",
     "objective.views_per_step=null",
     "data.batch_size=4",
@@ -96,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Detected:
     values = ("train.epochs=110", "train.eval_every=110", "train.checkpoint_every=102", "augment.crop_scale=[1,1]")
     values += (
         "augment.crop_ratio=[1,1]",
-        "optim.lr=6e-3",
+        "optim.lr=3e-3",
         "optim.weight_decay=0",
         "optim.warmup_epochs=3",
         "train.ema_decay=null",
@@ -196,6 +201,64 @@ def test_an_interrupted_run_continues_bit_for_bit(run: Detected, tmp_path: Path)
     assert differences(run.folder, tmp_path / "run") == []
 
 
+ODD = [(32, 32), (33, 64), (97, 163), (225, 193), (353, 640)]
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+def test_any_size_is_answered_in_the_pictures_own_pixels(run: Detected, kind: str) -> None:
+    """From one stride on, with remainders of one pixel, of a picture whose sides have nothing to do with the size."""
+    trained = open_run(run.folder)
+    if kind == "retinanet":
+        head = {**trained.recipe.head, "kind": kind, "min_score": 0.0}
+        trained = replace(trained, model=build_model(replace(trained.recipe, head=head), trained.task).eval())
+    picture = torch.randint(0, 256, (3, 61, 150), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for height, width in ODD:
+        (answer,) = predict(trained, picture, size=Size(height, width), threshold=0.0)
+        objects = answer.values["objects"]
+        assert objects or kind == "mask_rcnn"
+        assert all(0 <= x1 < x2 <= 150 and 0 <= y1 < y2 <= 61 for x1, y1, x2, y2 in (each["box"] for each in objects))
+
+
+SCALES = ("head.kind=retinanet", "views.sizes=[65x33,48]", "objective.views_per_step=1", "train.epochs=3")
+
+
+@pytest.mark.timeout(420)
+def test_two_processes_learn_and_score_as_one(tmp_path: Path) -> None:
+    """RetinaNet draws no samples, so the sums are the same; the one val picture is of one process alone."""
+    data, made = draw(tmp_path / "set"), []
+    for count in (1, 2):
+        words = ("train", "detect/lungs", *TINY, "train.log_every=1", "train.eval_every=3", *SCALES)
+        Run(data, tmp_path / str(count), "augment.crop_scale=[0.5,1]", processes=count, words=words).start().wait()
+        lines = [json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()]
+        made.append([(line["step"], line.get("loss", line.get("val/box_ap"))) for line in lines])
+    assert [step for step, _ in made[0]] == [step for step, _ in made[1]] == [0, 1, 2, 2]
+    assert [value for _, value in made[0]] == pytest.approx([value for _, value in made[1]], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """paddlelabel's pictures, beside their labels in each form; fetched and checked where they are not in the cache."""
+    return unpacked(PADDLE.read(), tmp_path_factory.mktemp("samples"))
+
+
+@pytest.mark.builtin
+def test_photographs_with_wrong_sizes_are_named_and_the_others_learnt_from(samples: Path, tmp_path: Path) -> None:
+    """The files of fruit say one size for pictures of four others, so that nothing says what is right; YOLO's shares
+    say no size."""
+    data = samples / "fruit" / "coco"
+    line = "as train.json (photo image/2.jpeg): the file says 756x1008, the picture is 640x569"
+    checked = anyres("check", data, "--task", "detect", "--quick", "--out", tmp_path / "check")
+    assert checked.code == 2
+    assert line in checked.err
+    words = ("detect/lungs", *TINY, "head.kind=retinanet", "train.epochs=1", "views.sizes=[65]", "evaluate.sizes=[64]")
+    assert line in refused("train", *words, "--data", data, "--out", tmp_path / "none")
+    for which, form in (("fruit", "yolo"), ("bear", "coco")):
+        out = tmp_path / which
+        answer = anyres("train", *words, "--data", samples / which / form, "--out", out)
+        assert answer.code == 0, answer.err
+        assert "box_ap" in (out / "curve.csv").read_text()
+
+
 def test_negatives_are_kept_or_dropped_and_counted(tmp_path: Path) -> None:
     data = str(draw(tmp_path / "set", 6))
     kept = open_split(data, "train", wanted="boxes")
@@ -253,7 +316,7 @@ WRONG = [
     (["head.widht=3"], "did you mean 'width'"),
     (["head.width=wide"], "head.width: Input should be a valid integer"),
     (["head.num_classes=3"], "decided by the annotations: leave it out"),
-    (["head.kind=maskrcnn"], "did you mean 'mask_rcnn'"),
+    (["head.kind=maskrcnn"], "head.kind: Input should be 'mask_rcnn', 'faster_rcnn'"),
     (["head.anchors=[8,16]"], "anchors are five sides"),
     (["data.max_faulty=2"], "is a share: 0 to 1"),
     (["data.tile=0"], "data.tile=0 must be"),

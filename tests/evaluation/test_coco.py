@@ -223,7 +223,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="no object to score"):
         score_detections(Says([answer([0, 0, 1, 1])]), [batch_of(one([6, 3, 30, 21], crowd=True))], CPU, 2)
     broken = answer([0, 0, math.nan, 1])
-    with pytest.raises(UserError, match="not finite for the image at position 4"):
+    with pytest.raises(UserError, match="not finite for 1 images, the first at position 4"):
         score_detections(Says([broken]), [batch_of(one([6, 3, 30, 21]), first=4)], CPU, 2)
 
 

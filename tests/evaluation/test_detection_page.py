@@ -12,8 +12,8 @@ from PIL import Image
 from anyres.evaluation.coco import CocoScores, Detections, Truth
 from anyres.evaluation.detection_page import detection_sections, object_size_sections
 from anyres.evaluation.measured import BOX_METRICS
-from anyres.evaluation.plots.objects import overlay, truth_and_answer
-from anyres.flow import Cost, Estimate, Rle, Size, SizeResult
+from anyres.evaluation.plots.objects import overlay, truth_and_answer, truth_over
+from anyres.flow import Cost, Estimate, Objects, Rle, Size, SizeResult
 
 CLASSES = ("cat", "dog")
 SIZE = Size(60, 90)
@@ -43,6 +43,21 @@ def test_objects_are_drawn_where_they_are() -> None:
     assert torch.equal(overlay(picture, found_on((1, 1, 2, 2)).above(0.9), CLASSES), picture)
     gray = overlay(picture[:1], found_on((30, 20, 60, 50)), CLASSES)
     assert torch.equal(gray, drawn)
+
+
+def test_words_are_left_out_where_they_would_hide_the_objects() -> None:
+    picture = torch.full((3, 300, 300), 100, dtype=torch.uint8)
+
+    def row(count: int) -> Detections:
+        boxes = np.array([[13 * i + 2, 150, 13 * i + 8, 156] for i in range(count)], np.float32)
+        return Detections(boxes, np.full(count, 0.5, np.float32), np.zeros(count, np.int64))
+
+    above = [(overlay(picture, row(count), CLASSES) != picture)[:, :149].any() for count in (20, 21)]
+    assert above == [True, False]
+    one = truth_over(
+        picture, Truth.of(Objects(row(1).boxes, np.zeros(1, np.int64), (None,), np.zeros(1, bool), SIZE)), ["cat"]
+    )
+    assert not (one != picture)[:, :149].any()
 
 
 def test_masks_that_overlap_stay_visible() -> None:

@@ -23,7 +23,7 @@ from anyres.evaluation.average_precision import MOST, Matched, match
 from anyres.evaluation.detections import Detections, Truth, detections_of
 from anyres.evaluation.evaluator import EvalSettings, evaluating
 from anyres.evaluation.ragged import Picture, gather_pictures
-from anyres.flow import Batch, Estimate, Size
+from anyres.flow import Batch, Estimate, Rle, Size
 from anyres.storage import write_rows
 
 __all__ = ["ClassRow", "CocoScores", "Detections", "PictureFacts", "Truth", "score_detections", "write_class_table"]
@@ -189,16 +189,26 @@ def score_detections(
             each = zip(batch.index.tolist(), outputs, batch.targets.of(0), strict=True)
             for index, output, (objects, geometry) in each:
                 kept = {key: output[key] for key in ("boxes", "scores", "labels", *(["masks"] if masks else []))}
-                if not all(kept[key].isfinite().all() for key in ("boxes", "scores")):
-                    raise UserError(f"the model's output is not finite for the image at position {index}")
-                pictures.append(Picture(index, Truth.of(objects, masks), detections_of(kept, geometry)))
-    pictures = gather_pictures(pictures, how)
+                finite = all(bool(kept[key].isfinite().all()) for key in ("boxes", "scores"))
+                said = detections_of(kept, geometry) if finite else _lost(objects.of_size)
+                pictures.append(Picture(index, Truth.of(objects, masks), said))
+    pictures = gather_pictures(pictures, how)  # before anything is refused, as other processes wait here
+    lost = [picture.place for picture in pictures if np.isnan(picture.found.scores).any()]
+    if lost:
+        raise UserError(f"the model's output is not finite for {len(lost)} images, the first at position {lost[0]}")
     if not pictures:
         raise UserError("there is no image to score: the split is empty")
     if not any((~picture.truth.crowd).any() for picture in pictures):
         raise UserError("there is no object to score: no picture has one")
     index, truths, found = zip(*pictures, strict=True)
     return CocoScores(np.array(index, np.int64), truths, found, classes, most)
+
+
+def _lost(size: Size) -> Detections:
+    """What stands for an answer that is not finite."""
+    nothing = Rle(np.array([size.height * size.width]), size)
+    box = np.zeros((1, 4), np.float32)
+    return Detections(box, np.full(1, np.nan, np.float32), np.zeros(1, np.int64), (nothing,))
 
 
 def write_class_table(by_size: Mapping[Size, CocoScores], classes: Sequence[str], folder: Path) -> Path:

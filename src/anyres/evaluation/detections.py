@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
+from anyres.config import need
 from anyres.data.annotations.shapes import runs
 from anyres.data.fit import boxes_back
 from anyres.data.geometry import matrix
@@ -194,16 +195,14 @@ def coco_mask(shape: Polygons | Rle, size: Size) -> Rle:
     """The pixels of an outline as COCO's own code fills them."""
     if isinstance(shape, Rle):
         return shape
-    from faster_coco_eval.core import mask as coco
-
+    coco = need("faster_coco_eval.core.mask", extra="tasks", purpose="reading and writing masks")
     made = coco.merge(coco.frPyObjects([part.reshape(-1).astype(float).tolist() for part in shape.parts], *size))
     return runs({"size": list(made["size"]), "counts": made["counts"].decode()})
 
 
 def compressed(mask: Rle) -> dict[str, Any]:
     """COCO's form: ``size`` height and width, ``counts`` as text."""
-    from faster_coco_eval.core import mask as coco
-
+    coco = need("faster_coco_eval.core.mask", extra="tasks", purpose="reading and writing masks")
     made = coco.frPyObjects({"size": list(mask.of_size), "counts": mask.counts.tolist()}, *mask.of_size)
     return {"size": list(mask.of_size), "counts": made["counts"].decode()}
 

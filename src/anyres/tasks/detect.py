@@ -20,14 +20,14 @@ from anyres.evaluation.detections import Detections, coco_document, compressed, 
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
 from anyres.evaluation.joined import merged
 from anyres.evaluation.measured import BOX_METRICS
-from anyres.evaluation.page import SampleAnswer
-from anyres.flow import Batch, Geometry, Instances, Metric, Objects, Record, Size, TargetReader, ViewObjects
-from anyres.models.contract import Backbone
-from anyres.models.dense.detector import CONFIGS, WITH_MASKS, Detector, DetectorConfig
+from anyres.evaluation.page import SampleAnswer, Section
+from anyres.flow import Batch, Geometry, Instances, Metric, Objects, Record, Size, SizeResult, TargetReader, ViewObjects
+from anyres.models.contract import Backbone, Network
+from anyres.models.dense.detector_config import CONFIGS, WITH_MASKS, DetectorConfig
 from anyres.models.pyramids.bottom_up import bottom_up_of
 from anyres.storage import check_types
 from anyres.tasks.image import ImageTask
-from anyres.tasks.task import Answer, AnswerOptions, Configs, Output, Parts, Reference
+from anyres.tasks.task import Answer, AnswerOptions, Configs, Output, Parts, Reference, Shown
 from anyres.training.objectives import Objective, ObjectiveConfig
 from anyres.training.objectives.named import Named
 
@@ -60,13 +60,13 @@ class CocoAP:
 class Learner(nn.Module):
     """A detector that is shown what is to be found, and answers with what its mistakes cost: scalars by name."""
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: nn.Module, masks: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.masks = model, masks
 
     def forward(self, x: Float[Tensor, "b c h w"], objects: Sequence[ViewObjects]) -> dict[str, Tensor]:
         targets = [{"boxes": each.boxes, "labels": each.labels} for each in objects]
-        if self.model.has_masks:
+        if self.masks:
             targets = [
                 target if each.masks is None else {**target, "masks": each.masks}
                 for target, each in zip(targets, objects, strict=True)
@@ -162,8 +162,10 @@ class Detect(ImageTask):
         head_of(configs.head, 1)
         return given
 
-    def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> Detector:
+    def build(self, backbone: Callable[[int], nn.Module], head: Mapping[str, Any]) -> Network:
         """The head's kind of detector on the recipe's backbone."""
+        from anyres.models.dense.detector import Detector  # with torchvision's, which takes a second
+
         trunk = backbone(0)
         assert isinstance(trunk, Backbone)
         called, config = trunk.called, head_of(head, len(self.classes))
@@ -174,8 +176,7 @@ class Detect(ImageTask):
 
     def begun(self, network: nn.Module) -> nn.Module:
         """The backbone: heads are drawn anew."""
-        assert isinstance(network, Detector)
-        return network.bottom_up
+        return network.get_submodule("backbone.bottom_up")
 
     def loss(self, output: Tensor, target: Any) -> tuple[str, Tensor]:
         """Raises UserError: an objective of another package knows logits of whole pictures alone."""
@@ -183,12 +184,12 @@ class Detect(ImageTask):
 
     def objective(self, parts: Parts) -> Objective:
         """The sum of what each head loses, at every view."""
-        model = parts.model
-        assert isinstance(model, Detector)
-        return Named(model, Learner(model))
+        return Named(parts.model, Learner(parts.model, self.masks))
 
     def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """COCO's AP."""
+        from anyres.models.dense.detector import Detector
+
         assert isinstance(model, Detector)
         return (CocoAP(len(self.classes), model.has_masks),)
 
@@ -212,6 +213,18 @@ class Detect(ImageTask):
     def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:
         """``per_class.csv``."""
         return [write_class_table({size: _own(scores) for size, scores in by_size.items()}, self.classes, folder)]
+
+    def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
+        """AP of small, medium and large objects against size."""
+        from anyres.evaluation.detection_page import object_size_sections
+
+        return object_size_sections(points)
+
+    def sections(self, scores: ImageScores, size: Size, shown: Shown) -> list[Section]:
+        """Each class's figures, precision against recall, what was taken for what, and truth beside answer."""
+        from anyres.evaluation.detection_page import detection_sections
+
+        return detection_sections(_own(scores), self.classes, size, shown.pixels)
 
     def sample(self, scores: ImageScores, place: int, model: str, size: Size) -> SampleAnswer:
         """How many objects of the picture were found, and what else."""
@@ -269,11 +282,8 @@ def head_of(head: Mapping[str, Any], classes: int) -> DetectorConfig:
         check_types(values, kinds)
     except ValueError as error:
         raise UserError(f"head.{error}") from None
-    kind = str(values.get("kind", "faster_rcnn"))
-    if kind not in CONFIGS:
-        raise UserError(f"head.kind={kind} is none of {', '.join(CONFIGS)}{nearest(kind, CONFIGS)}")
     values = {key: float(value) if kinds.get(key) is float else value for key, value in values.items()}
-    return override(CONFIGS[kind], {**values, "num_classes": classes}, "head")
+    return override(CONFIGS[str(values.get("kind", "faster_rcnn"))], {**values, "num_classes": classes}, "head")
 
 
 def _counted(record: Record, table: np.ndarray) -> Record:

@@ -20,12 +20,14 @@ from anyres.flow import Rle
 
 SIDE = 330  # pixels of a panel's longer side
 LONGEST = 24  # letters of a label
+MOST_WORDS = 20  # objects of a picture: beyond, words would hide what they are of
 
 
 def overlay(picture: UInt8[Tensor, "c h w"], found: Detections, classes: Sequence[str]) -> UInt8[Tensor, "3 h w"]:
-    """The picture with a box, class and score in percent for each detection, the best on top, and its mask."""
+    """The picture with a box and mask for each detection, the best on top; class, where there are several, and score in
+    percent, unless there are more than MOST_WORDS."""
     words = [
-        f"{classes[c]} {100 * score:.0f}"
+        f"{_name(classes, c)} {100 * score:.0f}".strip()
         for c, score in zip(found.classes.tolist(), found.scores.tolist(), strict=True)
     ]
     return _drawn(picture, found.boxes, found.classes, words, found.masks, classes)
@@ -37,9 +39,9 @@ def overlay_png(picture: UInt8[Tensor, "c h w"], found: Detections, classes: Seq
 
 
 def truth_over(picture: UInt8[Tensor, "c h w"], truth: Truth, classes: Sequence[str]) -> UInt8[Tensor, "3 h w"]:
-    """The picture with a box and class for each object, and its mask."""
+    """The same of what is there."""
     words = [
-        f"{classes[c]}{' (crowd)' if crowd else ''}"
+        f"{_name(classes, c)}{' (crowd)' if crowd else ''}".strip()
         for c, crowd in zip(truth.classes.tolist(), truth.crowd.tolist(), strict=True)
     ]
     return _drawn(picture, truth.boxes, truth.classes, words, truth.masks, classes)
@@ -89,7 +91,8 @@ def _drawn(
     thick = max(1, min(height, width) // 220)
     colors = [every[kinds[i]] for i in order]
     made = draw_bounding_boxes(made, torch.from_numpy(places[list(order)]), colors=colors, width=thick)
-    labels = [(words[i], every[kinds[i]], places[i]) for i in range(len(boxes))]
+    told = range(len(boxes)) if len(boxes) <= MOST_WORDS else ()
+    labels = [(words[i], every[kinds[i]], places[i]) for i in told if words[i]]
     return torch.from_numpy(_labelled(image_of(made), labels)).permute(2, 0, 1)  # (3, h, w)
 
 
@@ -113,6 +116,11 @@ def _labelled(
                 pen.text((x + 2 - left, y + 2 - top), _cut(words), fill=_ink(color), font=font)
                 break
     return np.array(image)
+
+
+def _name(classes: Sequence[str], c: int) -> str:
+    """Nothing where all objects are of one class."""
+    return classes[c] if len(classes) > 1 else ""
 
 
 def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

@@ -25,9 +25,17 @@ def precision_recall_png(matched: Matched, classes: Sequence[str], dark: bool = 
     few = len(known) <= len(ink.models)
     for place, c in enumerate(known):
         color, name = (
-            (ink.models[place], f"{drawn(classes[c], 30)} {curves[:, c].mean():.1f}") if few else (ink.grid, None)
+            (ink.models[place], f"{drawn(classes[c], 30)} {curves[:, c].mean():.1f}") if few else (ink.quiet, None)
         )
-        axes.plot(100 * RECALLS, curves[:, c], color=color, linewidth=1.6 if few else 0.7, label=name, zorder=2)
+        axes.plot(
+            100 * RECALLS,
+            curves[:, c],
+            color=color,
+            linewidth=1.6 if few else 0.7,
+            alpha=1 if few else 0.45,
+            label=name,
+            zorder=2,
+        )
     if len(known) > 1:
         mean = curves[:, known].mean(1)
         name = f"all {len(known)} classes {mean.mean():.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from anyres.config import printable
 
@@ -46,7 +47,16 @@ class Sheet:
 def drawn(text: str, most: int = 120) -> str:
     """A name as matplotlib takes it: a dollar is a dollar, no formula; what cannot be drawn is spelled out, and more
     than ``most`` letters are cut."""
-    return printable(text, most).replace("$", r"\$")
+    letters = (c if ord(c) in _letters() else f"\\u{ord(c):04x}" for c in printable(text, most))
+    return "".join(letters).replace("$", r"\$")
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The letters of the font that matplotlib brings; for others it would warn, and draw an empty box."""
+    from matplotlib import font_manager, ft2font
+
+    return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 WIDE = Sheet(12.0, 5.2, columns=True)  # 1200 x 520 CSS pixels

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyres.config import UserError, nearest, override
+from anyres.models.dense.detector_config import CONFIGS
 from anyres.models.registry import model_names, official_name, variant
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def create_task_model(
     chosen = dict(backbone or {})
     made: Detector | Segmenter
     if task == "detect":
-        config = override(detector.CONFIGS[head], values, name)
+        config = override(CONFIGS[head], values, name)
         stages = (2, 3, 4) if head == "retinanet" else (1, 2, 3, 4)
         trunk = create_bottom_up(model, style="detection", stages=stages, pretrained=pretrained, **chosen)
         made = detector.Detector(trunk, config)

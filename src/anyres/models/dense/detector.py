@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from anyres.config import UserError, config
+from anyres.config import UserError
 from anyres.models.contract import Network
+from anyres.models.dense.detector_config import WITH_MASKS, DetectorConfig
 from anyres.models.dense.feature_pyramid import FeaturePyramid, FixedStrideAnchors, fixed_pooling
 from anyres.models.dense.layers import groups_under, own_names
 from anyres.models.dense.norms import new_norm
@@ -54,67 +55,10 @@ from anyres.models.dense.sizes import batch_norm_in_words, check_side
 from anyres.models.external import share_members
 from anyres.models.pyramids.bottom_up import BottomUp
 
-Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "vitdet"]
-WITH_MASKS: tuple[Kind, ...] = ("mask_rcnn", "vitdet")
-"""Those that have a mask head."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height by width of the anchors of each size."""
 Target = dict[str, Tensor]
 """``boxes`` (n, 4) float32 x1 y1 x2 y2 in pixels, ``labels`` (n,) int64 from 0, and for masks ``masks`` (n, h, w)."""
-
-
-@config
-class DetectorConfig:
-    """What stands on the pyramid. Defaults are the papers'; ``CONFIGS`` has those of each kind."""
-
-    kind: Kind
-    """``vitdet`` is Mask R-CNN with ViTDet's layers: no sum of levels, convolutions with norm in all heads."""
-    num_classes: int = 80
-    """Classes, without background."""
-    width: int = 256
-    """Channels of the levels and of the heads' convolutions; 64 does for a small set."""
-    hidden: int = 1024
-    """Width of the box head's linear layers."""
-    norm: Literal["none", "group", "layer"] = "none"
-    """Norm after the convolutions of levels and heads; a model without pretrained weights needs one, ``group``."""
-    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)
-    """Side in pixels of each of the five levels' anchors."""
-    rpn_convs: int = 1
-    """Convolutions of the proposals' head."""
-    box_convs: int = 0
-    """Convolutions of the box head, before its linear layers."""
-    box_linears: int = 2
-    """Linear layers of the box head."""
-    mask_convs: int = 4
-    """Convolutions of the mask head."""
-    proposals: int = 1000
-    """Boxes that go on to the box head, after suppression; in training too, where torchvision has 2000. Of each level
-    as many are suppressed among themselves before, in training twice as many."""
-    taught: int = 512
-    """Proposals of an image that the box and mask heads learn from; 64 make the steps of a small model faster."""
-    detections: int = 100
-    """Most boxes of an image."""
-    min_score: float = 0.05
-    """Boxes below are not given."""
-    max_overlap: float = 0.5
-    """Boxes of one class that overlap more (IoU) with a better one are not given."""
-
-    def __post_init__(self) -> None:
-        counts = (self.num_classes, self.width, self.hidden, self.rpn_convs, self.box_linears, self.mask_convs)
-        if min(*counts, self.proposals, self.taught, self.detections) < 1 or self.box_convs < 0:
-            raise UserError(f"a detector's classes, widths, layers and boxes must be 1 or more: {self}")
-        if len(self.anchors) != 5 or min(self.anchors) < 1:
-            raise UserError(f"anchors are five sides in pixels, one a level, not {self.anchors}")
-        if not (0 <= self.min_score < 1 and 0 < self.max_overlap <= 1):
-            raise UserError("min_score must lie in [0, 1), max_overlap in (0, 1]")
-
-
-CONFIGS: dict[str, DetectorConfig] = {
-    "mask_rcnn": DetectorConfig(kind="mask_rcnn"),
-    "faster_rcnn": DetectorConfig(kind="faster_rcnn"),
-    "retinanet": DetectorConfig(kind="retinanet"),
-    "vitdet": DetectorConfig(kind="vitdet", norm="layer", rpn_convs=2, box_convs=4, box_linears=1),
-}
 
 
 class Detector(Network):
