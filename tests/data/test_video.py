@@ -260,7 +260,7 @@ def _sought(record: Record) -> torch.Tensor:
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="at most as many"):
         with_clips(open_source("pace", "val", wanted="clips").records, ClipConfig(frames=9))
-    with pytest.raises(UserError, match=r"pace is of films: give task=video"):
+    with pytest.raises(UserError, match=r"pace is of films: train task=video on it"):
         open_source("pace", "train")
     with pytest.raises(UserError, match="did you mean 'pace'"):
         open_source("pase", "train", wanted="clips")

@@ -170,7 +170,7 @@ def _find(data: str, unlabelled: bool = False) -> Found:
     if data in DRAWN and not path.exists():
         raise UserError(f"{data} has boxes or class maps, and no class of a whole picture: `anyres check {data}` tells")
     if data in PACE and not path.exists():
-        raise UserError(f"{data} is of films: give task=video, as the recipe video/pace has it")
+        raise UserError(f"{data} is of films: train task=video on it, as the recipe video/pace does")
     if colon and library in ("hf", "torchvision"):
         from anyres.data.hf_torchvision import read_hub, read_torchvision
 
