@@ -1,0 +1,227 @@
+"""Runs what the dispatcher decides: images are read in threads, batches run in one, the loop only waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from anyres.data.decode import Unreadable
+from anyres.flow import Size
+from anyres.ops.processors import processors
+from anyres.serve.dispatcher import Dispatcher, Refusal, Wish
+from anyres.serve.errors import Refused, refusal_of
+from anyres.serve.metrics import Metrics
+from anyres.serve.model import ServedModel
+from anyres.serve.pictures import TooLarge
+from anyres.serve.sizing import Reason
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Source = bytes | Tensor
+"""An encoded image, or its pixels, uint8 (c, h, w)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one image."""
+
+    probabilities: Tensor  # (k,)
+    size: Size  # at which it was answered
+    reason: Reason  # why at that
+    looks: tuple[Size, ...]  # the sizes it was seen at, in order; of a cascade perhaps several
+    read_ms: float  # decoding and resizing
+    queue_ms: float  # waiting for a batch
+    compute_ms: float  # of the batches it was in
+
+
+class _Turn(NamedTuple):
+    """What a waiter waits with."""
+
+    view: Tensor
+    row: asyncio.Future[tuple[Tensor, float, float]]  # logits (k,), the clock when its batch began, its milliseconds
+
+
+@dataclass
+class _Spent:
+    """Milliseconds of one image."""
+
+    read: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+
+
+class Scheduler:
+    """Answers images while it is entered (``async with``). ``clock``: seconds."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model, self.dispatcher, self.metrics, self.clock = model, dispatcher, metrics, clock
+        self._wake = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._engine: ThreadPoolExecutor | None = None
+
+    async def __aenter__(self) -> Scheduler:
+        threads = torch.get_num_threads()
+        self._engine = ThreadPoolExecutor(1, "engine", torch.set_num_threads, (threads,))
+        await self._in(self._engine, torch.get_num_threads)  # it begins before the readers say how many threads
+        self._readers = ThreadPoolExecutor(readers(), "reader", torch.set_num_threads, (1,))
+        self._loop = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._loop is not None
+        assert self._readers is not None
+        assert self._engine is not None
+        self._loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._loop
+        self._readers.shutdown(cancel_futures=True)
+        self._engine.shutdown(cancel_futures=True)
+
+    async def answer(self, sources: Sequence[Source], wish: Wish, arrived: float) -> list[Outcome]:
+        """What the model says of each image. ``arrived``: the clock when the request came. Raises Refused."""
+        now = self.clock()
+        if wish.deadline_ms is not None and 1000 * (now - arrived) >= wish.deadline_ms:
+            raise self._late(wish.size)
+        keys = self.dispatcher.admit(now, wish, len(sources))
+        if isinstance(keys, Refusal):
+            line = "more is asked than this machine answers: come again, or ask for a smaller size"
+            raise Refused(503, "queue", line, retry_ms=keys.retry_ms)
+        if len(sources) == 1:
+            return [await self._one(sources[0], keys[0], wish, arrived)]
+        tasks = [
+            asyncio.create_task(self._one(source, key, wish, arrived))
+            for source, key in zip(sources, keys, strict=True)
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def read(self, call: Callable[[], T]) -> T:
+        """What ``call`` gives, called in one of the threads that read images."""
+        return await self._in(self._readers, call)
+
+    async def _one(self, source: Source, key: int, wish: Wish, arrived: float) -> Outcome:
+        spent = _Spent()
+        try:
+            image = await self._decoded(source, spent)
+            size, reason = self.dispatcher.choose(self.clock(), key, arrived, wish)
+        finally:
+            self.dispatcher.forget(key)
+        looks: list[Size] = []
+        while True:
+            logits = await self._look(image, size, wish, arrived, spent)
+            looks.append(size)
+            stage = len(looks) - 1
+            temperature = self.model.cuts.temperatures[stage] if reason == "cascade" else 1.0
+            probabilities = self.model.probabilities(logits, temperature)
+            confidence = float(probabilities.max())
+            if reason != "cascade" or not self._goes_on(stage, confidence, arrived, wish):
+                break
+            size = self.model.cuts.sizes[stage + 1]
+        self.dispatcher.costs.learn_read(max(spent.read, 1e-3))
+        self.metrics.image(size, reason, confidence, spent.read / 1000, spent.queue / 1000)
+        return Outcome(probabilities, size, reason, tuple(looks), spent.read, spent.queue, spent.compute)
+
+    def _goes_on(self, stage: int, confidence: float, arrived: float, wish: Wish) -> bool:
+        """Whether a cascade takes a further look."""
+        cuts = self.model.cuts
+        unsure = stage < len(cuts.thresholds) and confidence < cuts.thresholds[stage]
+        return unsure and self.dispatcher.goes_on(self.clock(), stage + 1, arrived, wish)
+
+    async def _decoded(self, source: Source, spent: _Spent) -> Tensor:
+        if isinstance(source, Tensor):
+            return source
+        start = self.clock()
+        try:
+            return await self._in(self._readers, partial(self.model.read, source))
+        except TooLarge as error:
+            raise refusal_of(error, 413, "pixels") from None
+        except Unreadable as error:
+            raise Refused(422, "unreadable", f"the image cannot be read: {error.reason}") from None
+        finally:
+            spent.read += 1000 * (self.clock() - start)
+
+    async def _look(self, image: Tensor, size: Size, wish: Wish, arrived: float, spent: _Spent) -> Tensor:
+        """Logits (k,) of an image at a size, after its turn."""
+        start = self.clock()
+        view = await self._in(self._readers, partial(self.model.view, image, size))
+        waits = self.clock()
+        spent.read += 1000 * (waits - start)
+        row = asyncio.get_running_loop().create_future()
+        waiter = self.dispatcher.put(size, arrived, wish, _Turn(view, row))
+        self._wake.set()
+        try:
+            turned: tuple[Tensor, float, float] = await row
+        except asyncio.CancelledError:
+            waiter.gone = True
+            raise
+        logits, began, compute = turned
+        spent.queue += 1000 * (began - waits)
+        spent.compute += compute
+        return logits
+
+    async def _run(self) -> None:
+        """Batch after batch, as long as anything waits."""
+        while True:
+            began = self.clock()
+            batch, late = self.dispatcher.take(began)
+            for waiter in late:
+                if not waiter.payload.row.done():
+                    waiter.payload.row.set_exception(self._late(waiter.size))
+            if not batch:
+                await self._wake.wait()
+                self._wake.clear()
+                continue
+            size, turns = batch[0].size, [waiter.payload for waiter in batch]
+            try:
+                views = [turn.view for turn in turns]
+                logits = await self._in(self._engine, partial(self.model.run, size, views))
+            except Exception as error:
+                log.exception("a batch of %d at %s px failed", len(turns), size)
+                for turn in turns:
+                    if not turn.row.done():
+                        turn.row.set_exception(error)
+                self.dispatcher.done(self.clock())
+                continue
+            ended = self.clock()
+            self.dispatcher.done(ended)
+            self.metrics.batch(size, len(turns), ended - began)
+            for turn, row in zip(turns, logits, strict=True):
+                if not turn.row.done():
+                    turn.row.set_result((row, began, 1000 * (ended - began)))
+
+    def _late(self, size: Size | None) -> Refused:
+        size = size or self.model.rungs[0].size
+        need = self.dispatcher.costs.batch_ms(size, 1) + self.dispatcher.costs.read_ms
+        line = f"the deadline passed before its turn came: at {size} px an image takes about {need:.1f} ms here"
+        return Refused(504, "deadline", line)
+
+    async def _in(self, pool: ThreadPoolExecutor | None, call: Callable[[], T]) -> T:
+        assert pool is not None, "the scheduler has not been entered"
+        return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
+def readers() -> int:
+    """Images that are read at a time."""
+    return processors()

@@ -1,0 +1,68 @@
+"""``anyres serve``: a model or a run -> a server. Read this first; the rest follows from it.
+
+request -> body.py (bounded) -> dispatcher.py (taken? at which size? when?) -> scheduler.py -> model.py -> schema.py
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyres.config import UserError, need
+from anyres.runs.opened import Model, open_model
+from anyres.serve.options import TOKEN, ServeOptions
+from anyres.storage import read_bytes
+
+if TYPE_CHECKING:
+    from anyres.serve.model import ServedModel
+
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+"""Modules of the extra `serve`."""
+
+
+def serve(model: Model, options: ServeOptions, began: Callable[[str, str], None]) -> signal.Signals:
+    """Serve ``model`` until a signal asks for the end, and everything that was accepted is answered.
+
+    ``began`` is told the address, and one line on what is served, once requests are answered. Returns the signal.
+    Raises UserError.
+    """
+    options.check()
+    for module in NEEDED:
+        need(module, extra="serve", purpose="anyres serve")
+    from anyres.serve.app import make_app
+    from anyres.serve.model import ServedModel
+    from anyres.serve.pictures import ignore_warnings
+    from anyres.serve.server import listen, run
+
+    listener = listen(options)  # before the model is loaded: a port in use shows at once
+    try:
+        ignore_warnings()
+        served = ServedModel(open_model(model), options)
+        asked = run(make_app(served), listener, lambda address: began(address, described(served)))
+    finally:
+        listener.close()
+    return asked or signal.SIGTERM
+
+
+def described(model: ServedModel) -> str:
+    """One line on what is served."""
+    sizes = ", ".join(str(rung.size) for rung in model.rungs)
+    curve = "of its curve" if model.curve else "without a curve: `anyres curve` measures one"
+    return f"{model.trained.name}, {len(model.classes)} classes, {model.engine}; sizes {sizes} px ({curve})"
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token: the file's first line, or the environment's; None where there is neither. Raises UserError."""
+    if file is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        text = read_bytes(file, most=4096).decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--token-file {file}: {error}") from None
+    token = text.strip()
+    if not token:
+        raise UserError(f"--token-file {file} is empty: write a token into it")
+    return token
