@@ -14,9 +14,10 @@ from torch import Tensor
 
 from anyres.config import first_line
 from anyres.deploy.engines.engine import BackendUnavailable, BuildSpec, Engine, Runner
-from anyres.deploy.engines.exported import exported, quiet
+from anyres.deploy.engines.exported import exported, forgetting_sources, quiet
 
 
+@forgetting_sources()
 def build_onnxruntime(spec: BuildSpec) -> Runner:
     """An inference session of the exported model. Raises BackendUnavailable."""
     import onnxruntime

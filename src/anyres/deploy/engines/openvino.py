@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from anyres.deploy.engines.engine import BackendUnavailable, BuildSpec, Engine, Runner
-from anyres.deploy.engines.exported import exported, quiet
+from anyres.deploy.engines.exported import exported, forgetting_sources, quiet
 from anyres.flow import has_bf16
 
 if TYPE_CHECKING:
     from anyres.deploy.engines.openvino_no_telemetry import openvino
 
 
+@forgetting_sources()
 def build_openvino(spec: BuildSpec) -> Runner:
     """A compiled model of the exported one. Raises BackendUnavailable.
 
