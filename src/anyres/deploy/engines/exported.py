@@ -16,7 +16,6 @@ from anyres.config import first_line
 from anyres.deploy.engines.engine import BackendUnavailable
 from anyres.deploy.fuse.tracing import tracing_for_cpu
 
-
 _TURN = threading.Lock()
 _makers = 0
 _before: frozenset[str] = frozenset()
