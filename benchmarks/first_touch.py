@@ -435,24 +435,23 @@ def make_images(folder: Path) -> None:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """For docs/start.md: commands + lines of a script, and seconds."""
+    """For docs/start.md: what is typed, seconds to the first output and in all, lines printed."""
     lines = ["| | " + " | ".join(TITLES[program] for program in PEERS) + " |", "|---|" + "---|" * len(PEERS)]
     by = {(row["task"], row["program"]): row for row in rows}
     for task in TASKS.values():
-        cells = []
-        for program in PEERS:
-            row = by.get((task, program))
-            cells.append(_cell(row) if row else "-")
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+        found = (by.get((task, program)) for program in PEERS)
+        lines.append(f"| {task} | " + " | ".join(_cell(row) if row else "-" for row in found) + " |")
     return "\n".join(lines)
 
 
 def _cell(row: dict[str, object]) -> str:
-    typed = f"{row['commands']}" + (f" + {row['script_lines']} lines" if row["script_lines"] else "")
+    typed = str(row["commands"]) + (f" + {row['script_lines']} lines" if row["script_lines"] else "")
+    if row["note"] == NO_SCRIPT:
+        return "not in the package"
     if row["wall"] is None:
-        return "not here" if row["commands"] == 0 and "package" in str(row["note"]) else f"{typed}, not run"
-    failed = "" if row["exit"] == 0 else ", failed"
-    return f"{typed}; {row['wall']:.0f} s{failed}"
+        return f"{typed}, not run" if row["commands"] else "0"
+    failed = "" if row["exit"] == 0 else " (failed)"
+    return f"{typed} · {row['first_output']:.0f} · {row['wall']:.0f} · {row['lines']}{failed}"
 
 
 def main() -> None:

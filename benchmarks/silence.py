@@ -23,7 +23,7 @@ VERBS = {
     "eval": "eval {run} --sizes 32,48",
     "curve": "curve {run} --sizes 32,48",
     "probe": "probe {run} --data {data} --size 32",
-    "cascade": "cascade {run} --sizes 32,48",
+    "cascade": "cascade {run} --sizes 32,48 --data {more}",
     "predict": "predict {run} {data}",
     "predict --backend auto": "predict {run} {data} --backend auto",
     "bench data": "bench data {data} --seconds 0.5",
@@ -42,25 +42,27 @@ def main() -> None:
     words = sys.argv[1:]
     fresh, asked = "--forked" not in words, [word for word in words if word != "--forked"]
     chosen = [verb for verb in VERBS if not asked or verb in ("train", *asked)]
-    rows = {}
+    into = Path(__file__).with_name("results") / "silence.json"
+    rows = json.loads(into.read_text())["verbs"] if into.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        data = make_folder(tmp / "shapes", per_class=14)
+        data, more = make_folder(tmp / "shapes", per_class=14), make_folder(tmp / "more", per_class=14)
         for verb in chosen:
-            words = VERBS[verb].format(data=data, run=tmp / "run", tmp=tmp).split()
+            words = VERBS[verb].format(data=data, more=more, run=tmp / "run", tmp=tmp).split()
             seen = watch(words, tmp, fresh=fresh)
             rows[verb] = {
                 "exit": seen.code,
                 "seconds": round(seen.seconds, 1),
                 "silence": round(seen.silence, 2),
                 "wall": round(seen.wall, 2),
+                "imports": fresh,
                 "after": re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]", " ", seen.after).strip()[-40:],
             }
             print(verb, rows[verb], flush=True)
             if seen.code:
                 print(seen.text[-1500:], flush=True)
     result = {"what": __doc__, "load": os.getloadavg()[0], "verbs": rows}
-    Path(__file__).with_name("results").joinpath("silence.json").write_text(json.dumps(result, indent=1) + "\n")
+    into.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,19 +78,21 @@ def _fork(words: list[str], name: str, folder: Path) -> Iterator[BaseProcess]:
 def _read(master: int, process: int, ended: Callable[[], int | None], most_s: float) -> Seen:
     """All that comes until ``ended`` gives an exit code; after its end, what is left in the terminal."""
     begun = spoke = time.monotonic()
-    before = _waits(process)
+    before = latest = _waits(process)
     text, silence, wall, after = b"", 0.0, 0.0, b""
     code = None
     while time.monotonic() - begun < most_s:
         ready = select.select([master], [], [], 0.1)[0]
         now = time.monotonic()
         if now - spoke > silence:
-            waited = max((wait - before.get(thread, 0.0) for thread, wait in _waits(process).items()), default=0.0)
+            latest = latest | _waits(process)  # a thread that has ended has waited too
+            waited = max((wait - before.get(thread, 0.0) for thread, wait in latest.items()), default=0.0)
             if now - spoke - waited > silence:
                 silence, wall, after = now - spoke - waited, now - spoke, text[-60:]
         if ready:
             text += os.read(master, 65536)
-            spoke, before = now, _waits(process)
+            spoke = now
+            before = latest = latest | _waits(process)
         elif code is not None:
             break
         code = ended()

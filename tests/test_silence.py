@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
@@ -14,11 +15,11 @@ VERBS = {
     "eval": "eval {run} --sizes 32,48",
     "curve": "curve {run} --sizes 32,48 --out {tmp}",
     "probe": "probe {run} --data {data} --size 32 --epochs 2",
-    "cascade": "cascade {run} --sizes 32,48 --backend eager",
+    "cascade": "cascade {run} --sizes 32,48 --backend eager --data {more}",
     "predict": "predict {run} {data} --csv {tmp}/answers.csv",
     "bench data": "bench data {data} --seconds 0.5",
     "check": "check {data}",
-    "export": "export {run} --out {tmp}/mine.safetensors",
+    "export": "export {run} --to safetensors --out {tmp}/mine.safetensors",
 }
 
 
@@ -27,7 +28,8 @@ def test_a_terminal_is_never_silent_for_long(
     verb: str, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tmp = tmp_path_factory.mktemp("silence")
-    words = VERBS[verb].format(data=tiny_run.data, run=tiny_run.folder, tmp=tmp).split()
+    more = shutil.copytree(tiny_run.data, tmp / "more")
+    words = VERBS[verb].format(data=tiny_run.data, run=tiny_run.folder, more=more, tmp=tmp).split()
     seen = watch(words, tmp)
     assert seen.code == 0, seen.text
     assert seen.silence < SILENT_S, (seen.silence, seen.wall, seen.after)

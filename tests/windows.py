@@ -140,7 +140,8 @@ def run(data: str, out: str, said: Path) -> None:
     say_to(said)
     from filelock import SoftFileLock
 
-    importlib.import_module("anyres.deploy.engines.openvino_no_telemetry")
+    for name in ("anyres.deploy.engines.openvino_no_telemetry", "psutil"):
+        importlib.import_module(name)
     sys.modules["filelock"].FileLock = SoftFileLock  # type: ignore[attr-defined]  # the other one locks by fcntl
     forget()
     take_away()
