@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,13 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyres.config import UserError
 from anyres.flow import Batch
 from anyres.training.objectives import Objective, Term
 from anyres.training.optim import clip_each, set_rates
-from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import Plan
 from anyres.training.shard import whole
 from anyres.training.state import State, seed_step, update_ema
@@ -53,16 +51,16 @@ def make_step(
     the next step before its update or by ``settle``, is of the step before, again with the state as it was.
     """
     step = state.progress.step
-    seed_step(plan.train.seed, step, accelerator.process_index)
+    parts = state.parts_of(student)
+    seed_step(plan.train.seed, step, accelerator.process_index, accelerator.device)
     set_rates(state.optimizer, plan.rate(step), plan.decay(step))
     plain(state.optimizer).zero_grad(set_to_none=True)
-    set_to_train(student)
+    parts.set_to_train()
     objective.begin(plan, step)
-    passed = [module for name, module in state.modules.items() if name != "ema"]
-    buffers = [buffer for module in passed for buffer in module.buffers()]
-    statistics = [buffer.clone() for buffer in buffers]  # a forward pass changes batch norm's
+    statistics = [buffer.clone() for buffer in parts.statistics()]  # a forward pass changes batch norm's
     shown = back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
-    norm = clip_norm(accelerator, student, plan.optim.clip_norm)
+    buffers = parts.statistics()
+    norm = clip_norm(accelerator, parts.parameters, plan.optim.clip_norm)
     total = shown["loss"]
     finite = torch.isfinite(total) if accelerator.scaler is not None else torch.isfinite(total + norm)
     finite = all_agree(accelerator, finite)
@@ -79,7 +77,7 @@ def make_step(
             buffer.copy_(before)
         raise
     if plan.optim.clip_each:
-        clip_each(student.parameters(), plan.optim.clip_each)
+        clip_each(parts.parameters, plan.optim.clip_each)
     objective.hold(plan, step)
     change = partial(update, accelerator, objective, state, plan)
     images = len(batch.index) * accelerator.num_processes
@@ -135,15 +133,15 @@ def rehearse(
 ) -> None:
     """Compute what ``make_step`` would before the update, and leave everything as it was: a step to be timed."""
     step = state.progress.step
-    seed_step(plan.train.seed, step, accelerator.process_index)
-    set_to_train(student)
+    parts = state.parts_of(student)
+    seed_step(plan.train.seed, step, accelerator.process_index, accelerator.device)
+    parts.set_to_train()
     objective.begin(plan, step)
-    buffers = [buffer for module in state.modules.values() for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    before = [buffer.clone() for buffer in parts.statistics()]
     try:
         back_propagate(accelerator, student, objective, batch, plan.train.accumulate)
     finally:
-        for buffer, kept in zip(buffers, before, strict=True):
+        for buffer, kept in zip(parts.statistics(), before, strict=True):
             buffer.copy_(kept)
         state.optimizer.zero_grad(set_to_none=True)
 
@@ -252,20 +250,9 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
         yield replace(batch, views=views, targets=batch.targets.part(part), index=batch.index[part], draw=draw)
 
 
-def set_to_train(student: nn.Module) -> None:
-    """Training mode, but for batch norm that is frozen: it keeps its statistics as it keeps its weights."""
-    modules = list(student.modules())
-    frozen = [m for m in modules if isinstance(m, _BatchNorm | GlooBatchNorm) and not m.weight.requires_grad]
-    if sum(module.training for module in modules) == len(modules) - len(frozen) and not any(m.training for m in frozen):
-        return  # as in most steps
-    student.train()
-    for module in frozen:
-        module.eval()
-
-
-def clip_norm(accelerator: Accelerator, student: nn.Module, most: float | None) -> Tensor:
+def clip_norm(accelerator: Accelerator, parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
     """The norm of all gradients together, which are scaled down where it is above ``most``."""
-    moved = [parameter for parameter in student.parameters() if parameter.grad is not None]
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
     if accelerator.scaler is not None or any(isinstance(parameter, DTensor) for parameter in moved):
         return whole(accelerator.clip_grad_norm_(moved, most or math.inf))
     norm = nn.utils.get_total_norm([parameter.grad for parameter in moved if parameter.grad is not None])
