@@ -1,4 +1,4 @@
-"""Two processes train the demo's recipe (smaller views and images) as one does with the same batch."""
+"""Two processes train the longer demo's recipe (smaller views and images) as one does with the same batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANGES += ("train.log_every=1", "train.eval_every=0", "data.workers=0", "evalua
 
 
 def losses(data: Path, out: Path, processes: int) -> list[float]:
-    Run(data, out, *CHANGES, processes=processes, words=("train", "demo/any_size")).start().wait()
+    Run(data, out, *CHANGES, processes=processes, words=("train", "demo/full_any_size")).start().wait()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
 
