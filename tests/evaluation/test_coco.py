@@ -27,6 +27,7 @@ from anyres.data.geometry import whole
 from anyres.evaluation.average_precision import AREAS, Matched, match
 from anyres.evaluation.box_confusion import box_confusion
 from anyres.evaluation.coco import CocoScores, PictureFacts, score_detections, write_class_table
+from anyres.evaluation.confusion import write_confusions
 from anyres.evaluation.detections import Detections, Truth, detections_of, placed
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.ragged import Picture, gather_pictures
@@ -278,12 +279,19 @@ def some_scores() -> CocoScores:
     return CocoScores(np.array([3, 5]), (truth, nothing), (found, found.part(np.zeros(0, np.int64))), 3)
 
 
-def test_the_confusion_has_background() -> None:
+def test_the_confusion_has_background(tmp_path: Path) -> None:
     scores = some_scores()
     assert scores.best_score == pytest.approx(0.5)
     names, counts = box_confusion(scores, ("cat", "dog", "emu")).matrix()
     assert names == ("cat", "dog", "background")
     assert counts.tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
+    path = write_confusions({Size(64, 64): box_confusion(scores, ("cat", "dog", "emu"))}, tmp_path)
+    assert path.read_text().splitlines()[1:] == [
+        "64,cat,cat,1",
+        "64,dog,cat,1",
+        "64,dog,background,1",
+        "64,background,dog,1",
+    ]
     assert [tuple(fact) for fact in scores.facts] == [(3, 3, 1), (0, 0, 0)]
     assert scores.of_picture(1) == 1
 
