@@ -32,6 +32,7 @@ from anyres.evaluation.detections import Detections, Truth, detections_of, place
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.ragged import Picture, gather_pictures
 from anyres.flow import Batch, Geometry, Objects, Polygons, Rle, Size
+from anyres.tasks.detect import Detect
 from tests.runs import SERVER, free_port
 
 CPU = EvalSettings(torch.device("cpu"))
@@ -303,6 +304,8 @@ def test_classes_have_a_table(tmp_path: Path) -> None:
     assert [(row["class"], row["objects"], row["recall"]) for row in rows] == [("cat", "1", "1.0"), ("dog", "2", "0.0")]
     assert float(rows[0]["precision"]) == 0.5
     assert float(rows[0]["box_ap50"]) == pytest.approx(0.5)
+    written = Detect(classes=("cat", "dog", "emu")).write_tables({Size(64, 64): scores}, "", tmp_path)
+    assert [file.name for file in written] == ["per_class.csv", "confusion.csv"]
     assert [row.name for row in scores.worst(("cat", "dog", "emu"))] == ["dog", "cat"]
 
 
