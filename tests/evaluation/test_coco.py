@@ -27,10 +27,12 @@ from anyres.data.geometry import whole
 from anyres.evaluation.average_precision import AREAS, Matched, match
 from anyres.evaluation.box_confusion import box_confusion
 from anyres.evaluation.coco import CocoScores, PictureFacts, score_detections, write_class_table
+from anyres.evaluation.confusion import write_confusions
 from anyres.evaluation.detections import Detections, Truth, detections_of, placed
 from anyres.evaluation.evaluator import EvalSettings
 from anyres.evaluation.ragged import Picture, gather_pictures
 from anyres.flow import Batch, Geometry, Objects, Polygons, Rle, Size
+from anyres.tasks.detect import Detect
 from tests.runs import SERVER, free_port
 
 CPU = EvalSettings(torch.device("cpu"))
@@ -278,12 +280,19 @@ def some_scores() -> CocoScores:
     return CocoScores(np.array([3, 5]), (truth, nothing), (found, found.part(np.zeros(0, np.int64))), 3)
 
 
-def test_the_confusion_has_background() -> None:
+def test_the_confusion_has_background(tmp_path: Path) -> None:
     scores = some_scores()
     assert scores.best_score == pytest.approx(0.5)
     names, counts = box_confusion(scores, ("cat", "dog", "emu")).matrix()
     assert names == ("cat", "dog", "background")
     assert counts.tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
+    path = write_confusions({Size(64, 64): box_confusion(scores, ("cat", "dog", "emu"))}, tmp_path)
+    assert path.read_text().splitlines()[1:] == [
+        "64,cat,cat,1",
+        "64,dog,cat,1",
+        "64,dog,background,1",
+        "64,background,dog,1",
+    ]
     assert [tuple(fact) for fact in scores.facts] == [(3, 3, 1), (0, 0, 0)]
     assert scores.of_picture(1) == 1
 
@@ -295,6 +304,8 @@ def test_classes_have_a_table(tmp_path: Path) -> None:
     assert [(row["class"], row["objects"], row["recall"]) for row in rows] == [("cat", "1", "1.0"), ("dog", "2", "0.0")]
     assert float(rows[0]["precision"]) == 0.5
     assert float(rows[0]["box_ap50"]) == pytest.approx(0.5)
+    written = Detect(classes=("cat", "dog", "emu")).write_tables({Size(64, 64): scores}, "", tmp_path)
+    assert [file.name for file in written] == ["per_class.csv", "confusion.csv"]
     assert [row.name for row in scores.worst(("cat", "dog", "emu"))] == ["dog", "cat"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,20 +101,26 @@ def confusion(scores: Scores, classes: Sequence[str]) -> Confusion:
 
 
 def write_tables(by_size: Mapping[Size, Confusion], folder: Path) -> list[Path]:
-    """Write ``per_class.csv`` (size, class, n, correct, accuracy, low, high) and ``confusion.csv`` (size, class,
-    taken_for, count; only what happened), each replaced at once; returns them."""
+    """Write ``per_class.csv`` (size, class, n, correct, accuracy, low, high) and ``confusion.csv``, each replaced at
+    once; returns them."""
+    path = folder / "per_class.csv"
+    head: list[Any] = ["size", "class", "n", "correct", "accuracy", "low", "high"]
+    rows = [
+        [str(size), c.name, c.n, c.correct, c.accuracy, c.low, c.high]
+        for size, one in by_size.items()
+        for c in one.per_class()
+    ]
+    write_rows(path, [head, *rows])
+    return [path, write_confusions(by_size, folder)]
 
-    def scored(one: Confusion) -> list[list[Any]]:
-        return [[c.name, c.n, c.correct, c.accuracy, c.low, c.high] for c in one.per_class()]
 
-    def counted(one: Confusion) -> list[list[Any]]:
-        entries = zip(one.truth.tolist(), one.predicted.tolist(), one.count.tolist(), strict=True)
-        return [[one.classes[t], one.classes[p], n] for t, p, n in entries]
-
-    tables: dict[str, tuple[list[str], Callable[[Confusion], list[list[Any]]]]] = {
-        "per_class.csv": (["size", "class", "n", "correct", "accuracy", "low", "high"], scored),
-        "confusion.csv": (["size", "class", "taken_for", "count"], counted),
-    }
-    for name, (head, rows_of) in tables.items():
-        write_rows(folder / name, [head, *([str(size), *row] for size, one in by_size.items() for row in rows_of(one))])
-    return [folder / name for name in tables]
+def write_confusions(by_size: Mapping[Size, Confusion], folder: Path) -> Path:
+    """Write ``confusion.csv`` (size, class, taken_for, count; only what happened), replaced at once."""
+    path = folder / "confusion.csv"
+    rows = [
+        [str(size), one.classes[t], one.classes[p], n]
+        for size, one in by_size.items()
+        for t, p, n in zip(one.truth.tolist(), one.predicted.tolist(), one.count.tolist(), strict=True)
+    ]
+    write_rows(path, [["size", "class", "taken_for", "count"], *rows])
+    return path

@@ -16,6 +16,7 @@ from anyres.data.annotations.targets import ObjectReader, OwnObjectReader
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.coco import CocoScores, score_detections, write_class_table
+from anyres.evaluation.confusion import write_confusions
 from anyres.evaluation.detections import Detections, coco_document, compressed, detections_of
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
 from anyres.evaluation.joined import merged
@@ -211,8 +212,12 @@ class Detect(ImageTask):
         return [f"worst classes at {size} px: {told}"]
 
     def write_tables(self, by_size: Mapping[Size, ImageScores], title: str, folder: Path) -> list[Path]:
-        """``per_class.csv``."""
-        return [write_class_table({size: _own(scores) for size, scores in by_size.items()}, self.classes, folder)]
+        """``per_class.csv`` and, with background, ``confusion.csv``."""
+        from anyres.evaluation.box_confusion import box_confusion
+
+        own = {size: _own(scores) for size, scores in by_size.items()}
+        confused = {size: box_confusion(scores, self.classes) for size, scores in own.items()}
+        return [write_class_table(own, self.classes, folder), write_confusions(confused, folder)]
 
     def curve_sections(self, points: Sequence[SizeResult]) -> list[Section]:
         """AP of small, medium and large objects against size."""
