@@ -190,6 +190,9 @@ def check_images(recipe: Recipe, task: Task, images: tuple[DecodedImages, Decode
             task.read(record)  # raises for a label that is none
         opened.check(recipe.data.max_unreadable)
     scored = task.can_score(images[0].source)
+    if scored and not task.can_score(images[1].source):
+        split = images[1].source.split
+        raise UserError(f"there is nothing in the {split} split to score by: label images there, or name another split")
     if task.compares and scored:
         check_apart(*images)
     if recipe.data.balance and images[0].source.labelling != "one":

@@ -187,6 +187,11 @@ class Detect(ImageTask):
         """The sum of what each head loses, at every view."""
         return Named(parts.model, Learner(parts.model, self.masks))
 
+    def can_score(self, source: Source) -> bool:
+        """Whether any picture has an object, crowds not counted."""
+        targets = (record.target for record in source.records)
+        return any(isinstance(target, Objects) and not target.crowd.all() for target in targets)
+
     def evaluators(self, model: nn.Module, reference: Reference | None) -> Sequence[Evaluator]:
         """COCO's AP."""
         from anyres.models.dense.detector import Detector
