@@ -55,6 +55,8 @@ def test_a_claim_is_measured_and_is_what_was_published(name: str) -> None:
     if recipe.objective.dino:
         released = [{224: row.knn} for row in variant(recipe.model["name"]).weights if row.knn]
         published = [{224: KNN[name]}] if name in KNN else released
+    if recipe.task == "video":  # of Kinetics-400, which no weights were published for
+        published = [{96: 70.56, 128: 74.33, 160: 76.38, 224: 77.32, 288: 77.56}]
     if recipe.claim.top1:
         assert any(all(row.get(int(s)) == top1 for s, top1 in recipe.claim.top1.items()) for row in published)
     if "ours" in list_recipes()[name].lower():
