@@ -30,7 +30,9 @@ from tests.models.zoo import build, stirred
 from tests.pictures import draw
 
 CURVE = {32: 0.6, 48: 0.7, 64: 0.75}
-OPTIONS = ServeOptions(limits=Limits(megabytes=0.5, megapixels=0.5, side=512, read_s=5.0), pace=Pace(batch=4))
+OPTIONS = ServeOptions(
+    limits=Limits(megabytes=0.5, megapixels=0.5, side=512, read_s=5.0), pace=Pace(batch=4, queue_ms=30_000.0)
+)
 
 
 def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:

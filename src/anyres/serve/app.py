@@ -130,7 +130,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
 
         async def answer(arrived: float) -> Answered:
             wish = service.wish(size, deadline_ms)
-            content = await image_in(request, await service.bodies.read(request))
+            content = image_in(request, await service.bodies.read(request))
             work = service.scheduler.answer([content], wish, arrived)
             (outcome,) = await service.unless_gone(request, work)
             total_ms = 1000 * (service.scheduler.clock() - arrived)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from anyres.config import first_line
 from anyres.serve.errors import Refused
 from anyres.serve.options import Limits
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every byte that clients get wrong
 HELD = 256 * 10**6
 """Bytes of bodies in memory at a time."""
 GONE = 499
@@ -72,18 +75,12 @@ class Bodies:
         return Refused(413, "bytes", line, closes=True)
 
 
-class _InMemory(MultiPartParser):
-    """Nothing is written to disk: the body is in memory already."""
-
-    spool_max_size = 2**31
-
-
-async def image_in(request: Request, body: bytes) -> bytes:
+def image_in(request: Request, body: bytes) -> bytes:
     """The encoded image of a request: the file ``image`` of a form, or the body itself. Raises Refused."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _part(request.headers, body)
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind.lower() == b"multipart/form-data":
+        return _part(options.get(b"boundary", b""), body)
+    if kind.lower().startswith(b"image/") or kind.lower() == b"application/octet-stream":
         if not body:
             raise Refused(400, "empty", "the body is empty: send an image")
         return body
@@ -91,21 +88,58 @@ async def image_in(request: Request, body: bytes) -> bytes:
     raise Refused(415, "type", line)
 
 
-async def _part(headers: Headers, body: bytes) -> bytes:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
+def _part(boundary: bytes, body: bytes) -> bytes:
+    """The file ``image`` of a form. Raises Refused."""
+    form = _Form()
     try:
-        form = await _InMemory(headers, stream(), max_files=1, max_fields=16, max_part_size=2**16).parse()
-    except MultiPartException as error:
-        raise Refused(400, "form", f"the form cannot be read: {error.message}") from None
-    except (ValueError, LookupError) as error:  # of headers that are none
-        raise Refused(400, "form", f"the form cannot be read: {error}") from None
-    found = form.get("image")
-    if not isinstance(found, UploadFile):
+        form.read(boundary, body)
+    except (FormParserError, ValueError) as error:
+        raise Refused(400, "form", f"the form cannot be read: {first_line(error)}") from None
+    if form.image is None:
         raise Refused(400, "form", "the form has no file called `image`: send one, as curl -F image=@photo.jpg does")
-    content = await found.read()
-    await found.close()
-    if not content:
+    if not form.image:
         raise Refused(400, "empty", "the file `image` is empty: send an image")
-    return content
+    return form.image
+
+
+class _Form:
+    """Gathers, as the parser tells of it, the first whole file called ``image``; nothing else is kept."""
+
+    def __init__(self) -> None:
+        self.image: bytes | None = None
+        self._field, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._data: bytearray | None = None  # of the part in hand, where it is wanted
+
+    def read(self, boundary: bytes, body: bytes) -> None:
+        """Read the whole form. Raises FormParserError."""
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._header,
+                "on_headers_finished": self._headers,
+                "on_part_data": self._part_data,
+                "on_part_end": self._part_end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+
+    def _header(self) -> None:
+        if bytes(self._field).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._field, self._value = bytearray(), bytearray()
+
+    def _headers(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        wanted = options.get(b"name") == b"image" and b"filename" in options and self.image is None
+        self._data, self._disposition = bytearray() if wanted else None, b""
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._data is not None:
+            self._data += data[start:end]
+
+    def _part_end(self) -> None:
+        if self._data is not None:
+            self.image, self._data = bytes(self._data), None

@@ -77,6 +77,7 @@ class Scheduler:
         self._engine: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> Scheduler:
+        self._wake = asyncio.Event()  # of this loop
         threads = torch.get_num_threads()
         self._engine = ThreadPoolExecutor(1, "engine", torch.set_num_threads, (threads,))
         await self._in(self._engine, torch.get_num_threads)  # it begins before the readers say how many threads

@@ -1,0 +1,138 @@
+"""The page in a browser: drop a photo, turn the dial, see what Python says at each size; wide, narrow, by keyboard."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyres.runs.opened import TrainedModel
+from anyres.serve.app import make_app
+from anyres.serve.model import ServedModel
+from anyres.serve.server import listen
+from tests.serve.conftest import OPTIONS
+from tests.serve.test_predict import expected
+
+uvicorn = pytest.importorskip("uvicorn")
+CHROMIUM = Path(os.environ.get("ANYRES_CHROMIUM", "/usr/bin/chromium"))
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+DROP = """([data, type]) => {
+  const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], "photo.jpg", { type }));
+  for (const name of ["dragenter", "dragover", "drop"])
+    document.getElementById("drop").dispatchEvent(
+      new DragEvent(name, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+}"""
+"""What a browser does where a file is dropped."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def address(served: ServedModel) -> Iterator[str]:
+    """Of a server in another thread of this process."""
+    options = replace(OPTIONS, port=0)
+    listener = listen(options)
+    server = uvicorn.Server(uvicorn.Config(make_app(served), log_config=None, access_log=False, ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+    listener.close()
+
+
+def wait_for(tab: Any, count: int) -> None:
+    tab.wait_for_selector(f"#answer[data-done='{count}']", timeout=60_000)
+
+
+def shown(tab: Any) -> dict[str, float]:
+    """By size, the largest probability that is shown."""
+    return {
+        card.get_attribute("data-size"): float(card.get_attribute("data-probability"))
+        for card in tab.query_selector_all("#sizes .card")
+    }
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
+def test_drop_a_photo_and_turn_the_dial(
+    browser: Any, address: str, trained: TrainedModel, photo: bytes, width: int, theme: str, tmp_path: Path
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+    tab = context.new_page()
+    troubles: list[str] = []
+    asked: set[str] = set()
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: asked.add(request.url))
+    tab.goto(address, wait_until="load")
+    tab.wait_for_selector("text=5 classes")
+    assert tab.input_value("#dial") == "64", "the best size of the curve"
+    tab.evaluate(DROP, [base64.b64encode(photo).decode(), "image/jpeg"])
+    wait_for(tab, 1)
+    assert set(shown(tab)) == {"32", "48", "64"}
+    tab.focus("#dial")
+    for _ in range(4):
+        tab.keyboard.press("ArrowRight")
+    wait_for(tab, 2)
+    tab.keyboard.press("End")
+    wait_for(tab, 3)
+    found = shown(tab)
+    assert set(found) == {"32", "48", "64", "96", "512"}
+    for size, share in found.items():
+        python = expected(trained, photo, size)
+        assert share == pytest.approx(max(python.values()), abs=1e-3), size
+        name = tab.inner_text(f"#sizes [data-size='{size}'] .name")
+        assert python[name] == max(python.values()), size
+        assert " ms of the model" in tab.inner_text(f"#sizes [data-size='{size}'] .ms")
+    rows = tab.query_selector_all("#guesses li")
+    assert len(rows) == 5
+    assert any("<b>odd</b>" in row.inner_text() for row in rows), "names are data"
+    assert "top-1 75.0 %" in tab.inner_text("#sizes [data-size='64']")
+    tab.click("#auto")
+    wait_for(tab, 4)
+    assert "the best size" in tab.inner_text("#how")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert troubles == []
+    assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
+    tab.screenshot(path=os.environ.get("ANYRES_SHOTS", str(tmp_path)) + f"/serve-{width}.png", full_page=True)
+    context.close()
+
+
+@pytest.mark.browser
+def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(address, wait_until="load")
+    tab.wait_for_selector("text=5 classes")
+    tab.set_input_files("#file", {"name": "note.txt", "mimeType": "text/plain", "buffer": b"no image"})
+    tab.wait_for_selector("#trouble:not(:empty)")
+    assert "cannot be read" in tab.inner_text("#trouble")
+    reached = []
+    for _ in range(3):
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("document.activeElement.id"))
+    assert reached == ["file", "dial", "auto"]
+    unnamed = tab.evaluate(
+        """[...document.querySelectorAll('input, button')].filter((e) => e.offsetParent !== null)
+           .filter((e) => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map((e) => e.outerHTML)"""
+    )
+    assert unnamed == []
+    context.close()
