@@ -32,19 +32,22 @@ class Bodies:
         self._held = 0
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Inside, a request counts as in flight. Raises Refused where too many are."""
+    def counted(self, request: Request) -> Iterator[None]:
+        """Inside, a request counts as in flight, and its body as held. Raises Refused where too many are."""
         if self.in_flight >= self.limits.in_flight:
             line = f"{self.in_flight} requests are in flight here, and no more are taken: come again"
             raise Refused(503, "in_flight", line, retry_ms=1000.0, closes=True)
         self.in_flight += 1
+        request.state.held = 0
         try:
             yield
         finally:
             self.in_flight -= 1
+            self._held -= request.state.held
 
     async def read(self, request: Request) -> bytes:
-        """The whole body. Raises Refused where it is too long, too slow, compressed or broken off."""
+        """The whole body of a request that is ``counted``. Raises Refused where it is too long, too slow, compressed or
+        broken off."""
         coding = request.headers.get("content-encoding", "identity").lower()
         if coding != "identity":
             raise Refused(415, "encoding", "a compressed body is not read here: send it as it is", closes=True)
@@ -57,6 +60,7 @@ class Bodies:
                 async for chunk in request.stream():
                     parts += chunk
                     self._held += len(chunk)
+                    request.state.held += len(chunk)
                     if len(parts) > self.most:
                         raise self._too_long()
                     if self._held > HELD:
@@ -66,8 +70,6 @@ class Bodies:
             raise Refused(408, "slow", line, closes=True) from None
         except ClientDisconnect:
             raise Refused(GONE, "gone", "the client has left") from None
-        finally:
-            self._held -= len(parts)
         return bytes(parts)
 
     def _too_long(self) -> Refused:

@@ -73,7 +73,7 @@ class Costs:
 
     def learn_read(self, ms: float) -> None:
         """An image took so long to be read."""
-        self.read_ms *= 1 + WEIGHT * (_within(ms / self.read_ms) - 1)
+        self.read_ms = max(self.read_ms * (1 + WEIGHT * (_within(ms / self.read_ms) - 1)), 1e-3)
 
     def _ratio(self, size: Size) -> float:
         """The correction of this size, else of the measured one with the nearest number of pixels, else of all."""

@@ -39,7 +39,7 @@ class Outcome:
     size: Size  # at which it was answered
     reason: Reason  # why at that
     looks: tuple[Size, ...]  # the sizes it was seen at, in order; of a cascade perhaps several
-    read_ms: float  # decoding and resizing
+    read_ms: float  # decoding and resizing, without waiting for a thread
     queue_ms: float  # waiting for a batch
     compute_ms: float  # of the batches it was in
 
@@ -72,12 +72,14 @@ class Scheduler:
     ) -> None:
         self.model, self.dispatcher, self.metrics, self.clock = model, dispatcher, metrics, clock
         self._wake = asyncio.Event()
+        self._decoding = asyncio.Semaphore()  # decoded images at a time: each may be large
         self._loop: asyncio.Task[None] | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._engine: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> Scheduler:
         self._wake = asyncio.Event()  # of this loop
+        self._decoding = asyncio.Semaphore(readers() + 1)
         threads = torch.get_num_threads()
         self._engine = ThreadPoolExecutor(1, "engine", torch.set_num_threads, (threads,))
         await self._in(self._engine, torch.get_num_threads)  # it begins before the readers say how many threads
@@ -125,24 +127,25 @@ class Scheduler:
     async def _one(self, source: Source, key: int, wish: Wish, arrived: float) -> Outcome:
         spent = _Spent()
         try:
-            image = await self._decoded(source, spent)
-            size, reason = self.dispatcher.choose(self.clock(), key, arrived, wish)
+            async with self._decoding:
+                image = await self._decoded(source, spent)
+                size, reason = self.dispatcher.choose(self.clock(), key, arrived, wish)
+                sizes = self.model.cuts.sizes if reason == "cascade" else (size,)
+                views = [await self._timed(partial(self.model.view, image, each), spent) for each in sizes]
+                del image  # views are small, and many may wait
         finally:
             self.dispatcher.forget(key)
-        looks: list[Size] = []
-        while True:
-            logits = await self._look(image, size, wish, arrived, spent)
-            looks.append(size)
-            stage = len(looks) - 1
+        if isinstance(source, bytes):
+            self.dispatcher.costs.learn_read(spent.read)
+        for stage, (size, view) in enumerate(zip(sizes, views, strict=True)):
+            logits = await self._look(view, size, wish, arrived, spent)
             temperature = self.model.cuts.temperatures[stage] if reason == "cascade" else 1.0
             probabilities = self.model.probabilities(logits, temperature)
             confidence = float(probabilities.max())
-            if reason != "cascade" or not self._goes_on(stage, confidence, arrived, wish):
+            if not self._goes_on(stage, confidence, arrived, wish):
                 break
-            size = self.model.cuts.sizes[stage + 1]
-        self.dispatcher.costs.learn_read(max(spent.read, 1e-3))
         self.metrics.image(size, reason, confidence, spent.read / 1000, spent.queue / 1000)
-        return Outcome(probabilities, size, reason, tuple(looks), spent.read, spent.queue, spent.compute)
+        return Outcome(probabilities, size, reason, sizes[: stage + 1], spent.read, spent.queue, spent.compute)
 
     def _goes_on(self, stage: int, confidence: float, arrived: float, wish: Wish) -> bool:
         """Whether a cascade takes a further look."""
@@ -153,22 +156,22 @@ class Scheduler:
     async def _decoded(self, source: Source, spent: _Spent) -> Tensor:
         if isinstance(source, Tensor):
             return source
-        start = self.clock()
         try:
-            return await self._in(self._readers, partial(self.model.read, source))
+            return await self._timed(partial(self.model.read, source), spent)
         except TooLarge as error:
             raise refusal_of(error, 413, "pixels") from None
         except Unreadable as error:
             raise Refused(422, "unreadable", f"the image cannot be read: {error.reason}") from None
-        finally:
-            spent.read += 1000 * (self.clock() - start)
 
-    async def _look(self, image: Tensor, size: Size, wish: Wish, arrived: float, spent: _Spent) -> Tensor:
-        """Logits (k,) of an image at a size, after its turn."""
-        start = self.clock()
-        view = await self._in(self._readers, partial(self.model.view, image, size))
+    async def _timed(self, call: Callable[[], Tensor], spent: _Spent) -> Tensor:
+        """What ``call`` gives in a reader's thread; its own time, without the wait for a thread, counts as reading."""
+        found, ms = await self._in(self._readers, partial(_clocked, self.clock, call))
+        spent.read += ms
+        return found
+
+    async def _look(self, view: Tensor, size: Size, wish: Wish, arrived: float, spent: _Spent) -> Tensor:
+        """Logits (k,) of a view, after its turn."""
         waits = self.clock()
-        spent.read += 1000 * (waits - start)
         row = asyncio.get_running_loop().create_future()
         waiter = self.dispatcher.put(size, arrived, wish, _Turn(view, row))
         self._wake.set()
@@ -221,6 +224,13 @@ class Scheduler:
     async def _in(self, pool: ThreadPoolExecutor | None, call: Callable[[], T]) -> T:
         assert pool is not None, "the scheduler has not been entered"
         return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
+def _clocked(clock: Callable[[], float], call: Callable[[], T]) -> tuple[T, float]:
+    """What ``call`` gives, and its milliseconds."""
+    start = clock()
+    found = call()
+    return found, 1000 * (clock() - start)
 
 
 def readers() -> int:

@@ -48,7 +48,7 @@ class Service:
         status = 500
         try:
             check_token(request, self.options.token)
-            with self.bodies.counted():
+            with self.bodies.counted(request):
                 found = await answer(arrived)
             status = 200
             return found
