@@ -85,7 +85,7 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
     for text in ("eager:fp32", "openvino:bf16", "openvino:int8"):
         try:
             how = preprocessing(trained, SIDE)
-            predictor = Predictor(trained.model, text, SIDE, batch=BATCH, preprocessing=how, calibration=pictures)
+            predictor = Predictor(trained.backbone, text, SIDE, batch=BATCH, preprocessing=how, calibration=pictures)
         except UserError as error:
             found["failed"] = str(error)
             continue

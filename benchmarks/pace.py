@@ -41,10 +41,10 @@ def main() -> None:
                     right.setdefault((str(size), part), []).append(found)
         spent = (time.process_time() - began) / len(given.seeds)
         print(f"{kind}: {spent:.0f} CPU seconds a run, {len(given.seeds)} runs")
-        for (size, part), each in right.items():
+        for (side, part), each in right.items():
             every = np.concatenate(each)
             low, high = wilson(int(every.sum()), len(every))
-            print(f"  {size:>6} {part:<10} {100 * every.mean():5.1f} %  {100 * low:.1f} to {100 * high:.1f}")
+            print(f"  {side:>6} {part:<10} {100 * every.mean():5.1f} %  {100 * low:.1f} to {100 * high:.1f}")
 
 
 def parts_right(scores: Scores, classes: tuple[str, ...]) -> tuple[np.ndarray, ...]:

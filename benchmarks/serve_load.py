@@ -167,8 +167,11 @@ def held_out(run: Path, data: str | None) -> list[Photo]:
     found = []
     for record in images.source.records[:: max(1, len(images.source.records) // MOST_IMAGES)]:
         source = record.source
-        content = source.read_bytes() if isinstance(source, Path) else source if isinstance(source, bytes) else None
-        found.append(Photo(content if content is not None else source.read(), int(record.target)))
+        assert isinstance(record.target, int)
+        if isinstance(source, Path):
+            found.append(Photo(source.read_bytes(), record.target))
+        else:
+            found.append(Photo(source if isinstance(source, bytes) else source.read(), record.target))
     return found
 
 

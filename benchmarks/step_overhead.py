@@ -22,9 +22,10 @@ import pstats
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,9 @@ class Trial:
 
     def bare(self, steps: int) -> Times:
         """Forward, backward and update alone."""
-        objective, optimizer, found = self.objective, self.state.optimizer.optimizer, []
+        objective, found = self.objective, []
+        optimizer: Any = self.state.optimizer
+        optimizer = optimizer.optimizer  # without accelerate's wrapper
         objective.student.train()
         for _ in range(steps + 1):
             found.append((time.thread_time(), time.perf_counter()))
@@ -94,7 +97,7 @@ class Trial:
         self.state.progress.step = 0  # the cycle of records begins anew
         last = steps + 1
 
-        def batches() -> Iterator[Batch]:
+        def batches() -> Generator[Batch]:
             while True:
                 found.append((time.thread_time(), time.perf_counter()))
                 yield self.batch

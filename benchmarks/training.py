@@ -19,6 +19,7 @@ in the same precision. ``compile``: what ``train.compile=true`` gives, and the s
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -41,7 +42,6 @@ from anyres.deploy.predictor import machine
 from anyres.flow import Batch, Labels
 from anyres.models import create_model
 from anyres.recipe import load_recipe
-from anyres.runs import train as wiring
 from anyres.runs.train import train_run
 from anyres.tasks.classify import Classify
 from anyres.training.objectives import ObjectiveConfig
@@ -53,6 +53,8 @@ from anyres.training.schedule import OptimConfig
 from anyres.training.state import State
 from anyres.training.step import make_step
 from loader import _blacken, write_photographs
+
+wiring: Any = importlib.import_module("anyres.runs.train")
 
 WORKERS, WARM_UP, CLASSES = 2, 2, 2
 RAND_AUGMENT, ERASING, SMOOTHING = "rand-m9-mstd0.5-inc1", 0.25, 0.1
