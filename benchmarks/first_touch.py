@@ -450,7 +450,7 @@ def _cell(row: dict[str, object]) -> str:
         return "not in the package"
     if row["wall"] is None:
         return f"{typed}, not run" if row["commands"] else "0"
-    failed = "" if row["exit"] == 0 else " (failed)"
+    failed = {0: "", -9: " (cut off)"}.get(row["exit"], " (failed)")  # type: ignore[call-overload]
     return f"{typed} · {row['first_output']:.0f} · {row['wall']:.0f} · {row['lines']}{failed}"
 
 
