@@ -125,7 +125,7 @@ def _decoded(recipe: Recipe, opened: Source, training: bool = False) -> DecodedI
 def _decoded_clips(recipe: Recipe, opened: Source, budget: float, training: bool) -> DecodedImages:
     """The same for films: a clip's frames are its channels."""
     if not all(isinstance(record.source, Clip) for record in opened.records):
-        raise UserError(f"{opened.name} holds images, and task={recipe.task} is of films: choose others")
+        raise UserError(f"{opened.name} holds images, and task={recipe.task} is of films: give it films")
     channels, augment = RGB * recipe.clip.frames, recipe.augment
     if recipe.data.channels not in (None, channels):
         raise UserError(f"data.channels={recipe.data.channels}: the channels of clips are their frames: leave it out")
