@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyres.ops import processors
-from anyres.training.loop import memory_gib
+from anyres.training.clock import memory_gib
 from tests.pictures import make_folder
 from tests.runs import SERVER
 from tests.windows import run

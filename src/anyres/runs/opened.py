@@ -342,7 +342,7 @@ def open_weights(what: str, weights: str | None, names: Names | None = None) -> 
         if count == COUNT and not any(names):
             if row:  # the index is of ImageNet-1k's
                 known_as = imagenet_names()
-            else:
+            elif path:
                 log.info("classes are called by number: --classes imagenet names ImageNet's, --classes FILE others")
         task = replace(task, classes=tuple(called[-1] if called else str(i) for i, called in enumerate(known_as)))
     built = build_backbone(recipe, count)
