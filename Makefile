@@ -39,7 +39,7 @@ $(TOOLS): requirements.lock pyproject.toml
 	@echo "installing into $(VENV), with every extra and the tools of the tests: a minute or two, 6.5 GB on disk"
 	$(call install,requirements.lock)
 
-demo: $(READY)                           ## train on real photographs and compare sizes (4 minutes on 2 cores)
+demo: $(READY)                           ## train on real photographs and compare sizes (about 4 minutes on 2 cores)
 	$(BIN)/anyres demo --out runs/demo
 	@echo "open runs/demo/report.html. Next, with your images in root/CLASS/:"
 	@echo "  . $(BIN)/activate && anyres train restv2_nano --data root --out runs/mine"
@@ -48,7 +48,7 @@ demo-full: $(READY)                      ## the same with four views of every ph
 	$(BIN)/anyres demo --full --out runs/demo-full
 	@echo "open runs/demo-full/report.html"
 
-demo-segment: $(MASKS)                   ## find lungs on chest films, at every size (6 minutes)
+demo-segment: $(MASKS)                   ## find lungs on chest films, at every size (about 4 minutes)
 	$(BIN)/anyres demo --segment --out runs/demo-segment
 	@echo "open runs/demo-segment/report.html. Next: $(BIN)/anyres predict runs/demo-segment/any-size film.jpg --draw drawn"
 
