@@ -78,6 +78,7 @@ def take_away() -> None:
 
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]  # its import fails
+    signal.SIGBREAK = signal.Signals.SIGUSR1  # type: ignore[attr-defined]  # what Windows has instead
     for module, names in ((os, OF_OS), (signal, SIGNALS), (select, ["poll", "epoll"])):
         for name in names:
             if name in vars(module):
