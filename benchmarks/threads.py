@@ -5,8 +5,8 @@
 - answers: 4,000 calls (restv2_nano, 32 px, one image) from 8 threads to one predictor of each engine, each answer
   compared with eager PyTorch's, float32
 - loads: `anyres.load_weights` 400 times from 8 threads, of a file that holds an argparse.Namespace beside its tensors
-- predictors: resident memory (MiB) while 200 predictors are made, used once and dropped, by engine, and what each adds
-  over the second half; the same for `torch.export.export` alone, which all but eager begin with
+- predictors: resident memory (MiB) while 200 predictors (resmlp_nano) are made, used once and dropped, by engine, and what
+  each adds over the second half; the same for `torch.export.export` alone, which all but eager begin with
 - calls: resident memory over 10,000 calls of one predictor that takes every size, at 24 sizes in turn
 """
 
@@ -39,9 +39,9 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def model() -> Any:
+def model(name: str = "restv2_nano") -> Any:
     torch.manual_seed(0)
-    return create_model("restv2_nano", 5).eval()
+    return create_model(name, 5).eval()
 
 
 def answers(engine: str, calls: int) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def growth(make: Callable[[], object], times: int) -> dict[str, Any]:
 
 
 def use(engine: str) -> None:
-    Predictor(model(), f"{engine}:fp32", SIDE)(torch.randn(1, 3, SIDE, SIDE))
+    Predictor(model("resmlp_nano"), f"{engine}:fp32", SIDE)(torch.randn(1, 3, SIDE, SIDE))
 
 
 def export() -> None:
-    torch.export.export(model(), (torch.randn(1, 3, SIDE, SIDE),))
+    torch.export.export(model("resmlp_nano"), (torch.randn(1, 3, SIDE, SIDE),))
 
 
 def calls(times: int) -> dict[str, Any]:
