@@ -5,8 +5,8 @@
 - answers: 4,000 calls (restv2_nano, 32 px, one image) from 8 threads to one predictor of each engine, each answer
   compared with eager PyTorch's, float32
 - loads: `anyres.load_weights` 400 times from 8 threads, of a file that holds an argparse.Namespace beside its tensors
-- predictors: resident memory (MiB) while 200 predictors (resmlp_nano) are made, used once and dropped, by engine, and what
-  each adds over the second half; the same for `torch.export.export` alone, which all but eager begin with
+- predictors: resident memory (MiB) while 200 predictors of resmlp_nano are made, used once and dropped, by engine; what
+  each adds over the second half, and the same for `torch.export.export` alone, which all but eager begin with
 - calls: resident memory over 10,000 calls of one predictor that takes every size, at 24 sizes in turn
 """
 
