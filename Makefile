@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-MASKS  := $(VENV)/.masks
 TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV     := UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
@@ -31,10 +30,6 @@ $(READY): requirements-run.lock pyproject.toml
 	@echo "installing into $(VENV): a minute or two, 5.8 GB on disk (docs/start.md has smaller ways)"
 	$(call install,requirements-run.lock)
 
-$(MASKS): $(READY)
-	@$(UV) --constraint requirements.lock -e '.[data,tasks]' || $(PIP) -e '.[data,tasks]'
-	@touch $@
-
 $(TOOLS): requirements.lock pyproject.toml
 	@echo "installing into $(VENV), with every extra and the tools of the tests: a minute or two, 6.5 GB on disk"
 	$(call install,requirements.lock)
@@ -48,7 +43,7 @@ demo-full: $(READY)                      ## the same with four views of every ph
 	$(BIN)/anyres demo --full --out runs/demo-full
 	@echo "open runs/demo-full/report.html"
 
-demo-segment: $(MASKS)                   ## find lungs on chest films, at every size (about 4 minutes)
+demo-segment: $(READY)                   ## find lungs on chest films, at every size (about 4 minutes)
 	$(BIN)/anyres demo --segment --out runs/demo-segment
 	@echo "open runs/demo-segment/report.html. Next: $(BIN)/anyres predict runs/demo-segment/any-size film.jpg --draw drawn"
 
@@ -92,7 +87,7 @@ docs: $(TOOLS)                           ## the documentation is Markdown: check
 lock:                                    ## pin every dependency anew
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
 	  --no-header --quiet pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --extra data --generate-hashes --no-emit-index-url \
+	uv pip compile --universal --python-version 3.11 --extra data --extra tasks --generate-hashes --no-emit-index-url \
 	  --no-header --quiet -c requirements.lock pyproject.toml -o requirements-run.lock
 
 clean:                                   ## remove what setup and runs made
