@@ -27,7 +27,7 @@ define install
 endef
 
 $(READY): requirements-run.lock pyproject.toml
-	@echo "installing into $(VENV): a minute or two, 5.8 GB on disk (docs/start.md has smaller ways)"
+	@echo "installing into $(VENV): a minute or two, 5.9 GB on disk (docs/start.md has smaller ways)"
 	$(call install,requirements-run.lock)
 
 $(TOOLS): requirements.lock pyproject.toml
