@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from anyres.serve.app import make_app
 from anyres.serve.model import ServedModel
 from anyres.serve.options import Limits
 from anyres.serve.server import listen, run
+from tests.command import anyres, refused
 from tests.serve.conftest import OPTIONS
 
 pytest.importorskip("uvicorn")
@@ -193,3 +195,38 @@ def test_a_port_in_use_is_one_line() -> None:
         taken.close()
     with pytest.raises(UserError, match="cannot listen at no-such-host"):
         listen(replace(OPTIONS, host="no-such-host.invalid"))
+
+
+def test_the_verb_serves_until_it_is_asked_to_end(folder: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+
+    def ask_until_ready() -> None:
+        for _ in range(600):
+            try:
+                if get(port, "/readyz") == 200:
+                    break
+            except OSError:
+                time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask_until_ready, daemon=True)
+    thread.start()
+    weights, classes = folder / "weights.safetensors", folder / "classes.json"
+    model = ("serve", "restv2_nano", "--weights", weights, "--classes", classes, "--sizes", "48,32", "--batch", 2)
+    answer = anyres(*model, "--port", port, "--drain-seconds", 0)
+    thread.join()
+    assert answer.code == 143
+    assert answer.err.splitlines()[-1] == "stopped by SIGTERM: everything that was accepted has been answered"
+    assert "serving restv2_nano, 5 classes, eager; sizes 32, 48 px (without a curve" in answer.out
+    assert f"http://127.0.0.1:{port}" in answer.out
+
+
+def test_the_verb_refuses_in_one_line(folder: Path, tmp_path: Path) -> None:
+    assert "lets other machines in" in refused("serve", "restv2_nano", "--host", "0.0.0.0")
+    (tmp_path / "empty").write_text("\n")
+    assert "is empty" in refused("serve", "restv2_nano", "--token-file", tmp_path / "empty")
+    assert "No such file" in refused("serve", "restv2_nano", "--token-file", tmp_path / "none")
+    model = ("serve", "restv2_nano", "--weights", folder / "weights.safetensors", "--port", 0)
+    assert "has no cascade" in refused(*model, "--cascade")
+    assert "give --max-side 224 or --sizes" in refused(*model, "--max-side", 64)

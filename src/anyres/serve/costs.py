@@ -48,7 +48,10 @@ class Costs:
 
     def batch_ms(self, size: Size, images: int) -> float:
         """Of one batch of so many images at one size."""
-        return self._ratio(size) * self._plain(size, images)
+        line, ratio = self._lines.get(size), self._ratios.get(size)
+        if line is None or ratio is None:
+            return self._ratio(size) * self._plain(size, images)
+        return max(ratio * (line.fixed_ms + images * line.image_ms), 1e-3)
 
     def image_ms(self, size: Size, images: int) -> float:
         """Of one image in a batch of so many."""

@@ -90,7 +90,8 @@ class Dispatcher:
         if wish.cascade and self.stages:
             return Chosen(self.stages[0], "cascade")
         wait = self.wait_ms(now)
-        busy = self.pace.busy * max(1 - wait / self.pace.queue_ms, 0.0)  # a backlog must shrink, too
+        patience = min(self.pace.queue_ms, wish.deadline_ms or math.inf)
+        busy = self.pace.busy * max(1 - wait / patience, 0.0)  # a backlog must shrink, too
         costs = [self.costs.image_ms(rung.size, self.pace.batch) for rung in self.rungs]
         by_load = self.load.rung(costs, self.load.room_ms(now, busy))
         if wish.deadline_ms is None:

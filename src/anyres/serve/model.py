@@ -90,6 +90,13 @@ class ServedModel:
         return self.trained.name.replace("/", "--")
 
     @property
+    def line(self) -> str:
+        """What is served, for people."""
+        sizes = ", ".join(str(rung.size) for rung in self.rungs)
+        curve = "of its curve" if self.curve else "without a curve: `anyres curve` measures one"
+        return f"{self.trained.name}, {len(self.classes)} classes, {self.engine}; sizes {sizes} px ({curve})"
+
+    @property
     def qualities(self) -> dict[Size, float]:
         """The headline metric by size, so that more is better; {} without a curve."""
         sign = 1.0 if not self.curve or self.curve[0].headline.higher_is_better else -1.0

@@ -54,13 +54,18 @@ def ladder(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
 
 
 class Load:
-    """How much work comes in, as exponential means over the last ``SECONDS``, and the rung that can keep up with it."""
+    """How much work comes in, as exponential means over the last ``SECONDS``, and the rung that can keep up with it.
 
-    SECONDS = 1.0
+    A burst is seen sooner by a second mean over ``BURST_S``, as far as chance does not explain it (one standard
+    deviation of a Poisson process).
+    """
+
+    SECONDS, BURST_S = 1.0, 0.2
 
     def __init__(self) -> None:
         self._when = -math.inf
         self._free = 0.0  # requests per second whose size is ours to choose
+        self._burst = 0.0  # the same over the shorter time
         self._bound_ms = 0.0  # work per second of those whose size is not
         self._rung: int | None = None
 
@@ -69,6 +74,7 @@ class Load:
         self._fade(now)
         if bound_ms is None:
             self._free += 1 / self.SECONDS
+            self._burst += 1 / self.BURST_S
         else:
             self._bound_ms += bound_ms / self.SECONDS
 
@@ -76,7 +82,9 @@ class Load:
         """Milliseconds for each request of the free ones, if a share ``busy`` of the time is used; inf if none come."""
         self._fade(now)
         left = max(1000 * busy - self._bound_ms, 0.0)
-        return left / self._free if self._free > 0 else math.inf
+        burst = self._burst - math.sqrt(self._burst / (2 * self.BURST_S))
+        free = max(self._free, burst)
+        return left / free if free > 0 else math.inf
 
     def rung(self, costs_ms: Sequence[float], room_ms: float) -> int:
         """The highest rung (by the milliseconds of an image on each) that keeps up; the lowest where none does."""
@@ -88,8 +96,8 @@ class Load:
     def _fade(self, now: float) -> None:
         """The means, as they are at ``now``; a clock that stands still or goes back changes nothing."""
         past = max(now - self._when, 0.0)
-        left = math.exp(-past / self.SECONDS) if math.isfinite(past) else 0.0
-        self._free, self._bound_ms = self._free * left, self._bound_ms * left
+        self._free, self._bound_ms = (mean * math.exp(-past / self.SECONDS) for mean in (self._free, self._bound_ms))
+        self._burst *= math.exp(-past / self.BURST_S)
         self._when = max(now, self._when)
 
 

@@ -9,15 +9,11 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from anyres.config import UserError, need
+from anyres.config import UserError, first_line, need
 from anyres.runs.opened import Model, open_model
 from anyres.serve.options import TOKEN, ServeOptions
 from anyres.storage import read_bytes
-
-if TYPE_CHECKING:
-    from anyres.serve.model import ServedModel
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Modules of the extra `serve`."""
@@ -41,17 +37,10 @@ def serve(model: Model, options: ServeOptions, began: Callable[[str, str], None]
     try:
         ignore_warnings()
         served = ServedModel(open_model(model), options)
-        asked = run(make_app(served), listener, lambda address: began(address, described(served)))
+        asked = run(make_app(served), listener, lambda address: began(address, served.line))
     finally:
         listener.close()
     return asked or signal.SIGTERM
-
-
-def described(model: ServedModel) -> str:
-    """One line on what is served."""
-    sizes = ", ".join(str(rung.size) for rung in model.rungs)
-    curve = "of its curve" if model.curve else "without a curve: `anyres curve` measures one"
-    return f"{model.trained.name}, {len(model.classes)} classes, {model.engine}; sizes {sizes} px ({curve})"
 
 
 def read_token(file: Path | None) -> str | None:
@@ -61,7 +50,8 @@ def read_token(file: Path | None) -> str | None:
     try:
         text = read_bytes(file, most=4096).decode()
     except (OSError, ValueError) as error:
-        raise UserError(f"--token-file {file}: {error}") from None
+        said = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise UserError(f"--token-file {file}: {said}: name a file that holds the token") from None
     token = text.strip()
     if not token:
         raise UserError(f"--token-file {file} is empty: write a token into it")
