@@ -135,6 +135,7 @@ def test_a_built_in_set_that_is_not_there_is_one_line(tmp_path: Path, monkeypatc
     told = anyres("data").out
     assert "299 chest films" in told
     assert "951 tree crowns" in told
+    assert max(map(len, told.splitlines())) < 400
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def test_weights_of_an_image_model_begin_a_model_of_clips(run: Trained, tmp_path
 
 
 WRONG = [
-    (["objective.dino={}"], "task=video learns from labels alone"),
+    (["objective={dino: {}}"], "task=video learns from labels alone"),
     (["objective.distillation.kind=soft", "objective.distillation.teacher=resmlp_12"], "learns from labels alone"),
     (["head.frams=3"], "did you mean 'frames'"),
     (["head.kind=joint"], "head.kind"),

@@ -127,4 +127,4 @@ def show_data() -> None:
     """Print the forms of ``--data``, and what the built-in sets hold, their licence and citation."""
     from anyres.data.builtin import describe
 
-    report_(describe())
+    report_(*describe().splitlines())
