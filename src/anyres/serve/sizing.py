@@ -113,5 +113,5 @@ def choose(rungs: Sequence[Rung], by_load: int, finish_ms: Callable[[Size], floa
         in_time = [i for i, rung in enumerate(rungs) if finish_ms(rung.size) <= left_ms]
         by_deadline = in_time[-1] if in_time else 0
     place = min(by_load, by_deadline)
-    reason: Reason = "usual" if place == top else "deadline" if by_deadline < by_load else "load"
+    reason: Reason = "usual" if place == top else "deadline" if by_deadline <= by_load else "load"
     return Chosen(rungs[place].size, reason)
