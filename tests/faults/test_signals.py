@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,24 @@ def test_a_run_goes_on_where_nobody_reads_what_it_says(
             logging.getLogger("anyres").removeHandler(handler)
     assert said
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_signal_within_a_weak_references_callback_is_not_lost() -> None:
+    """Python prints what is raised there, and goes on."""
+
+    class Held:
+        pass
+
+    def raises(_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def lose_it() -> None:
+        held = Held()
+        watched = weakref.ref(held, raises)
+        del held
+        for _ in range(500):
+            time.sleep(0.01)
+        assert watched() is None
+
+    with pytest.raises(Stopped, match="SIGTERM"), ended_by_signal():
+        lose_it()

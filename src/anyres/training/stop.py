@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
@@ -18,6 +20,10 @@ ASKING = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if name in signal.Signals.__members__
 )
 """SIGTERM: a scheduler or ``kill``; SIGHUP: the terminal is closed; SIGUSR1: Slurm's usual warning before the end."""
+
+
+AGAIN_S = 0.02
+"""After so long a signal that was lost is sent once more."""
 
 
 class Interrupted(BaseException):
@@ -33,16 +39,31 @@ def exit_code(number: signal.Signals) -> int:
 def ended_by_signal() -> Iterator[None]:
     """Inside, SIGTERM, SIGHUP and SIGUSR1 raise Stopped wherever the program is, and Ctrl-C KeyboardInterrupt.
 
-    SIGHUP stays ignored where it was, as under ``nohup``.
+    SIGHUP stays ignored where it was, as under ``nohup``. What is raised within a destructor or a weak reference's
+    callback, Python only prints: the signal is sent once more then, a moment later.
     """
+    came: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Stopped(f"stopped by {signal.Signals(number).name}", exit_code(signal.Signals(number)))
 
-    with _handled(end):
-        yield
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if came and isinstance(lost.exc_value, Stopped | KeyboardInterrupt):
+            timer = threading.Timer(AGAIN_S, signal.raise_signal, (came[-1],))
+            timer.daemon = True
+            timer.start()
+        else:
+            before(lost)
+
+    before, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        with _handled(end):
+            yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Stop:
