@@ -81,8 +81,10 @@ bench: $(TOOLS)                          ## the evidence beyond the demo; long, 
 	$(BIN)/python benchmarks/any_size.py cifar10 --epochs 2
 	$(BIN)/python benchmarks/any_size.py groceries --epochs 20
 
-docs: $(TOOLS)                           ## the documentation is Markdown: check that its links and snippets hold
-	$(BIN)/python -m pytest -n 0 tests/test_docs.py
+docs: $(TOOLS)                           ## check the pages' links and snippets, and build the site into site/
+	$(BIN)/python -m pytest -n 0 tests/test_docs.py tests/test_site.py
+	$(BIN)/zensical build --strict
+	@echo "open site/index.html"
 
 lock:                                    ## pin every dependency anew
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \

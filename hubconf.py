@@ -9,7 +9,7 @@ from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
 
 dependencies = [
-    *("torch", "torchvision", "timm", "jaxtyping", "safetensors", "wrapt", "yaml"),
+    *("torch", "torchvision", "timm", "jaxtyping", "safetensors", "yaml"),
     *("huggingface_hub", "httpx2", "filelock", "platformdirs", "rich"),  # to fetch weights
 ]
 

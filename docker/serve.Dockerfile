@@ -3,9 +3,12 @@
 FROM python:3.12-slim
 
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml requirements.lock README.md LICENSE NOTICE ./
 COPY src ./src
-RUN pip install --no-cache-dir '.[serve,deploy]' \
+# the lock pins, with hashes
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir uv \
+    && uv pip install --system --no-cache -c requirements.lock '.[serve,deploy]' \
     && useradd --system --no-create-home --uid 10001 anyres
 
 ENV ANYRES_CACHE=/tmp/anyres \

@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     place = checkout(tmp_path)
     code = f"""
 import sys, torch
-for missing in (["wrapt"], ["timm", "jaxtyping"], ["yaml"]):
+for missing in (["safetensors"], ["timm", "jaxtyping"], ["yaml"]):
     sys.modules |= dict.fromkeys(missing)  # None: as if it were not there
     try:
         torch.hub.load({str(place)!r}, "restv2_nano", source="local")
@@ -107,4 +107,4 @@ for missing in (["wrapt"], ["timm", "jaxtyping"], ["yaml"]):
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
-    assert told == [f"Missing dependencies: {names}" for names in ("wrapt", "timm, jaxtyping", "yaml")]
+    assert told == [f"Missing dependencies: {names}" for names in ("safetensors", "timm, jaxtyping", "yaml")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import wrapt
+from anyres.imports import when_imported
 
 if TYPE_CHECKING:
     __version__: str
@@ -100,8 +100,10 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-@wrapt.when_imported("timm.models")
 def _register_with_timm(_: object) -> None:
     from anyres.models.timm_names import register
 
     register()
+
+
+when_imported("timm.models", _register_with_timm)

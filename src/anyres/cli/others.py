@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-import wrapt
-
 from anyres.config import first_line, printable
+from anyres.imports import when_imported
 from anyres.storage import cache_root
 
 FILE = "warnings.log"
@@ -53,7 +52,7 @@ def quiet_others() -> None:
     warnings.showwarning = _show
     threading.excepthook = _note_thread
     if "TORCH_LOGS" not in os.environ:  # whoever sets it wants to see them
-        wrapt.when_imported("torch")(_quiet_torch)
+        when_imported("torch", _quiet_torch)
 
 
 def _quiet_torch(_: object) -> None:
