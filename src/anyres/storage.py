@@ -111,6 +111,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+_TORCH_SAVE = ("PytorchStreamWriter failed writing", "iostream error")
+"""What torch.save says where it cannot write, in the middle or at its beginning and end."""
+
+
 def refusal(error: BaseException) -> int | None:
     """The errno with which the system refused what a library was doing, also where only the text tells it; or None."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -118,7 +122,7 @@ def refusal(error: BaseException) -> int | None:
     text = str(error)
     if told := re.search(r"\bos error (\d+)|\bcode: (\d+), kind|\[Errno (\d+)\]", text):
         return int(told[told.lastindex or 1])
-    if "PytorchStreamWriter failed writing" in text or ("inline_container" in text and "unexpected pos" in text):
+    if any(said in text for said in _TORCH_SAVE) or ("inline_container" in text and "unexpected pos" in text):
         return errno.ENOSPC  # torch.save keeps no errno: what else stops a write in the middle is rare
     known = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     return next((number for number in known if os.strerror(number) in text), None)

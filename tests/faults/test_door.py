@@ -7,6 +7,7 @@ where a file is to be written.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -23,7 +24,7 @@ from anyres.cli.app import app, main
 from anyres.cli.console import say
 from anyres.cli.ending import ending
 from anyres.config import Stopped, UserError
-from anyres.storage import _host, atomic_write, remove_drafts, write_text
+from anyres.storage import _host, atomic_write, refusal, remove_drafts, write_text
 from tests.command import anyres
 
 
@@ -197,3 +198,13 @@ def test_files_have_the_permissions_of_any_new_file_and_drafts_go(tmp_path: Path
         os.utime(path, (0, 0))
     remove_drafts(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "n" * 250]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("numbers", [1, 1_000, 1_000_000])
+def test_a_full_disk_is_known_from_what_torch_says(numbers: int) -> None:
+    with pytest.raises((RuntimeError, OSError)) as raised:
+        torch.save(torch.zeros(numbers), "/dev/full")
+    assert refusal(raised.value) == errno.ENOSPC
+    assert refusal(RuntimeError("basic_ios::clear: iostream error")) == errno.ENOSPC
+    assert refusal(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
