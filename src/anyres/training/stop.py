@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 from anyres.config import Stopped
@@ -39,8 +39,7 @@ def exit_code(number: signal.Signals) -> int:
 def ended_by_signal() -> Iterator[None]:
     """Inside, SIGTERM, SIGHUP and SIGUSR1 raise Stopped wherever the program is, and Ctrl-C KeyboardInterrupt.
 
-    SIGHUP stays ignored where it was, as under ``nohup``. What is raised within a destructor or a weak reference's
-    callback, Python only prints: the signal is sent once more then, a moment later.
+    SIGHUP stays ignored where it was, as under ``nohup``.
     """
     came: list[int] = []
 
@@ -50,20 +49,11 @@ def ended_by_signal() -> Iterator[None]:
             raise KeyboardInterrupt
         raise Stopped(f"stopped by {signal.Signals(number).name}", exit_code(signal.Signals(number)))
 
-    def again(lost: sys.UnraisableHookArgs) -> None:
-        if came and isinstance(lost.exc_value, Stopped | KeyboardInterrupt):
-            timer = threading.Timer(AGAIN_S, signal.raise_signal, (came[-1],))
-            timer.daemon = True
-            timer.start()
-        else:
-            before(lost)
+    def lost(error: BaseException | None) -> int | None:
+        return came[-1] if came and isinstance(error, Stopped | KeyboardInterrupt) else None
 
-    before, sys.unraisablehook = sys.unraisablehook, again
-    try:
-        with _handled(end):
-            yield
-    finally:
-        sys.unraisablehook = before
+    with _sent_again(lost), _handled(end):
+        yield
 
 
 class Stop:
@@ -74,7 +64,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self._leaves = False
+        self._leaves = self._again = False
         self._handled = _handled(self._ask)
 
     def __enter__(self) -> Stop:
@@ -93,12 +83,20 @@ class Stop:
             raise Interrupted
         self._leaves = True
         try:
-            yield
+            with _sent_again(self._lost):
+                yield
         finally:
             self._leaves = False
 
+    def _lost(self, error: BaseException | None) -> int | None:
+        if not isinstance(error, Interrupted):
+            return None
+        self._leaves = self._again = True
+        return self.asked
+
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked is not None and number == signal.SIGINT:
+        again, self._again = self._again, False
+        if self.asked is not None and number == signal.SIGINT and not again:
             raise KeyboardInterrupt
         if self.asked is None and number == signal.SIGINT and os.isatty(2):
             with contextlib.suppress(OSError):  # by the system itself: a handler may not print
@@ -107,6 +105,30 @@ class Stop:
         if self._leaves:
             self._leaves = False
             raise Interrupted
+
+
+@contextlib.contextmanager
+def _sent_again(lost: Callable[[BaseException | None], int | None]) -> Iterator[None]:
+    """Inside, a signal is sent once more, a moment later, where Python only prints what its handler raised.
+
+    It does so within a destructor, a weak reference's callback and a hook at a fork. ``lost``: the signal that such an
+    exception came from; None for any other.
+    """
+
+    def hook(args: sys.UnraisableHookArgs) -> None:
+        number = lost(args.exc_value)
+        if number is None:
+            before(args)
+        else:
+            timer = threading.Timer(AGAIN_S, signal.raise_signal, (number,))
+            timer.daemon = True
+            timer.start()
+
+    before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager
