@@ -77,7 +77,7 @@ def check_answer(model: Detector | Segmenter | VideoModel, x: Tensor) -> None:
     assert not model.has_masks or found["masks"].shape == (len(boxes), 1, height, width)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_every_size_is_answered(named: tuple[str, Detector | Segmenter | VideoModel], data: st.DataObject) -> None:
     name, model = named
@@ -111,7 +111,7 @@ def loss_of(name: str, model: Detector | Segmenter | VideoModel, height: int, wi
     return torch.stack(list(losses.values())).sum()
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_every_size_is_learnt_from(named: tuple[str, Detector | Segmenter | VideoModel], data: st.DataObject) -> None:
     name, model = named
