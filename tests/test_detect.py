@@ -311,7 +311,6 @@ def test_classes_are_counted_by_name_and_sides_change_in_a_mirror(run: Detected,
 
 
 WRONG = [
-    (["evaluate.warp=false"], "set evaluate.warp=true"),
     (["objective.consistency=smooth_l1"], "set objective.consistency=none"),
     (["mix.mixup=0.8"], "no classes to mix"),
     (["optim.layer_decay=0.9"], "trains all layers alike"),

@@ -221,7 +221,6 @@ def test_pictures_that_are_only_scored_need_no_split(tmp_path: Path) -> None:
 
 
 WRONG = [
-    (["evaluate.warp=false"], "set evaluate.warp=true"),
     (["objective.consistency=smooth_l1"], "set objective.consistency=none"),
     (["mix.mixup=0.8"], "no classes to mix"),
     (["optim.layer_decay=0.9"], "trains all layers alike"),

@@ -137,12 +137,13 @@ class EvalConfig:
 
     # scored at the end and named in the report
     sizes: tuple[str | int, ...] = ("224",)
-    # center-crop ratio, above 0 to 1 (null: the model's own)
+    # center-crop ratio, above 0 to 1 (null: the model's own); boxes and maps are scored on whole images
     crop: float | None = None
     # of the resizing (null: the model's own)
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    # the whole image is resized to the size whatever its shape, instead of cropped: at every size (true), or where both
-    # sides have so many pixels, as 384 for ResT
+    # the whole image is resized to the size whatever its shape, instead of cropped, or, for boxes and maps, instead of
+    # fitted into the size with its shape kept: at every size (true), or where both sides have so many pixels, as 384
+    # for ResT
     warp: bool | int = False
     # images at a time
     batch_size: int = 64
@@ -211,8 +212,7 @@ class Recipe:
         """The parts that have to suit a task."""
         from anyres.tasks import Configs  # with torch
 
-        whole = self.evaluate.warp is True
-        return Configs(self.objective, self.views, self.mix, self.optim, self.train, self.head, whole)
+        return Configs(self.objective, self.views, self.mix, self.optim, self.train, self.head)
 
 
 _ADAPTER = TypeAdapter(Recipe)

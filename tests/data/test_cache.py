@@ -10,6 +10,7 @@ from PIL import Image
 from anyres.config import UserError
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Unreadable, decode
+from anyres.data.framing import Framing
 from anyres.data.loader import eval_batches
 from anyres.data.sources import open_source
 from anyres.data.targets import reader_of
@@ -117,7 +118,7 @@ def test_evaluation_sees_all_pixels_that_its_size_has_room_for(
     images = photos if budget else DecodedImages(photos.source, 96, budget)
     assert images.cached == (budget > 0)
     (batch,) = eval_batches(
-        images, photos.source.records, reader_of(photos.source), size, crop=crop, warp=warp, batch_size=9
+        images, photos.source.records, reader_of(photos.source), size, framing=Framing(crop, warp), batch_size=9
     )
     for i, view in enumerate(batch.views[0]):
         kept, whole = photos[i].image, decode(photos.source.records[i]).image

@@ -16,6 +16,7 @@ from anyres.config import UserError
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.cache import DecodedImages
 from anyres.data.decode import Decoded, Unreadable
+from anyres.data.framing import Framing
 from anyres.data.loader import PREFETCHED, steps_per_epoch
 from anyres.data.sources import open_source
 from anyres.data.views_config import ViewsConfig
@@ -248,7 +249,7 @@ def test_evaluation_of_nothing_readable() -> None:
     assert list(evaluate(Pictures(3, range(3)), targets, Size(8, 8), rank=1, world=2)) == []
     assert list(evaluate(Pictures(3), targets, Size(8, 8), rank=3, world=4)) == []
     with pytest.raises(UserError, match="crop"):
-        list(evaluate(Pictures(3), targets, Size(8, 8), crop=2.0, workers=1))
+        list(evaluate(Pictures(3), targets, Size(8, 8), framing=Framing(crop=2.0), workers=1))
 
 
 def test_abandoned_batches_end_their_workers(images: DecodedImages) -> None:

@@ -1,13 +1,16 @@
 """A step on a device that the host would wait for: nothing is read, and what was not finite leaves no trace, later.
 
-On a CPU, whose numbers are there at once, ``reads_late`` is told otherwise.
+On a CPU, whose numbers are there at once, ``reads_late`` is told otherwise. Detectors wait all the same: torchvision's
+code asks the device how many boxes there are; ours asks nothing.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,12 +20,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyres.flow import Batch, Labels, Maps, on_device
+from anyres.config import override
+from anyres.flow import Batch, Instances, Labels, Maps, ViewObjects, on_device
 from anyres.models import create_model
+from anyres.models.dense.detector import Detector
+from anyres.models.dense.detector_config import CONFIGS
 from anyres.models.dense.segmenter import Segmenter, SegmenterConfig
 from anyres.models.dino import ProjectionHead
 from anyres.models.pyramids.bottom_up import bottom_up_of
 from anyres.tasks.classify import Classify
+from anyres.tasks.detect import Learner
 from anyres.tasks.segment import EveryHead
 from anyres.training import loop
 from anyres.training import step as steps
@@ -49,12 +56,24 @@ METHODS = {
 }
 
 
+def asking() -> str:
+    """Whose code asks, ``anyres`` or another package with models, and in which function."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals["__name__"].partition(".")[0]
+        if package in ("anyres", "torchvision", "timm", "segmentation_models_pytorch"):
+            return f"{package} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "a test"
+
+
 class Dispatched(TorchDispatchMode):
-    """Operations by which a host reads what a device has computed."""
+    """Operations by which a host reads what a device has computed, and who asked for each."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.askers: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         by_mask = func in (aten.index.Tensor, aten.index_put_.default) and any(
@@ -62,6 +81,7 @@ class Dispatched(TorchDispatchMode):
         )
         if func in READS or by_mask:
             self.found.append(str(func))
+            self.askers.append(asking())
         return func(*args, **(kwargs or {}))
 
 
@@ -71,10 +91,12 @@ class Called(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.askers: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in METHODS:
             self.found.append(str(func))
+            self.askers.append(asking())
         return func(*args, **(kwargs or {}))
 
 
@@ -113,6 +135,28 @@ def segment() -> Objective:
     trunk = create_model("resformer_nano", 0)
     model = Segmenter(bottom_up_of(trunk, "segmentation"), SegmenterConfig(num_classes=5, width=16, auxiliary_width=8))
     return Named(model, EveryHead(model), model.losses)
+
+
+def detect(kind: str) -> Objective:
+    torch.manual_seed(0)
+    stages = (2, 3, 4) if kind == "retinanet" else (1, 2, 3, 4)
+    trunk = bottom_up_of(create_model("restv2_nano", 0), "detection", stages)
+    small = {"width": 16, "hidden": 32, "mask_convs": 1, "proposals": 30, "taught": 16, "norm": "group"}
+    model = Detector(trunk, override(CONFIGS[kind], {"num_classes": 5, **small}, kind))
+    return Named(model, Learner(model, masks=model.has_masks))
+
+
+def objects(count: int = 2, seed: int = 0) -> Batch:
+    """Two objects on each image but for the last, which has none."""
+    torch.manual_seed(seed)
+    views, drawn = tuple(torch.randn(count, 3, side, side) for side in (64, 32)), []
+    for side in (64, 32):
+        boxes = torch.tensor([[1.0, 2.0, side / 2, side / 2], [8.0, 8.0, 30.0, 31.0]])
+        masks = torch.zeros(2, side, side, dtype=torch.uint8)
+        masks[:, 8 : side // 2, 8 : side // 2] = 1
+        there = ViewObjects(boxes, torch.tensor([0, 4]), masks, torch.zeros(2, dtype=torch.bool))
+        drawn.append((*[there] * (count - 1), there.changed(lambda x: x[:0])))
+    return Batch(views, Instances(tuple(drawn)), torch.arange(count))
 
 
 OBJECTIVES: dict[str, tuple[Callable[[], Objective], Callable[..., Batch]]] = {
@@ -174,6 +218,23 @@ def test_what_reads_is_found() -> None:
         with Dispatched() as dispatched, Called() as called:
             read(given.step(images())["loss"])
         assert len(dispatched.found + called.found) >= 1
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+@pytest.mark.usefixtures("_late")
+def test_a_detector_asks_by_torchvision_alone(kind: str) -> None:
+    """How many boxes match, are left and lie on each level are shapes there, which the host has to know: where losses
+    are computed, proposals filtered, matches sampled and regions pooled. Nothing of ours asks."""
+    given = setting(detect(kind))
+    with Dispatched() as dispatched, Called() as called:
+        for step in range(2):
+            shown = given.step(objects(seed=step))
+            given.state.progress.step += 1
+    askers = {*dispatched.askers, *called.askers}
+    assert {asker.partition(" ")[0] for asker in askers} == {"torchvision"}, askers
+    assert {"torchvision forward", "torchvision compute_loss"} <= askers
+    settle(given.state)
+    assert shown["loss"].isfinite()
 
 
 def everything(state: State) -> dict[str, Any]:

@@ -32,17 +32,30 @@ def keep_size(picture: Size, side: int, *, longest: int | None = None, multiple:
 def fit_view(view: View, size: Size, interpolation: str = "bilinear") -> View:
     """The whole view, as large as fits into ``size`` with its shape kept, in the upper left; black beyond.
 
-    Antialiased. The geometry's crop reaches beyond the picture where the view is black, so that boxes and masks follow,
-    and a class map is ignored there.
+    Antialiased. ``fit_geometry`` says where the pixels come from.
     """
-    picture = view.geometry.size
-    scale = min(size.height / picture.height, size.width / picture.width)
-    shown = Size(*(max(1, min(most, round(length * scale))) for length, most in zip(picture, size, strict=True)))
+    shown = _fitted(view.geometry.size, size)
     pixels = torch.zeros((len(view.pixels), *size), dtype=torch.uint8)
     pixels[:, : shown.height, : shown.width] = resize(view.pixels, shown, interpolation)
-    top, left, height, width = view.geometry.crop
+    return View(pixels, fit_geometry(view.geometry, size))
+
+
+def fit_geometry(geometry: Geometry, size: Size) -> Geometry:
+    """Where the pixels of ``fit_view`` come from; ``geometry``: the decoded picture's own.
+
+    Its crop reaches beyond the picture where the view is black, so that boxes and masks follow, and a class map is
+    ignored there.
+    """
+    shown = _fitted(geometry.size, size)
+    top, left, height, width = geometry.crop
     crop = (top, left, height * size.height / shown.height, width * size.width / shown.width)
-    return View(pixels, Geometry(view.geometry.source, crop, size))
+    return Geometry(geometry.source, crop, size)
+
+
+def _fitted(picture: Size, size: Size) -> Size:
+    """The largest height and width within ``size`` that have the picture's shape, to a pixel."""
+    scale = min(size.height / picture.height, size.width / picture.width)
+    return Size(*(max(1, min(most, round(length * scale))) for length, most in zip(picture, size, strict=True)))
 
 
 def shown_size(geometry: Geometry) -> Size:
@@ -51,6 +64,14 @@ def shown_size(geometry: Geometry) -> Size:
     rows = (geometry.source.height - top) * geometry.size.height / height
     columns = (geometry.source.width - left) * geometry.size.width / width
     return Size(min(geometry.size.height, round(rows)), min(geometry.size.width, round(columns)))
+
+
+def unpadded(geometry: Geometry) -> Geometry:
+    """The same of the part of a fitted view that shows the picture, in the upper left; of another view, of all."""
+    shown = shown_size(geometry)
+    top, left, height, width = geometry.crop
+    rows, columns = height * shown.height / geometry.size.height, width * shown.width / geometry.size.width
+    return Geometry(geometry.source, (top, left, rows, columns), shown, geometry.flip, geometry.affine)
 
 
 def boxes_back(boxes: Float[Tensor, "n 4"], geometry: Geometry) -> Float[Tensor, "n 4"]:

@@ -28,6 +28,7 @@ from anyres.config import UserError
 from anyres.data.augment import mix_seed
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.balance import balanced_order
+from anyres.data.framing import Framing
 from anyres.data.samples import Annotated, Collated, EvalSamples, Images, Key, Parcel, Sample, SeenKey, TrainSamples
 from anyres.data.shared_batch import SharedBatchBuffer, Slot
 from anyres.data.views_config import ViewsConfig
@@ -125,9 +126,7 @@ def eval_batches(
     reader: TargetReader,
     size: Size,
     *,
-    crop: float = 0.875,
-    warp: bool = False,
-    interpolation: str = "bicubic",
+    framing: Framing = Framing(),
     batch_size: int = 64,
     rank: Rank = Rank(),
     options: LoaderOptions = LoaderOptions(),
@@ -142,7 +141,7 @@ def eval_batches(
     workers = choose_workers(images.cached) if options.workers is None else options.workers
     buffer = _buffer(min(workers, len(chunks)), min(batch_size, len(mine)), images.channels, (size,))
     annotated = Annotated(records, reader)
-    dataset = EvalSamples(images, annotated, size, crop, warp, interpolation, geometry=options.geometry, buffer=buffer)
+    dataset = EvalSamples(images, annotated, size, framing, geometry=options.geometry, buffer=buffer)
     batches = _batches(_make_loader(dataset, chunks, min(workers, len(chunks))), buffer, options.reuse)
     return _without_empty(batches, must_read=rank.world == 1)
 

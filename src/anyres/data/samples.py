@@ -16,9 +16,10 @@ from anyres.data.augment import preserve_rng_state
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.clips import Draw
 from anyres.data.decode import Decoded, Unreadable
+from anyres.data.framing import Framing
 from anyres.data.geometry import View
 from anyres.data.shared_batch import SharedBatchBuffer, Slot, pack, unpack, views_in
-from anyres.data.views import draw_views, eval_geometry, eval_plan, eval_view
+from anyres.data.views import draw_views
 from anyres.data.views_config import ViewsConfig
 from anyres.flow import Geometry, Record, Size, TargetReader, Targets
 
@@ -225,15 +226,13 @@ class EvalSamples(Dataset[Sample]):
         images: Images,
         annotated: Annotated,
         size: Size,
-        crop: float = 0.875,
-        warp: bool = False,
-        interpolation: str = "bicubic",
+        framing: Framing = Framing(),
         *,
         geometry: bool = False,
         buffer: SharedBatchBuffer | None = None,
     ) -> None:
-        self.images, self.annotated, self.size, self.crop, self.warp = images, annotated, size, crop, warp
-        self.interpolation, self.geometry, self.stack = interpolation, geometry, WorkerStack(buffer)
+        self.images, self.annotated, self.size, self.framing = images, annotated, size, framing
+        self.geometry, self.stack = geometry, WorkerStack(buffer)
 
     def __getitems__(self, keys: list[Key]) -> Collated | Parcel | UserError:
         with one_thread():
@@ -245,18 +244,17 @@ class EvalSamples(Dataset[Sample]):
 
     def _sample(self, i: int) -> Sample:
         try:
-            decoded = read_for(self.images, i, self.size, self.crop, self.warp)
+            decoded = read_for(self.images, i, self.size, self.framing)
         except Unreadable as error:
             return Sample((), (), i, ((error.name, f"unreadable ({error.reason}): left out"),))
-        pixels = eval_view(decoded.image, self.size, self.crop, self.warp, self.interpolation)
-        view = View(pixels, eval_geometry(decoded.view.geometry, self.size, self.crop, self.warp))
+        view = self.framing.view(decoded.view, self.size)
         return Sample((view,), self.annotated.views(i, [view.geometry]), i, _note(decoded))
 
 
-def read_for(images: Images, i: int, size: Size, crop: float = 0.875, warp: bool = False) -> Decoded:
-    """Image i for ``eval_view``: as it is kept, unless that was made smaller than the view needs. Raises Unreadable."""
+def read_for(images: Images, i: int, size: Size, framing: Framing = Framing()) -> Decoded:
+    """Image i to be framed: as it is kept, unless that was made smaller than the view needs. Raises Unreadable."""
     kept = images[i]
-    if kept.geometry is None or not eval_plan(kept.geometry.size, size, crop, warp).enlarges:
+    if kept.geometry is None or not framing.enlarges(kept.geometry.size, size):
         return kept
     return images.full(i)
 

@@ -15,7 +15,8 @@ from importlib.metadata import version
 from PIL import features
 
 from anyres.data.decode import decode
-from anyres.data.views import eval_plan, eval_view
+from anyres.data.framing import Framing
+from anyres.data.geometry import whole
 from anyres.flow import Record, Size
 
 PICTURE = "fingerprint.jpg"  # 240 x 180, colour at half resolution; rings of every width, edges, saturated patches
@@ -44,17 +45,18 @@ def fingerprint(
     warp: bool = False,
     short_side: int | None = None,
     interpolation: str = "bicubic",
+    fit: bool = False,
 ) -> Fingerprint:
-    """Decode and view the built-in picture as evaluation does every image.
+    """Decode and view the built-in picture as evaluation does every image: see ``data.framing.Framing``.
 
     ``short_side``: of images that are kept decoded (``data.cache_side``); a size that needs more is decoded in full.
     """
     picture = Record(resources.files(__package__).joinpath(PICTURE).read_bytes(), -1, PICTURE)
     full, kept = (decode(picture, side).image for side in (None, short_side))
-    pixels = {}
+    pixels, framing = {}, Framing(crop, warp, fit, interpolation)
     for size in sizes:
-        image = full if eval_plan(Size(*kept.shape[1:]), size, crop, warp).enlarges else kept
-        view = eval_view(image, size, crop, warp, interpolation)
+        image = full if framing.enlarges(Size(*kept.shape[1:]), size) else kept
+        view = framing.view(whole(image), size).pixels
         pixels[str(size)] = hashlib.sha256(view.numpy().tobytes()).hexdigest()[:DIGITS]
     packages = {name: version(name) for name in ("pillow", "torchvision", "torch")}
     return Fingerprint({"jpeg": _jpeg_decoder(), **packages}, f"{interpolation}, antialiased", pixels)

@@ -1,11 +1,13 @@
-"""What was said of overlapping parts of a picture, joined: objects are merged, maps averaged.
+"""What was said of parts of a picture or of a view: of overlapping parts joined (objects are merged, maps averaged), of
+a padded view without the padding.
 
 A part is told by the geometry of its view, whose ``source`` is the whole picture and whose ``crop`` is the part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from anyres.config import UserError
+from anyres.data.fit import unpadded
 from anyres.evaluation.detections import Detections
 from anyres.flow import Geometry, Size
 
@@ -88,6 +91,24 @@ def averaged(parts: Iterable[tuple[Tensor, Geometry]]) -> Float32[Tensor, "k h w
         times[top:bottom, left:right] += 1
     assert total is not None, "a picture has one part at least"
     return total / times
+
+
+def shown_part(output: Any, geometry: Geometry) -> tuple[Any, Geometry]:
+    """What was said of a view (logits (k, rows, columns), or objects by ``boxes``, ``scores``, ``labels`` and perhaps
+    ``masks``) and where it comes from -> the same of the part that shows the picture, where the view is padded."""
+    part = unpadded(geometry)
+    height, width = part.size
+    if part.size == geometry.size:
+        return output, geometry
+    if isinstance(output, Mapping):
+        most = output["boxes"].new_tensor([width, height, width, height])
+        found = {**output, "boxes": torch.minimum(output["boxes"].clamp(min=0), most)}
+        there = (found["boxes"][:, 2:] > found["boxes"][:, :2]).all(1)
+        found = {name: value[there] for name, value in found.items()}
+        return found | ({"masks": found["masks"][..., :height, :width]} if "masks" in found else {}), part
+    if tuple(output.shape[-2:]) != tuple(geometry.size):
+        output = F.interpolate(output[None], size=list(geometry.size), mode="bilinear", align_corners=False)[0]
+    return output[..., :height, :width], part
 
 
 def _is_cut(boxes: Float32[np.ndarray, "n 4"], geometry: Geometry) -> Bool[np.ndarray, " n"]:

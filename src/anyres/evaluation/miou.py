@@ -1,7 +1,8 @@
 """How good maps of classes are: intersection over union of each class, summed over all pictures, and its mean.
 
-Every picture counts at its own size: logits are resized to it, then the likeliest class is taken. Ignored pixels count
-for nothing. The mean is over the classes that any picture has or is said to have, as torchmetrics' is.
+Every picture counts at its own size: logits are resized to it, without the padding of a view that has one, then the
+likeliest class is taken. Ignored pixels count for nothing. The mean is over the classes that any picture has or is said
+to have, as torchmetrics' is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.evaluation.evaluator import EvalSettings, collect
+from anyres.evaluation.joined import shown_part
 from anyres.evaluation.metrics import Comparison
-from anyres.flow import IGNORED, Batch, Estimate, Size
+from anyres.flow import IGNORED, Batch, Estimate, Geometry, Size
 from anyres.storage import write_rows
 
 RESAMPLES, AT_ONCE = 1000, 100  # of the bootstrap
@@ -125,13 +127,14 @@ def score_maps(model: nn.Module, batches: Iterable[Batch], how: EvalSettings, cl
     maps: list[UInt8[np.ndarray, "_ _"]] = []
     kept = 0
 
-    def judge(logits: Tensor, truths: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def judge(logits: Tensor, truths: Sequence[tuple[Tensor, Geometry | None]]) -> tuple[Tensor, ...]:
         nonlocal kept
         if logits.ndim != 4 or logits.shape[1] != classes:
             raise UserError(f"pictures have {classes} classes, and the model answers with {tuple(logits.shape[1:])}")
         counts = []
-        for each, truth in zip(logits, truths, strict=True):
-            said = classes_at(each, Size(*truth.shape))
+        for each, (truth, seen) in zip(logits, truths, strict=True):
+            shown = each if seen is None else shown_part(each, seen)[0]
+            said = classes_at(shown, Size(*truth.shape))
             counts.append(count_pixels(said, truth, classes))
             kept += said.numel()
             if kept <= KEPT_BYTES:

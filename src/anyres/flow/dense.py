@@ -89,28 +89,32 @@ class Maps:
 
 @dataclass(frozen=True)
 class OwnMaps:
-    """The class maps of b pictures to be scored, each uint8 (h, w) of its picture's own size, whatever the view's."""
+    """The class maps of b pictures to be scored, each uint8 (h, w) of its picture's own size, whatever the view's.
+
+    ``seen``: where each view's pixels come from; (): from the whole picture, without padding.
+    """
 
     value: tuple[UInt8[Tensor, "_ _"], ...]
+    seen: tuple[Geometry, ...] = ()
 
     def __len__(self) -> int:
         return len(self.value)
 
     def to(self, device: torch.device) -> OwnMaps:
-        return OwnMaps(tuple(each.to(device, non_blocking=True) for each in self.value))
+        return OwnMaps(tuple(each.to(device, non_blocking=True) for each in self.value), self.seen)
 
     def pin_memory(self) -> OwnMaps:
         """In memory from which a GPU copies by itself; DataLoader calls this."""
-        return OwnMaps(tuple(each.pin_memory() for each in self.value))
+        return OwnMaps(tuple(each.pin_memory() for each in self.value), self.seen)
 
     def part(self, images: slice) -> OwnMaps:
-        return OwnMaps(self.value[images])
+        return OwnMaps(self.value[images], self.seen[images])
 
     def window(self, views: slice) -> OwnMaps:  # noqa: ARG002
         return self
 
-    def of(self, view: int) -> tuple[UInt8[Tensor, "_ _"], ...]:  # noqa: ARG002
-        return self.value
+    def of(self, view: int) -> tuple[tuple[UInt8[Tensor, "_ _"], Geometry | None], ...]:  # noqa: ARG002
+        return tuple(zip(self.value, self.seen or (None,) * len(self), strict=True))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from anyres.config import UserError
 from anyres.flow import Size
 from anyres.recipe import Recipe
-from anyres.runs.inputs import crop_ratio, evaluated_sizes
+from anyres.runs.inputs import crop_ratio, evaluated_sizes, shows_whole
 
 TRAINED_BYTES = 4
 """Of a value of a training view: bytes in the loader's two batches, and a part of the batch as floats."""
@@ -56,7 +56,7 @@ def check_recipe(recipe: Recipe) -> None:
 def check_sizes_fit(sizes: Sequence[Size], recipe: Recipe, images: int) -> None:
     """Raises UserError where ``images`` at a time, prepared as the recipe scores them, do not fit at one size."""
     channels = recipe.data.channels or len(recipe.data.mean)
-    crop = 1.0 if recipe.evaluate.warp else crop_ratio(recipe)
+    crop = 1.0 if recipe.evaluate.warp or shows_whole(recipe) else crop_ratio(recipe)
     for size in sizes:
         copies = images - 1 + (1 / crop) * (1 / crop)  # each is resized by itself, then cut
         values = channels * size.height * size.width * copies

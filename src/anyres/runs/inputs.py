@@ -20,6 +20,7 @@ from anyres.data.channels import channels_of
 from anyres.data.clips import Clip, with_clips
 from anyres.data.drawn_sources import Drawn, open_scored, open_split
 from anyres.data.erasing import erase
+from anyres.data.framing import Framing
 from anyres.data.loader import LoaderOptions, Rank, Steps, eval_batches, train_batches
 from anyres.data.mix import mix_rng, normalize
 from anyres.data.normalization import normalization
@@ -226,9 +227,7 @@ def scored_batches(
         images.source.records,
         reader,
         size,
-        crop=crop_ratio(recipe),
-        warp=recipe.evaluate.warps(size),
-        interpolation=interpolation_of(recipe),
+        framing=framing_of(recipe, size),
         batch_size=recipe.evaluate.batch_size,
         rank=rank,
         options=LoaderOptions(recipe.data.workers, reuse=True),
@@ -236,6 +235,17 @@ def scored_batches(
     for batch in loaded:
         images.add_warnings(batch.notes)
         yield normalize(batch, recipe.data.mean, recipe.data.std, device)
+
+
+def framing_of(recipe: Recipe, size: Size) -> Framing:
+    """How evaluation shows a picture at a size; a task that answers with places sees all of it."""
+    fit = shows_whole(recipe)
+    return Framing(crop_ratio(recipe), recipe.evaluate.warps(size), fit, interpolation_of(recipe))
+
+
+def shows_whole(recipe: Recipe) -> bool:
+    """Whether pictures are never cropped: so for boxes and maps, which may lie anywhere."""
+    return wanted_by(recipe.task, recipe.objective) in ("boxes", "maps")
 
 
 def crop_ratio(recipe: Recipe) -> float:
@@ -254,7 +264,11 @@ def describe_preprocessing(recipe: Recipe, sizes: Sequence[Size] = ()) -> str:
     crop = crop_ratio(recipe)
     side = "the size" if crop == 1 else f"int(size / {crop:g})"
     warped = {recipe.evaluate.warps(size) for size in sizes or evaluated_sizes(recipe)}
-    cut = "warped to the size" if warped == {True} else f"short side to {side}, center crop"
+    cut = f"short side to {side}, center crop"
+    if shows_whole(recipe):
+        cut = "as large as fits into the size, black beyond"
+    if warped == {True}:
+        cut = "warped to the size"
     if len(warped) > 1:
         cut += f", from {recipe.evaluate.warp} px on warped to the size"
     clip = recipe.clip if frames_of(recipe) is not None else None

@@ -18,11 +18,10 @@ from anyres.data.clips import Clip, decode_clip
 from anyres.data.decode import Unreadable, decode
 from anyres.data.geometry import whole
 from anyres.data.mix import normalize
-from anyres.data.views import eval_geometry, eval_view
 from anyres.deploy.predictor import EngineOptions, Picture, listed, pixels_of, size_of
 from anyres.flow import Batch, Geometry, Labels, Record, Size
 from anyres.runs.bounds import check_sizes_fit
-from anyres.runs.inputs import crop_ratio, frames_of, interpolation_of
+from anyres.runs.inputs import crop_ratio, frames_of, framing_of
 from anyres.runs.opened import Model, TrainedModel, open_model
 from anyres.runs.stderr import show_log
 from anyres.runs.tiles import tile_answerer
@@ -208,8 +207,7 @@ def _is_finite(output: Output) -> bool:
 
 def _seen(trained: TrainedModel, picture: Tensor, size: Size) -> Geometry:
     """Where the pixels come from that ``plain_output`` shows of a picture."""
-    recipe = trained.recipe
-    return eval_geometry(whole(picture).geometry, size, crop_ratio(recipe), recipe.evaluate.warps(size))
+    return framing_of(trained.recipe, size).geometry(whole(picture).geometry, size)
 
 
 def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[Sequence[Tensor]], Sequence[Output]]:
@@ -225,8 +223,7 @@ def _cascade_outputs(trained: TrainedModel, engine: EngineOptions) -> Callable[[
 
 def plain_output(trained: TrainedModel, image: Tensor, size: Size) -> Output:
     """The model's output for one image, uint8 (c, h, w), seen at ``size`` as evaluation does, after the activation."""
-    recipe = trained.recipe
-    view = eval_view(image, size, crop_ratio(recipe), recipe.evaluate.warps(size), interpolation_of(recipe))
+    view = framing_of(trained.recipe, size).view(whole(image), size).pixels
     batch = Batch((view[None],), Labels(torch.tensor([-1])), torch.tensor([0]))
     pixels = normalize(batch, trained.recipe.data.mean, trained.recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):

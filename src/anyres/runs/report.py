@@ -20,7 +20,7 @@ from anyres.evaluation.page import FactGroup, ReportPage
 from anyres.flow import Size, SizeResult
 from anyres.models.weights import save_weights
 from anyres.recipe import Recipe
-from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
+from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of, shows_whole
 from anyres.runs.kept import LAST, choose, kept_in
 from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.runs.samples import best_of, samples_of
@@ -310,7 +310,7 @@ def pixels_of(trained: TrainedModel, sizes: Sequence[Size]) -> Fingerprint:
     crop, short, how = crop_ratio(recipe), recipe.data.cache_side, interpolation_of(recipe)
     warped = {size: recipe.evaluate.warps(size) for size in sizes}
     alike = [[size for size in sizes if warped[size] == warp] for warp in dict.fromkeys(warped.values())]
-    found = [fingerprint(some, crop, warped[some[0]], short, how) for some in alike]
+    found = [fingerprint(some, crop, warped[some[0]], short, how, shows_whole(recipe)) for some in alike]
     pixels = {size: digits for one in found for size, digits in one.pixels.items()}
     return replace(found[0], pixels={str(size): pixels[str(size)] for size in sizes})
 
@@ -340,7 +340,7 @@ def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
         "claim_source": recipe.claim.source,
         "seen": {
             "short_side_at_most": recipe.data.cache_side,
-            "crop": None if warped == {True} else crop_ratio(recipe),
+            "crop": None if warped == {True} or shows_whole(recipe) else crop_ratio(recipe),
             "warp": recipe.evaluate.warp if len(warped) > 1 else warped == {True},
             "mean": list(recipe.data.mean),
             "std": list(recipe.data.std),

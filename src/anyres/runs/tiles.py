@@ -13,10 +13,9 @@ from torch import Tensor
 from anyres.config import UserError
 from anyres.data.geometry import whole
 from anyres.data.mix import normalize
-from anyres.data.views import eval_geometry, eval_view
-from anyres.evaluation.joined import parts_of
+from anyres.evaluation.joined import parts_of, shown_part
 from anyres.flow import Batch, Geometry, Labels, Size
-from anyres.runs.inputs import crop_ratio, interpolation_of
+from anyres.runs.inputs import framing_of
 from anyres.runs.opened import TrainedModel
 from anyres.tasks import Answer, AnswerOptions
 
@@ -51,14 +50,14 @@ def tile_outputs(
         tiles = [picture[:, top : top + height, left : left + width] for top, left, height, width in some]
         outputs = _outputs(trained, tiles, size)
         for output, tile, (top, left, _, _) in zip(outputs, tiles, some, strict=True):
-            yield output, _placed(_seen(trained, tile, size), of_size, top, left)
+            found, geometry = shown_part(output, _seen(trained, tile, size))
+            yield found, _placed(geometry, of_size, top, left)
 
 
 def _outputs(trained: TrainedModel, tiles: Sequence[Tensor], size: Size) -> Sequence[Any]:
     """Of each tile, what the model says of it. Raises UserError for numbers that are not finite."""
-    recipe = trained.recipe
-    crop, warp, interpolation = crop_ratio(recipe), recipe.evaluate.warps(size), interpolation_of(recipe)
-    views = torch.stack([eval_view(tile, size, crop, warp, interpolation) for tile in tiles])
+    recipe, framing = trained.recipe, framing_of(trained.recipe, size)
+    views = torch.stack([framing.view(whole(tile), size).pixels for tile in tiles])
     batch = Batch((views,), Labels(torch.full((len(tiles),), -1)), torch.arange(len(tiles)))
     pixels = normalize(batch, recipe.data.mean, recipe.data.std, trained.device).views[0]
     with torch.inference_mode(), torch.autocast(trained.device.type, trained.autocast, trained.autocast is not None):
@@ -72,8 +71,7 @@ def _outputs(trained: TrainedModel, tiles: Sequence[Tensor], size: Size) -> Sequ
 
 def _seen(trained: TrainedModel, tile: Tensor, size: Size) -> Geometry:
     """Where the pixels of a tile's view come from, in the tile."""
-    recipe = trained.recipe
-    return eval_geometry(whole(tile).geometry, size, crop_ratio(recipe), recipe.evaluate.warps(size))
+    return framing_of(trained.recipe, size).geometry(whole(tile).geometry, size)
 
 
 def _placed(geometry: Geometry, of_size: Size, top: int, left: int) -> Geometry:

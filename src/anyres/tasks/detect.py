@@ -158,8 +158,6 @@ class Detect(ImageTask):
                 "task=detect trains all layers alike: set train.trainable=all, train.freeze_blocks=0, "
                 "optim.layer_decay=1"
             )
-        if not configs.whole:
-            raise UserError("task=detect finds objects anywhere on a picture: set evaluate.warp=true")
         head_of(configs.head, 1)
         return given
 

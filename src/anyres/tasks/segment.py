@@ -17,7 +17,7 @@ from anyres.data.annotations.targets import MapReader, OwnMapReader
 from anyres.data.sources import Source, Wanted
 from anyres.evaluation.classes import Names
 from anyres.evaluation.evaluator import EvalSettings, Evaluator, ImageScores
-from anyres.evaluation.joined import averaged
+from anyres.evaluation.joined import averaged, shown_part
 from anyres.evaluation.measured import MIOU, PIXEL_ACCURACY
 from anyres.evaluation.miou import MapScores, classes_at, score_maps, write_class_table
 from anyres.evaluation.page import PageTable, SampleAnswer, Section
@@ -117,8 +117,6 @@ class Segment(ImageTask):
                 "task=segment trains all layers alike: set train.trainable=all, train.freeze_blocks=0, "
                 "optim.layer_decay=1"
             )
-        if not configs.whole:
-            raise UserError("task=segment answers for every pixel of a picture: set evaluate.warp=true")
         head_of(configs.head, 1)
         return given
 
@@ -204,8 +202,9 @@ class Segment(ImageTask):
 
     def answer(self, output: Float[Tensor, "k rows columns"], options: AnswerOptions) -> Answer:
         """The share of each class, largest first, and the map to be drawn."""
-        size = options.of_size or Size(*output.shape[-2:])
-        found = classes_at(output, size).cpu()
+        shown = output if options.geometry is None else shown_part(output, options.geometry)[0]
+        size = options.of_size or Size(*shown.shape[-2:])
+        found = classes_at(shown, size).cpu()
         shares = torch.bincount(found.flatten().long(), minlength=len(self.classes)).double() / found.numel()
         best = [i for i in shares.argsort(descending=True, stable=True).tolist() if shares[i] > 0][: options.top]
         cells = {f"{rank}.": f"{self.classes[i]} {100 * float(shares[i]):.1f} %" for rank, i in enumerate(best, 1)}

@@ -64,8 +64,8 @@ Output = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Configs:
-    """The parts of a recipe that have to suit each other. ``head``: the options of what a task builds on the backbone;
-    ``whole``: evaluation shows every image whole, at every size."""
+    """The parts of a recipe that have to suit each other. ``head``: the options of what a task builds on the
+    backbone."""
 
     objective: ObjectiveConfig
     views: ViewsConfig
@@ -73,7 +73,6 @@ class Configs:
     optim: OptimConfig
     train: TrainConfig
     head: Mapping[str, Any] = field(default_factory=dict)
-    whole: bool = False
 
 
 @dataclass(frozen=True)

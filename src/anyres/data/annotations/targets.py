@@ -138,14 +138,16 @@ class OwnMapReader:
         """The map of the upright picture. Raises UserError for a value that is no class."""
         return MapReader(self.classes).read(record)
 
-    def view(self, target: UInt8[Tensor, "h w"], geometry: Geometry) -> UInt8[Tensor, "h w"]:
-        """The map as it is. Raises UserError where the picture has another size than its map."""
+    def view(self, target: UInt8[Tensor, "h w"], geometry: Geometry) -> tuple[UInt8[Tensor, "h w"], Geometry]:
+        """The map as it is, and the view's geometry. Raises UserError where the picture has another size than its
+        map."""
         _check_size(Size(*target.shape), geometry)
-        return target
+        return target, geometry
 
-    def collate(self, targets: Sequence[Sequence[UInt8[Tensor, "_ _"]]]) -> OwnMaps:
+    def collate(self, targets: Sequence[Sequence[tuple[UInt8[Tensor, "_ _"], Geometry]]]) -> OwnMaps:
         """``targets[image][view]`` -> the batch's."""
-        return OwnMaps(tuple(views[0] for views in targets))
+        maps, seen = zip(*(views[0] for views in targets), strict=True)
+        return OwnMaps(maps, seen)
 
 
 @dataclass(frozen=True)
