@@ -5,7 +5,7 @@
 Each picture is noise but for stripes or checks, which make its class, in one of its corners: a quarter of the side. A
 model of each family is trained for a minute, and each method's maps of new pictures are measured: the share of the
 mass in the positions that touch the corner, beside these positions' share of the area (what an even map has), and how
-often the highest value lies there. Families that are asked for replace their rows of benchmarks/results/maps.json.
+often the highest value lies there; ``grad_cam`` is captum's Grad-CAM at the layer of ``cam``. Families that are asked for replace their rows of benchmarks/results/maps.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tests.maps.planted import CLASSES, pictures, share_in_corner, train
+from captum.attr import LayerGradCam
+from tests.maps.planted import CLASSES, Pictures, Share, pictures, share_in_corner, share_of, train
 
+from anyres.maps.gradients import cam, layer_as_map
 from anyres.maps.look import METHODS
 from anyres.models import create_model
+from anyres.models.contract import Backbone
 
 RESULTS = Path(__file__).parent / "results" / "maps.json"
 VIT: dict[str, Any] = {"dim": 64, "depth": 4, "heads": 2, "patch_size": 8, "img_size": 64}
@@ -54,6 +57,17 @@ FAMILIES = {
 }
 
 
+def grad_cam(model: Backbone, seen: Pictures) -> Share:
+    """captum's Grad-CAM at the layer that ``cam`` takes, for comparison."""
+    size = (seen.x.shape[2], seen.x.shape[3])
+    _, place = cam(model, seen.x[:1], seen.y[:1])
+    with torch.no_grad():
+        answered = model(seen.x).argmax(1)
+    with layer_as_map(model, place, size) as probe:
+        maps = LayerGradCam(model, probe).attribute(seen.x.clone().requires_grad_(), target=answered)
+    return share_of(list(maps.detach()[:, 0].clamp_min(0)), int(model.feature_info[place]["reduction"]), seen)
+
+
 def measure(family: str, seconds: float, images: int) -> dict[str, Any]:
     """A row: accuracy on new pictures, and each method's share."""
     planted = FAMILIES[family]
@@ -66,6 +80,7 @@ def measure(family: str, seconds: float, images: int) -> dict[str, Any]:
         accuracy = float((model(held_out.x).argmax(1) == held_out.y).float().mean())
     methods = [method for method in METHODS if method != "attention" or model.traits.look]
     found = {method: asdict(share_in_corner(model, held_out, method)) for method in methods}
+    found["grad_cam"] = asdict(grad_cam(model, held_out))
     row = {
         "model": planted.name,
         "options": planted.options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,10 +48,10 @@ def pictures(count: int, side: int, seed: int) -> Pictures:
 
 
 def train(model: Backbone, side: int, steps: int, batch: int = 64, seconds: float = 60) -> Backbone:
-    """The model after so many steps, or so many seconds, on pictures of which each is seen once; in evaluation mode."""
+    """The model after so many steps, or seconds of the processor, on pictures each seen once; in evaluation mode."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=STEEP, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, STEEP, total_steps=steps, pct_start=0.2)
-    end = time.monotonic() + seconds
+    end = time.process_time() + seconds
     for step in range(steps):
         seen = pictures(batch, side, seed=1000 + step)
         loss = F.cross_entropy(model(seen.x), seen.y)
@@ -59,7 +60,7 @@ def train(model: Backbone, side: int, steps: int, batch: int = 64, seconds: floa
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if time.monotonic() > end:
+        if time.process_time() > end:
             break
     return model.eval()
 
@@ -76,14 +77,18 @@ class Share:
 
 def share_in_corner(model: Backbone, seen: Pictures, method: Method) -> Share:
     """The mean over pictures; of several heads, of their mean."""
+    found = [look_at(model, x[None], method) for x in seen.x]
+    return share_of([each.maps.mean(0) for each in found], found[0].stride, seen)
+
+
+def share_of(maps: Sequence[Tensor], stride: int, seen: Pictures) -> Share:
+    """Of maps, one (rows, columns) for each picture."""
     shares, areas, hits = [], [], []
-    for x, corner in zip(seen.x, seen.corner, strict=True):
-        found = look_at(model, x[None], method)
-        size = (x.shape[1], x.shape[2])
-        one = found.maps.mean(0, keepdim=True)
-        positions = F.max_pool2d(corner[None].float(), found.stride, ceil_mode=True)  # those that touch it
-        inside = over_pixels(positions, found.stride, size)[0].bool()
-        wide = over_pixels(one, found.stride, size)[0]
+    for found, corner in zip(maps, seen.corner, strict=True):
+        size = (corner.shape[0], corner.shape[1])
+        positions = F.max_pool2d(corner[None].float(), stride, ceil_mode=True)  # those that touch it
+        inside = over_pixels(positions, stride, size)[0].bool()
+        wide = over_pixels(found[None], stride, size)[0]
         shares.append(float((wide * inside).sum() / wide.sum().clamp_min(1e-12)))
         areas.append(float(inside.float().mean()))
         hits.append(bool(inside.flatten()[wide.argmax()]))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from anyres.maps.fourier import EPS, Fourier, diagonal, log_amplitude
-from tests.command import anyres, refused
+from tests.command import anyres
 from tests.models.zoo import SMALL, build, image, stirred
 from tests.pictures import make_folder
 
@@ -28,22 +28,22 @@ def test_amplitudes_are_those_of_the_paper_s_formula() -> None:
 
 def test_lengths_of_the_diagonal() -> None:
     for side, length in ((56, 28), (28, 14), (14, 7), (7, 4), (1, 1)):
-        assert len(diagonal(torch.zeros(side, side))) == length
-    wide = torch.arange(24.0).reshape(4, 6)  # the center is (2, 3), the corner (3, 5)
+        assert len(diagonal(torch.zeros(side, side).double())) == length
+    wide = torch.arange(24.0).double().reshape(4, 6)  # the center is (2, 3), the corner (3, 5)
     assert diagonal(wide).tolist() == [0, 23 - 15]
 
 
 @pytest.mark.parametrize("family", SMALL)
 def test_every_family_streams_and_its_numbers_stay(family: str) -> None:
-    model = stirred(build(family))
-    x = image(64, 96, batch=3)
+    model = stirred(build(family)).double()  # logarithms of next to nothing magnify rounding
+    x = image(64, 96, batch=3).double()
     whole, parts = Fourier(model), Fourier(model)
     whole.see(x)
     for one in x:
         parts.see(one[None])
     for a, b in zip(whole.spectra(), parts.spectra(), strict=True):
         assert a.images == b.images == 3
-        assert a.values == pytest.approx(b.values, abs=1e-4)
+        assert a.values == pytest.approx(b.values, abs=1e-6)
         assert a.values[0] == 0
     kinds = {spectrum.part for spectrum in whole.spectra()}
     more = {"resformer": {"local", "sum"}, "restv2": {"upsample", "sum"}}.get(family, set())
@@ -72,25 +72,24 @@ def test_the_verb_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     data = make_folder(tmp_path / "shapes", per_class=2)
     (data / "disc" / "bad.jpg").write_bytes(b"no image")
     words = ("fourier", "restv2_nano", "--weights", "none", "--data", data, "--size", "64x96")
-    answer = anyres(*words, "--out", tmp_path / "out")
+    answer = anyres(*words, "--images", 4, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     assert "bad.jpg" in answer.err
-    assert f"restv2_nano at 64x96 px, 6 images: written to {tmp_path / 'out' / 'fourier.csv'}" in answer.out
+    assert f"restv2_nano at 64x96 px, 3 images: written to {tmp_path / 'out' / 'fourier.csv'}" in answer.out
     with (tmp_path / "out" / "fourier.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["part"] for row in rows} == {"features", "attention", "upsample", "sum"}
-    assert {row["images"] for row in rows} == {"6"}
+    assert {row["images"] for row in rows} == {"3"}
     first = [row for row in rows if row["part"] == "features" and row["layer"] == "0"]
     assert [(row["rows"], row["columns"]) for row in first] == [("16", "24")] * 8
     assert [float(row["frequency"]) for row in first] == pytest.approx([i / 7 for i in range(8)], abs=1e-5)
     with Image.open(tmp_path / "out" / "fourier.png") as picture:
         assert picture.width > picture.height
-    few = anyres(*words, "--images", 2, "--out", tmp_path / "few")
-    assert "2 images: written" in few.out
 
 
 def test_a_set_without_a_readable_image_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "bad.jpg").write_bytes(b"no image")
-    said = refused("fourier", "resmlp_nano", "--weights", "none", "--data", tmp_path, "--out", tmp_path / "out")
-    assert "bad.jpg" in said or "read" in said
+    answer = anyres("fourier", "resmlp_nano", "--weights", "none", "--data", tmp_path, "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1].startswith("error: no image can be read, as a/bad.jpg: unreadable")

@@ -95,6 +95,8 @@ def test_every_method_that_gradients_allow(models: dict[str, Backbone], family: 
     for method in METHODS:
         if method == "attention" and model.traits.look is None:
             continue
+        if method in ("gradients", "occlusion") and family not in ("rest", "resmlp", "timm"):
+            continue  # they see the model from without
         seen = look_at(model, x, method)
         assert seen.maps.ndim == 3
         assert (seen.maps >= 0).all()
@@ -114,17 +116,17 @@ def test_integrated_gradients_are_whole(models: dict[str, Backbone]) -> None:
 
     from anyres.maps.gradients import integrated_gradients
 
-    model, x, target = models["resmlp"], image(32, 48, batch=1), torch.tensor([2])
+    model, x, target = models["resmlp"], image(batch=1), torch.tensor([2])
     with torch.no_grad():
         rise = float(model(x)[0, 2] - model(torch.zeros_like(x))[0, 2])
     signed = IntegratedGradients(model).attribute(x.clone().requires_grad_(), target=target, n_steps=32)
-    assert float(signed.sum()) == pytest.approx(rise, rel=0.05, abs=0.02)
+    assert float(signed.detach().sum()) == pytest.approx(rise, rel=0.05, abs=0.02)
     assert torch.allclose(integrated_gradients(model, x, target), signed.detach().abs().sum(1), atol=1e-5)
 
 
 def test_cam_of_average_pooling_is_the_classifier_s_own_map(models: dict[str, Backbone]) -> None:
-    """ResMLP's logit is linear in its last tokens: Grad-CAM there is the class activation map of Zhou et al., 2016."""
-    model, x = models["resmlp"], image(32, 48, batch=1)
+    """ResMLP's logit is linear in its last tokens: so this is the class activation map of Zhou et al., 2016."""
+    model, x = models["resmlp"], image(batch=1)
     seen = look_at(model, x, "cam", of=1)
     assert seen.layer == len(model.feature_info) - 1
     with torch.no_grad():

@@ -27,7 +27,7 @@ FEATURES, ATTENTION, SUM = "features", "attention", "sum"
 
 def log_amplitude(maps: Float[Tensor, "b c h w"]) -> Float64[Tensor, "h w"]:
     """log(|FFT₂| + 1e-6), the zero frequency at (h // 2, w // 2); the sum over images, the mean over channels."""
-    amplitude = torch.fft.fft2(maps.float()).abs()
+    amplitude = torch.fft.fft2(maps.to(torch.promote_types(maps.dtype, torch.float32))).abs()
     logs = (amplitude + EPS).log().mean(1).sum(0, dtype=torch.float64)
     return torch.fft.fftshift(logs)
 

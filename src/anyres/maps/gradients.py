@@ -1,4 +1,4 @@
-"""What speaks for a class, by captum's methods for any model: Grad-CAM, integrated gradients, occlusion."""
+"""What speaks for a class, by captum's methods for any model: activation maps, integrated gradients, occlusion."""
 
 from __future__ import annotations
 
@@ -64,14 +64,19 @@ def occlusion(model: Backbone, x: Float[Tensor, "b k h w"], target: Int64[Tensor
     return found[:, 0].clamp_min(0).float()  # all channels of a window have the same
 
 
-def grad_cam(
+def cam(
     model: Backbone, x: Float[Tensor, "b k h w"], target: Int64[Tensor, " b"], layer: int | None = None
 ) -> tuple[Float[Tensor, "b rows columns"], int]:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of the target's logit at a layer, and the layer counted from 0.
+    """Which positions of a layer speak for the target's logit, and the layer counted from 0.
+
+    At each position the sum over channels of gradient x activation (HiResCAM, Draelos and Carin 2020), at least 0.
+    Where the layer is averaged before a linear classifier, that is Grad-CAM and the class activation map. Grad-CAM
+    itself averages gradients over positions: where attention pools, it weighs those that count for nothing like those
+    that count (benchmarks/maps.py measures both).
 
     ``layer`` counts ``model.feature_info``, negative from the end. None: the last whose positions the logit depends
-    on; where a class token answers, that is not the last block, after which patches count for nothing. Specials are
-    left out of the mean over positions. At least 0. Raises UserError for a layer that is not there, or is no map.
+    on; where a class token answers, that is not the last block, after which patches count for nothing. Class tokens
+    are left out. Raises UserError for a layer that is not there, or is no map.
     """
     names = [str(info["module"]) for info in model.feature_info]
     if not names:
@@ -90,13 +95,13 @@ def _cam_at(
     model: Backbone, x: Float[Tensor, "b k h w"], target: Int64[Tensor, " b"], place: int
 ) -> Float[Tensor, "b rows columns"]:
     """Of one layer, with what speaks against the class below 0."""
-    with _as_map(model, place, (x.shape[-2], x.shape[-1])) as probe:
-        found: Tensor = _captum().LayerGradCam(model, probe).attribute(_detached(x), target=target)
-    return found.detach()[:, 0].float()
+    with layer_as_map(model, place, (x.shape[-2], x.shape[-1])) as probe:
+        found: Tensor = _captum().LayerGradientXActivation(model, probe).attribute(_detached(x), target=target)
+    return found.detach().sum(1).float()
 
 
 @contextmanager
-def _as_map(model: Backbone, place: int, size: tuple[int, int]) -> Iterator[nn.Module]:
+def layer_as_map(model: Backbone, place: int, size: tuple[int, int]) -> Iterator[nn.Module]:
     """Inside, a layer's positions pass through the module given, as a map (b, c, rows, columns), and are put back.
 
     captum hooks that module. Only the layout is changed, so the model's numbers stay as they are.

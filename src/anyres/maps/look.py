@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyres.config import UserError, nearest
 from anyres.maps.attention import attention_maps
-from anyres.maps.gradients import grad_cam, integrated_gradients, occlusion
+from anyres.maps.gradients import cam, integrated_gradients, occlusion
 from anyres.models.contract import Backbone
 
 Method = Literal["attention", "cam", "gradients", "occlusion"]
@@ -67,9 +67,9 @@ def look_at(
     asked = int(logits.argmax()) if of is None else of
     target = torch.tensor([asked], device=x.device)
     if method == "cam":
-        found, place = grad_cam(model, x, target, layer)
+        found, place = cam(model, x, target, layer)
         stride = int(model.feature_info[place]["reduction"])
-        return Seen(method, place, found.cpu(), ("Grad-CAM",), stride, logits.cpu(), asked)
+        return Seen(method, place, found.cpu(), (method,), stride, logits.cpu(), asked)
     if layer is not None:
         raise UserError(f"{method} is of the whole model: leave out the layer, or use method attention or cam")
     if method == "gradients":

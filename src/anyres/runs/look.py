@@ -35,8 +35,8 @@ SHARE = 0.6
 MEANING: dict[Method, str] = {
     "attention": "Brightness is attention, from none to the map's highest; the masks keep the positions that hold "
     "{share:.0%} of it. Attention says where information was taken from, not which class it speaks for.",
-    "cam": "Grad-CAM: brighter positions speak for the class named; what speaks against it is left dark. The masks "
-    "keep the positions that hold {share:.0%} of it.",
+    "cam": "Class activation: brighter positions speak for the class named, by gradient x activation; what speaks "
+    "against it is left dark. The masks keep the positions that hold {share:.0%} of it.",
     "gradients": "Integrated gradients, absolute: how much each pixel moves the class's logit on the way from the mean "
     "color to the image. The masks keep the pixels that hold {share:.0%} of it.",
     "occlusion": "By how much the class's logit falls where a window is covered with the mean color. The masks keep "
