@@ -5,7 +5,8 @@
 Each picture is noise but for stripes or checks, which make its class, in one of its corners: a quarter of the side. A
 model of each family is trained for a minute, and each method's maps of new pictures are measured: the share of the
 mass in the positions that touch the corner, beside these positions' share of the area (what an even map has), and how
-often the highest value lies there; ``grad_cam`` is captum's Grad-CAM at the layer of ``cam``. Families that are asked for replace their rows of benchmarks/results/maps.json.
+often the highest value lies there; ``grad_cam`` is captum's Grad-CAM at the layer of ``cam``. Families that are asked
+for replace their rows of benchmarks/results/maps.json.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import LayerGradCam
 from tests.maps.planted import CLASSES, Pictures, Share, pictures, share_in_corner, share_of, train
 
+from anyres.config import need
 from anyres.maps.gradients import cam, layer_as_map
 from anyres.maps.look import METHODS
 from anyres.models import create_model
@@ -64,7 +65,8 @@ def grad_cam(model: Backbone, seen: Pictures) -> Share:
     with torch.no_grad():
         answered = model(seen.x).argmax(1)
     with layer_as_map(model, place, size) as probe:
-        maps = LayerGradCam(model, probe).attribute(seen.x.clone().requires_grad_(), target=answered)
+        method = need("captum.attr", extra="maps").LayerGradCam(model, probe)
+        maps = method.attribute(seen.x.clone().requires_grad_(), target=answered)
     return share_of(list(maps.detach()[:, 0].clamp_min(0)), int(model.feature_info[place]["reduction"]), seen)
 
 

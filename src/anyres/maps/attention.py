@@ -104,7 +104,7 @@ def attention_maps(model: Backbone, x: Float[Tensor, "b k h w"], layer: int | No
     rows = weights.mean(2) if reader.queries == "mean" else weights.flatten(1, 2)  # (b, g, m)
     stride = stride_at(model, block) * twins[0].reduction
     grid = grid_of((x.shape[-2], x.shape[-1]), stride)
-    maps = rows[:, :, -math.prod(grid) :].unflatten(2, grid)  # patches are the last of the keys
+    maps = rows[:, :, -math.prod(grid) :].reshape(*rows.shape[:2], *grid)  # patches are the last of the keys
     return Attended(maps, logits, place, stride, reader.queries == "classes" and model.num_classes == maps.shape[1] > 1)
 
 

@@ -29,7 +29,8 @@ def log_amplitude(maps: Float[Tensor, "b c h w"]) -> Float64[Tensor, "h w"]:
     """log(|FFT₂| + 1e-6), the zero frequency at (h // 2, w // 2); the sum over images, the mean over channels."""
     amplitude = torch.fft.fft2(maps.to(torch.promote_types(maps.dtype, torch.float32))).abs()
     logs = (amplitude + EPS).log().mean(1).sum(0, dtype=torch.float64)
-    return torch.fft.fftshift(logs)
+    shifted: Tensor = torch.fft.fftshift(logs)
+    return shifted
 
 
 def diagonal(mean: Float64[Tensor, "h w"]) -> Float64[Tensor, " n"]:
@@ -91,6 +92,7 @@ class Fourier:
         blocks = layers_of(self.model, reader) if reader is not None and reader.positions else {}
         with recorded(module for modules in blocks.values() for module in modules) as seen:
             features = self.model.forward_intermediates(x, intermediates_only=True, output_fmt="NCHW")
+        assert isinstance(features, list)
         for layer, (maps, info) in enumerate(zip(features, self.model.feature_info, strict=True)):
             self._add((FEATURES, layer, str(info["module"])), maps)
         if reader is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,8 +146,9 @@ def _layout(output: Any, info: dict[str, Any], size: tuple[int, int], model: Bac
         up = (-(-size[0] // reduction), -(-size[1] // reduction))
         down = (size[0] // reduction, size[1] // reduction)  # models of other libraries may cut what is left
         for grid in (up, down):
-            special = output.shape[1] - math.prod(grid)  # class tokens stand before the patches
-            if 0 <= special <= MOST_SPECIALS and math.prod(grid):
+            count = grid[0] * grid[1]
+            special = output.shape[1] - count  # class tokens stand before the patches
+            if 0 <= special <= MOST_SPECIALS and count:
                 return _tokens_as_map(output[:, :special], grid)
     raise UserError(f"layer {info['module']} of {model.called} gives no map: use another layer, or method gradients")
 

@@ -46,7 +46,7 @@ def side_by_side(heads: Float[Tensor, "b g q d"]) -> Float[Tensor, "b q c"]:
 
 def three(qkv: Float[Tensor, "b t c3"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """One linear layer's output as queries, keys and values, each (b, g, t, d)."""
-    parts = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (b, t, 3c) -> (3, b, g, t, d)
+    parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)  # (b, t, 3c) -> (3, b, g, t, d)
     query, key, value = parts.unbind(0)
     return query, key, value
 
