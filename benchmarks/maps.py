@@ -38,11 +38,12 @@ class Planted(NamedTuple):
     options: dict[str, Any]
     side: int = 64
     steps: int = 400
+    batch: int = 64
 
 
 FAMILIES = {
-    "rest": Planted("rest_lite", REST, 128, 250),
-    "restv2": Planted("restv2_nano", REST, 128, 250),
+    "rest": Planted("rest_lite", REST, 128, 250, 32),
+    "restv2": Planted("restv2_nano", REST, 128, 250, 32),
     "resformer": Planted("resformer_nano", {"dim": 64, "depth": 4, "heads": 2, "patch_size": 8}),
     "resmlp": Planted("resmlp_nano", {"dim": 64, "depth": 4}),
     "deit": Planted("deit_tiny_patch16_224", VIT),
@@ -75,7 +76,9 @@ def measure(family: str, seconds: float, images: int) -> dict[str, Any]:
     planted = FAMILIES[family]
     torch.manual_seed(0)
     start = time.process_time()
-    model = train(create_model(planted.name, CLASSES, **planted.options), planted.side, planted.steps, seconds=seconds)
+    model = train(
+        create_model(planted.name, CLASSES, **planted.options), planted.side, planted.steps, planted.batch, seconds
+    )
     trained = time.process_time() - start
     held_out = pictures(images, planted.side, seed=1)
     with torch.no_grad():

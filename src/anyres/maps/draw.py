@@ -18,6 +18,8 @@ SIDE = 336  # pixels of a drawing's longer side, at least
 HEAT = "inferno"
 LEAST, MOST = 0.15, 0.75
 """How much of the heat covers the picture, where a map is 0 and where it is highest."""
+BRIGHTEST = 0.995
+"""Of the pixels so many are no brighter than the brightest color: single pixels would darken all others."""
 SHADE = 0.22
 """Brightness of what lies outside a mask."""
 
@@ -42,10 +44,12 @@ def enlarged(picture: UInt8[Tensor, "c h w"]) -> Image.Image:
 
 
 def heat(picture: UInt8[Tensor, "c h w"], at: Float[Tensor, "h w"]) -> Image.Image:
-    """A map of the picture's pixels over it in gray, from 0 (dark) to its own highest value (bright)."""
+    """A map of the picture's pixels over it in gray, from 0 (dark) to what one pixel in 200 exceeds (bright)."""
     gray = np.asarray(enlarged(picture).convert("L").convert("RGB"), dtype=np.float32)
     factor = gray.shape[0] // at.shape[0]
-    shown = (at / at.max().clamp_min(torch.finfo(at.dtype).tiny)).repeat_interleave(factor, 0)
+    most = at.flatten().kthvalue(math.ceil(BRIGHTEST * at.numel())).values
+    most = (most if most > 0 else at.max()).clamp_min(torch.finfo(at.dtype).tiny)
+    shown = (at / most).clamp(max=1).repeat_interleave(factor, 0)
     values = shown.repeat_interleave(factor, 1).cpu().numpy()  # (h, w) -> the drawing's
     share = (LEAST + (MOST - LEAST) * values)[:, :, None]
     colors = np.asarray(colormaps[HEAT](values))[:, :, :3] * 255

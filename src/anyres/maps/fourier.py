@@ -103,7 +103,8 @@ class Fourier:
                     self._add((part, layer, block), maps)
 
     def spectra(self) -> list[Spectrum]:
-        """Of every layer: its features, and where queries are positions what its attention gives."""
+        """Of every layer: its features, and where queries are positions what its attention gives; part by part."""
+        parts = list(dict.fromkeys(part for part, _, _ in self.means))
         return [
             Spectrum(
                 part,
@@ -113,7 +114,7 @@ class Fourier:
                 mean.images,
                 tuple(diagonal(mean.total / mean.images).tolist()),
             )
-            for (part, layer, module), mean in sorted(self.means.items(), key=lambda item: item[0][:2])
+            for (part, layer, module), mean in sorted(self.means.items(), key=lambda item: parts.index(item[0][0]))
         ]
 
     def _add(self, key: tuple[str, int, str], maps: Float[Tensor, "b c h w"]) -> None:
