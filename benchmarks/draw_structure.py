@@ -28,6 +28,7 @@ WHAT = {
     "recipe": "YAML to configs",
     "tasks": "what a target is",
     "deploy": "folding, engines, cascade",
+    "maps": "what a model looks at",
     "training": "loop, objectives, checkpoints",
     "evaluation": "metrics, curve, report page",
     "models": "one file per family",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anyres.models.weights import load_weights
     from anyres.runs.evaluate import curve, evaluate
     from anyres.runs.export import export
+    from anyres.runs.look import look
     from anyres.runs.opened import load
     from anyres.runs.pick import pick
     from anyres.runs.predict import predict
@@ -48,6 +49,7 @@ _HOMES = {
     "list_models": "anyres.models.registry",
     "load": "anyres.runs.opened",
     "load_weights": "anyres.models.weights",
+    "look": "anyres.runs.look",
     "pick": "anyres.runs.pick",
     "predict": "anyres.runs.predict",
     "register_engine": "anyres.deploy.engines.backend",
@@ -73,6 +75,7 @@ __all__ = [
     "list_models",
     "load",
     "load_weights",
+    "look",
     "pick",
     "predict",
     "register_engine",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image
 from rich.table import Table
 
@@ -24,7 +25,10 @@ from anyres.evaluation.probe import Probed
 from anyres.flow import Cost, Estimate, Metric, Size, SizeResult
 from anyres.storage import write_text
 
+REPORT = "report.html.j2"
 THUMBNAIL = 360  # pixels of a thumbnail's longer side: twice what the page shows
+INKS = list(zip(ON_LIGHT, ON_DARK, strict=True))
+"""Colors of models, for light and dark readers."""
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
@@ -34,30 +38,48 @@ def write_html(path: Path, page: ReportPage) -> None:
 
     Raises UserError where there are no points.
     """
+    html = (
+        page_templates()
+        .get_template(REPORT)
+        .render(
+            page=page,
+            pictures=_pictures(page),
+            alt=_alt(page.points),
+            inks=INKS,
+            ink={model: i % len(ON_LIGHT) for i, model in enumerate(_by_model(page.points))},
+            groups=_by_model(page.points).items(),
+            pairs=_by_models(page.comparisons).items(),
+            scale=_scale(page.points),
+            columns=_columns(page.points),
+            samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
+            sections=[(section, _maps(section), anchor) for section, anchor in _anchors(page)],
+            contents=_contents(page),
+            frame=FRAME,
+            charts=[drawn_chart(chart) for chart in page.charts],
+            sheet=_sheet(page.sheet) if page.sheet else None,
+        )
+    )
+    write_text(path, html)
+
+
+def page_templates(templates: Mapping[str, str] = MappingProxyType({})) -> Environment:
+    """Where pages are made, of the report's template and others by name.
+
+    A page of the same look extends ``report.html.j2`` and fills its block ``page``; it is rendered with ``page`` (title
+    and claim) and ``inks``.
+    """
+    own = resources.files(__package__).joinpath(REPORT).read_text(encoding="utf-8")
     room = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+        loader=DictLoader({REPORT: own, **templates}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     room.filters.update(percent=_percent, signed=_signed, count=_count, number=_number, value=_value)
     room.filters.update(p_value=_p_value, size=_size)
-    template = room.from_string(resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    html = template.render(
-        page=page,
-        pictures=_pictures(page),
-        alt=_alt(page.points),
-        inks=list(zip(ON_LIGHT, ON_DARK, strict=True)),
-        ink={model: i % len(ON_LIGHT) for i, model in enumerate(_by_model(page.points))},
-        groups=_by_model(page.points).items(),
-        pairs=_by_models(page.comparisons).items(),
-        scale=_scale(page.points),
-        columns=_columns(page.points),
-        samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
-        sections=[(section, _maps(section), anchor) for section, anchor in _anchors(page)],
-        contents=_contents(page),
-        frame=FRAME,
-        charts=[drawn_chart(chart) for chart in page.charts],
-        sheet=_sheet(page.sheet) if page.sheet else None,
-    )
-    write_text(path, html)
+    return room
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,10 @@ class CaiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
     traits = Traits(
-        attention=(TalkingHeads, ClassAttention), windows="tokens", fold="anyres.deploy.fuse.cait:FoldedCaiT"
+        attention=(TalkingHeads, ClassAttention),
+        windows="tokens",
+        fold="anyres.deploy.fuse.cait:FoldedCaiT",
+        look="anyres.maps.readers:class_attention",
     )
 
     def __init__(self, config: CaiTConfig) -> None:

@@ -46,6 +46,8 @@ class Traits:
     """(style, official name) -> the options with which the official dense code builds the backbone."""
     fold: str | None = None
     """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
+    look: str | None = None
+    """How its attention is read as a map, as ``module:name`` (``anyres.maps.readers``); None: by gradients alone."""
 
 
 class Loadable(nn.Module):

@@ -132,7 +132,12 @@ class MeanOfHeads(nn.Module):
 class DeiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT")
+    traits = Traits(
+        attention=(SelfAttention,),
+        windows="tokens",
+        fold="anyres.deploy.fuse.vit:FoldedViT",
+        look="anyres.maps.readers:class_token",
+    )
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__()

@@ -212,7 +212,12 @@ class ParallelBlock(nn.Module):
 class DeiT3(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT")
+    traits = Traits(
+        attention=(SelfAttention,),
+        windows="tokens",
+        fold="anyres.deploy.fuse.vit:FoldedViT",
+        look="anyres.maps.readers:class_token",
+    )
 
     def __init__(self, config: DeiT3Config) -> None:
         super().__init__()

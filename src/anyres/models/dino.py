@@ -147,7 +147,12 @@ class DINO(Backbone):
     See the module's docstring.
     """
 
-    traits = Traits(attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT")
+    traits = Traits(
+        attention=(SelfAttention,),
+        windows="tokens",
+        fold="anyres.deploy.fuse.vit:FoldedViT",
+        look="anyres.maps.readers:class_token",
+    )
 
     def __init__(self, config: DINOConfig) -> None:
         super().__init__()

@@ -231,7 +231,11 @@ class ClassifierPerToken(nn.ModuleList):
 class PatchConvNet(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Pooling,), fold="anyres.deploy.fuse.patchconvnet:FoldedPatchConvNet")
+    traits = Traits(
+        attention=(Pooling,),
+        fold="anyres.deploy.fuse.patchconvnet:FoldedPatchConvNet",
+        look="anyres.maps.readers:pooling",
+    )
 
     def __init__(self, config: PatchConvNetConfig) -> None:
         super().__init__()

@@ -160,7 +160,12 @@ class Block(nn.Module):
 class ResFormer(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Attention,), windows="grid", fold="anyres.deploy.fuse.resformer:FoldedResFormer")
+    traits = Traits(
+        attention=(Attention,),
+        windows="grid",
+        fold="anyres.deploy.fuse.resformer:FoldedResFormer",
+        look="anyres.maps.readers:local",
+    )
 
     def __init__(self, config: ResFormerConfig) -> None:
         super().__init__()

@@ -211,6 +211,7 @@ class ResT(Backbone):
         warp_from=384,
         dense={("detection", name): {"drop_path": rate} for name, rate in DENSE_DROP_PATH.items()},
         fold="anyres.deploy.fuse.rest:FoldedResT",
+        look="anyres.maps.readers:emsa",
     )
 
     def __init__(self, config: ResTConfig) -> None:

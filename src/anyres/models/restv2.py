@@ -205,7 +205,13 @@ DENSE["detection", "restv2_large"] |= {"depths": (2, 3, 16, 3), "heads": (1, 2, 
 class ResTv2(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(attention=(Attention,), warp_from=384, dense=DENSE, fold="anyres.deploy.fuse.restv2:FoldedResTv2")
+    traits = Traits(
+        attention=(Attention,),
+        warp_from=384,
+        dense=DENSE,
+        fold="anyres.deploy.fuse.restv2:FoldedResTv2",
+        look="anyres.maps.readers:emsa_plus",
+    )
 
     def __init__(self, config: ResTv2Config) -> None:
         super().__init__()

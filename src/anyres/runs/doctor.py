@@ -49,6 +49,7 @@ NEEDS = (
     Need("--backend onnxruntime, export to ONNX", ("onnxruntime", "onnx", "onnxscript"), _DEPLOY),
     Need("--backend openvino", ("openvino",), _DEPLOY),
     Need("--backend openvino:int8", ("openvino", "nncf"), _DEPLOY),
+    Need("look --method cam, gradients, occlusion", ("captum",), "pip install '.[maps]'"),
     Need("train.trackers=[wandb]", ("wandb",), "pip install '.[trackers]'"),
     Need("train.trackers=[mlflow]", ("mlflow",), "pip install '.[trackers]'"),
 )

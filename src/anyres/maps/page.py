@@ -1,0 +1,60 @@
+"""The page of what a model looks at: one file that asks for nothing else, in the look of the run's report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from PIL import Image
+
+from anyres.evaluation.report import INKS, page_templates
+from anyres.storage import write_text
+
+TEMPLATE = "look.html.j2"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing with what it shows; ``alt``: the same for a reader who does not see it."""
+
+    name: str
+    image: Image.Image
+    alt: str
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """One image: what was answered, and its drawings in rows."""
+
+    name: str
+    answer: str
+    rows: Sequence[Sequence[Panel]]
+
+
+@dataclass(frozen=True)
+class LookPage:
+    """``claim``: what was looked at, in a sentence; ``how``: what the maps mean; ``notes``: what went wrong."""
+
+    title: str
+    claim: str
+    how: str
+    images: Sequence[PageImage]
+    notes: Sequence[str] = ()
+
+
+def write_page(path: Path, page: LookPage) -> None:
+    """Write ``page`` to ``path``."""
+    own = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    made = page_templates({TEMPLATE: own}).get_template(TEMPLATE)
+    write_text(path, made.render(page=page, inks=INKS, address=_address))
+
+
+def _address(image: Image.Image) -> str:
+    """A drawing as an address that carries it along: JPEG, as a photograph is under it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=86, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
