@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +26,13 @@ from anyres.deploy.export.certificate import Wrong
 from anyres.deploy.export.dial import Dial, Preparation
 from anyres.deploy.export.files import EXTERNAL_FROM, drafts, graph_hash, read_said, save_graph
 from anyres.deploy.export.runtimes import open_onnxruntime, open_openvino
-from anyres.deploy.export.write import Subject, certify_onnx, convert_to_openvino, write, write_triton_config
+from anyres.deploy.export.subject import Subject
+from anyres.deploy.export.write import certify_onnx, convert_to_openvino, write, write_triton_config
 from anyres.flow import Record, Size
 from anyres.models import create_model
 from anyres.models.resmlp import ResMLP
 from anyres.runs.export import subject_of, tried_sizes
+from anyres.storage import draft_beside
 from tests.command import anyres as command
 from tests.command import refused
 from tests.models.zoo import stirred
@@ -235,12 +240,27 @@ def test_drafts_are_files_or_nothing(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.rglob("*")] == ["b", "a"]
 
 
+def test_drafts_of_killed_exports_are_removed(tmp_path: Path) -> None:
+    killed = "import os, sys; from pathlib import Path; from anyres.storage import draft_beside; " + (
+        "d = draft_beside(Path(sys.argv[1]) / 'export'); d.mkdir(); (d / 'a.onnx').touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    lives = Path(str(draft_beside(tmp_path / "export")).replace(f"-{os.getpid()}-", f"-{os.getppid()}-"))
+    other = tmp_path / ".export.answers"  # nobody's draft
+    for each in (lives, other):
+        each.mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    with drafts(tmp_path) as outer, drafts(tmp_path) as inner:
+        assert {*tmp_path.iterdir()} == {lives, other, outer, inner}
+    assert {*tmp_path.iterdir()} == {lives, other}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--to", "onxx", "--out", "a.onnx"), "did you mean 'onnx'"),
         (("--out", "a.pt"), "ends in .onnx: name one, as a.onnx"),
-        (("--to", "torch", "--out", "a.pt2", "--sizes", "32"), "--sizes adds fixed graphs to onnx"),
+        (("--to", "torch", "--out", "a.pt2", "--sizes", "32"), "--sizes makes fixed graphs of onnx"),
         (("--out", "a.onnx", "--sizes", "1"), "2 to 4096 px"),
         (("--out", "a.onnx", "--data", "nowhere"), "nowhere"),
         (("--out", "/proc/nowhere/a.onnx"), "/proc/nowhere"),
