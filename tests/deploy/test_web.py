@@ -5,72 +5,53 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 import anyres
 from anyres.config import UserError
 from anyres.deploy.export import npm_files
 from anyres.deploy.export.npm_files import ONNXRUNTIME_WEB, NpmFiles
-from anyres.deploy.export.subject import Subject
 from anyres.deploy.export.web import PAGE, check_web, write_web
 from anyres.deploy.export.write import write
-from anyres.evaluation.measured import TOP1
-from anyres.flow import Cost, Estimate, Size, SizeResult
+from anyres.flow import Size
 from anyres.models import create_model
-from anyres.runs.export import subject_of
-from anyres.runs.opened import ModelSpec, TrainedModel, open_model
+from anyres.runs.opened import TrainedModel
 from tests.browser import drop, faults, guesses, shown, static, turn_to, wait_for
 from tests.command import refused
+from tests.deploy.conftest import Files
 from tests.models.zoo import stirred
 from tests.pictures import draw
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
-CLASSES = ["disc", "square", "stripes", "<b>odd</b>", "other"]
-CURVE = {32: 0.6, 48: 0.7, 64: 0.75, 96: 0.74}
+pytestmark = pytest.mark.usefixtures("unchecked_types")
 SIDES = (32, 64, 104, 152, 224)
 
 
 class Web(NamedTuple):
     folder: Path
+    files: Files
     trained: TrainedModel
-    subject: Subject
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A small model with a curve, as `anyres export --to web` writes it."""
-    root = tmp_path_factory.mktemp("web")
-    save_file(create_model("resmlp_nano", 5).state_dict(), root / "weights.safetensors")
-    (root / "classes.json").write_text(json.dumps(CLASSES))
-    opened = open_model(ModelSpec("resmlp_nano", str(root / "weights.safetensors"), root / "classes.json"))
-    trained = replace(opened, model=stirred(create_model("resmlp_nano", 5, depth=1, any_size=True)))
-    points = [
-        SizeResult("resmlp_nano", Size(side, side), {TOP1.key: Estimate(top1)}, (TOP1,), 100, Cost(side / 10, 9.0, 9))
-        for side, top1 in CURVE.items()
-    ]
-    subject = replace(subject_of(trained), curve=points)
-    jaxtyping.config.update("jaxtyping_disable", True)  # they refuse a size that is free
+def web(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Web:
+    """The page beside the exported file."""
+    folder = tmp_path_factory.mktemp("web")
+    shutil.copy(files.onnx, folder / "model.onnx")
     try:
-        try:
-            write(subject, root / "page", "web")
-        except UserError as error:
-            if "not in the cache" not in str(error):
-                raise
-            pytest.skip(str(error))
-        yield Web(root / "page", trained, subject)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        runtime = check_web(files.subject)
+    except UserError as error:
+        if "not in the cache" not in str(error):
+            raise
+        pytest.skip(str(error))
+    write_web(files.subject, folder / "model.onnx", runtime)
+    return Web(folder, files, anyres.load(files.run))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -84,7 +65,7 @@ def expected(web: Web, photo: bytes, side: int, tmp_path: Path) -> dict[int, flo
     path = tmp_path / "photo"
     path.write_bytes(photo)
     said = anyres.predict(web.trained, [path], size=side, top=5)[0].values["classes"]
-    return {CLASSES.index(each["name"]): each["probability"] for each in said}
+    return {web.trained.classes.index(each["name"]): each["probability"] for each in said}
 
 
 def page_of(browser: Any, address: str, **options: Any) -> tuple[Any, list[str], set[str]]:
@@ -99,14 +80,20 @@ def page_of(browser: Any, address: str, **options: Any) -> tuple[Any, list[str],
     return tab, troubles, asked
 
 
-def test_the_folder_holds_all_that_a_browser_needs(web: Web) -> None:
-    names = {each.name for each in web.folder.iterdir()}
+def test_the_folder_holds_all_that_a_browser_needs(web: Web, tmp_path: Path) -> None:
+    model = stirred(create_model("resmlp_nano", 3, depth=1, any_size=True))
+    subject = web.files.subject
+    subject = replace(subject, referee=replace(subject.referee, model=model), sizes=(Size(24, 24),))
+    written = write(subject, tmp_path / "page", "web")
+    names = {each.name for each in (tmp_path / "page").iterdir()}
     assert names == {*PAGE, *ONNXRUNTIME_WEB.sha256, "about.json", "certificate.json", "model.onnx"}
-    told = json.loads((web.folder / "certificate.json").read_text())
+    assert {each.name for each in written.files} == names
+    told = json.loads((tmp_path / "page" / "certificate.json").read_text())
     assert set(told["files"]) == names - {"certificate.json"}
-    facts = json.loads((web.folder / "about.json").read_text())
-    assert facts["usual"] == "64", "the best of the curve, and the cheapest of equals"
-    assert [each["quality"] for each in facts["sizes"]] == list(CURVE.values())
+    facts = json.loads((tmp_path / "page" / "about.json").read_text())
+    curve = {str(point.size): point.best.value for point in subject.curve}
+    assert {each["size"]: each["quality"] for each in facts["sizes"]} == curve
+    assert curve[facts["usual"]] == max(curve.values())
 
 
 @pytest.mark.browser
@@ -120,15 +107,17 @@ def test_five_sizes_are_pythons(browser: Any, web: Web, width: int, theme: str, 
         tab.wait_for_selector("text=Answers here are the model's")
         drop(tab, photo)
         wait_for(tab, 1)
-        assert set(shown(tab)) == {str(side) for side in CURVE}
+        assert set(shown(tab)) == {"32", "48"}, "the sizes of the curve"
         for count, side in enumerate(SIDES if width == 390 else (), 2):  # once is enough
             turn_to(tab, side, count)
             assert guesses(tab) == pytest.approx(expected(web, photo, side, tmp_path), abs=1e-3), side
-        assert f"top-1 {100 * CURVE[64]:.1f} %" in tab.inner_text("#sizes [data-size='64']")
+        best = max(web.files.subject.curve, key=lambda point: point.best.value)
+        assert f"top-1 {100 * best.best.value:.1f} %" in tab.inner_text(f"#sizes [data-size='{best.size}']")
         before = int(tab.get_attribute("#answer", "data-done"))
         tab.click("#auto")
         wait_for(tab, before + 1)
-        assert tab.inner_text("#how").startswith("at 64 px (the best size")
+        assert tab.inner_text("#how").startswith(f"at {best.size} px (the best size")
+        assert tab.input_value("#dial") == str(best.size), "the dial shows what was chosen"
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert faults(tab) == []
         tab.screenshot(path=os.environ.get("ANYRES_SHOTS", str(tmp_path)) + f"/web-{width}.png", full_page=True)
@@ -199,7 +188,7 @@ def test_a_page_that_answers_otherwise_says_so(browser: Any, web: Web, tmp_path:
 
 
 def test_what_no_page_shows_is_refused(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = web.subject
+    subject = web.files.subject
     with pytest.raises(UserError, match="names no classes"):
         check_web(replace(subject, referee=replace(subject.referee, activation="none")))
     how = replace(subject.referee.how, mean=(0.5,) * 4, std=(0.5,) * 4)
@@ -240,7 +229,7 @@ def test_the_runtime_is_what_was_expected_or_nothing(tmp_path: Path, monkeypatch
 
 
 def test_a_page_without_a_curve(web: Web, tmp_path: Path) -> None:
-    subject = replace(web.subject, curve=())
+    subject = replace(web.files.subject, curve=())
     (tmp_path / "model.onnx").touch()
     write_web(subject, tmp_path / "model.onnx", {})
     facts = json.loads((tmp_path / "about.json").read_text())

@@ -32,6 +32,7 @@ def quantized(
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     given = _given(images, sizes if len(graph.graph.input) > 1 else ())
 
@@ -43,6 +44,7 @@ def quantized(
     ready.CopyFrom(graph)
     for number, node in enumerate(ready.graph.node):
         node.name = node.name or f"node {number}"
+    add_pre_process_metadata(ready)  # which torch.export did: without the mark it is recommended
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / "small.onnx"
         try:

@@ -139,12 +139,12 @@ def write_onnx(subject: Subject, path: Path, size: Size | None) -> Certificate:
         save_graph(graph, path, subject.said)
     found = certify_onnx(subject, path, size, hashes["graph"])
     if subject.int8:
-        graph, found = _in_int8(subject, graph, path, size, found)
+        graph, found = in_int8(subject, graph, path, size, found)
     save_graph(graph, path, {**subject.said, "certificate": found.facts()})
     return found
 
 
-def _in_int8(
+def in_int8(
     subject: Subject, graph: onnx.ModelProto, path: Path, size: Size | None, before: Certificate
 ) -> tuple[onnx.ModelProto, Certificate]:
     """The file at ``path``, whose ``graph`` was certified, in int8; what that costs at each size. Raises Wrong."""

@@ -35,6 +35,10 @@ function show(answer) {
   at("how").textContent =
     `at ${answer.size} px (${WHY[answer.reason]}): ${time(spent.compute)} of the model, ${time(spent.read)} to read the image`;
   at("answer").dataset.size = answer.size;
+  if (answer.reason !== "asked") {
+    at("dial").value = answer.size.split("x")[0];
+    at("side").textContent = `${answer.size} px`;
+  }
   at("guesses").replaceChildren(
     ...answer.predictions.map((guess) => {
       const row = document.createElement("li");
