@@ -1,10 +1,14 @@
 """Whether exported ONNX files answer as their models do: ten families, two engines, six shapes of images, four sizes.
 
     python benchmarks/export.py [FAMILY ...]
+    python benchmarks/export.py --executorch [FAMILY ...]
 
 Every model is small. So that its answers move with the image, its LayerScale is set to 0.5 and it is trained for some
 steps on photos of groceries. Then photos from their files, in batches of one to three, go through the file and, decoded
 and prepared by our own evaluation, through the model itself in PyTorch. What is kept is the largest difference.
+
+With ``--executorch`` each model is lowered for ExecuTorch instead, for every size from 33 to 512 px, and, where it
+cannot be, or answers otherwise, for one size; its own runtime is asked at each size with photos (minutes a family).
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from anyres.data.decode import decode
 from anyres.data.sources import open_source
 from anyres.deploy.export.certificate import Referee, Trial, check, motion
 from anyres.deploy.export.dial import Preparation
+from anyres.deploy.export.executorch import open_executorch, program, tried
 from anyres.deploy.export.files import save_graph
 from anyres.deploy.export.graph import free_graph
 from anyres.deploy.export.runtimes import open_onnxruntime, open_openvino
@@ -37,6 +42,7 @@ from anyres.models.contract import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from anyres.storage import write_text
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
+PHONES = RESULTS.with_name("executorch.json")
 _VIT = {"dim": 64, "depth": 4, "heads": 2, "patch_size": 8, "img_size": 64}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ResT": ("rest_lite", {"dims": (16, 32, 64, 128)}),
@@ -60,8 +66,14 @@ HOW = Preparation(IMAGENET_MEAN, IMAGENET_STD)
 def main() -> None:
     words = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     words.add_argument("families", nargs="*", metavar="FAMILY", help="all if none is given")
-    wanted: Sequence[str] = words.parse_args().families or list(FAMILIES)
+    words.add_argument("--executorch", action="store_true", help="lower for ExecuTorch instead")
+    given = words.parse_args()
+    wanted: Sequence[str] = given.families or list(FAMILIES)
     warnings.simplefilter("ignore")  # of exporters, about themselves
+    if given.executorch:
+        for family in wanted:
+            lower(family)
+        return
     known: dict[str, Any] = json.loads(RESULTS.read_text())["families"] if RESULTS.is_file() else {}
     for family in wanted:
         start = time.perf_counter()
@@ -80,11 +92,8 @@ def main() -> None:
 
 def row(family: str) -> dict[str, Any]:
     """One family: each engine's largest differences, over all images and sizes."""
-    name, options = FAMILIES[family]
-    torch.manual_seed(0)
-    model = anyres.create_model(name, 5, **options)
-    loss = train(model)
-    referee = Referee(model.eval(), HOW, "softmax")
+    name, referee, loss = taught(family)
+    model = referee.model
     trials = [Trial(images, size, referee.ask(images, size)) for size in SIZES for images in batches()]
     spread = max(float((each.truth - each.truth.mean(1, keepdim=True)).abs().max()) for each in trials)
     found: dict[str, Any] = {"model": name, "loss": round(loss, 3), "largest answer above the mean": round(spread, 3)}
@@ -95,6 +104,51 @@ def row(family: str) -> dict[str, Any]:
         for engine, opened in (("onnxruntime", open_onnxruntime), ("openvino", open_openvino)):
             found[engine] = compare(engine, opened(path), trials)
     return found
+
+
+def taught(family: str) -> tuple[str, Referee, float]:
+    """A family's small model by name, trained for some steps, and its last loss."""
+    name, options = FAMILIES[family]
+    torch.manual_seed(0)
+    model = anyres.create_model(name, 5, **options)
+    loss = train(model)
+    return name, Referee(model.eval().requires_grad_(False), HOW, "softmax"), loss
+
+
+def lower(family: str) -> None:
+    """How far ExecuTorch goes with one family: free sides, else one size; kept beside those of other families."""
+    name, referee, _ = taught(family)
+    found: dict[str, Any] = {"model": name}
+    photos = batches()[1]
+    for kind, size in (("free", None), ("fixed", SIZES[0])):
+        start = time.perf_counter()
+        sizes = (size,) if size else tried(SIZES)
+        trials = [Trial(photos, each, referee.ask(photos, each)) for each in sizes]
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.pte"
+                path.write_bytes(program(referee, size, {}))
+                ask = open_executorch(path, referee)
+                checks = check("the program", "executorch", ask, trials, "softmax")
+                found[kind] = {
+                    "sizes": [str(each) for each in sizes],
+                    "probability": float(f"{max(each.probability for each in checks):.2g}"),
+                    "logits move by": round(min(each.motion for each in checks), 4),
+                    "megabytes": round(path.stat().st_size / 1e6, 2),
+                }
+        except anyres.UserError as error:
+            found[kind] = {"refused": str(error)}
+        found[kind]["seconds"] = round(time.perf_counter() - start)
+        print(f"{family}, {kind}: {found[kind]}", file=sys.stderr)
+        known: dict[str, Any] = json.loads(PHONES.read_text())["families"] if PHONES.is_file() else {}
+        facts = {
+            "command": "python benchmarks/export.py --executorch",
+            "versions": {package: version(package) for package in ("torch", "executorch")},
+            "families": known | {family: found},
+        }
+        write_text(PHONES, json.dumps(facts, indent=1))
+        if "refused" not in found[kind]:
+            return
 
 
 def compare(engine: str, ask: Callable[[Tensor, Size], Tensor], trials: Sequence[Trial]) -> dict[str, Any]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
@@ -57,3 +57,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     answer = anyres(*command)
     assert answer.code == 0, answer.err
     return TinyRun(out, data, command, answer.err)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; closed after each module, since its event loop stays in this thread until then."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = Path(os.environ.get("ANYRES_CHROMIUM", "/usr/bin/chromium"))
+    if not chromium.exists():
+        pytest.skip(f"no browser at {chromium}")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with playwright.sync_playwright() as tool:
+        opened = tool.chromium.launch(executable_path=str(chromium), args=flags)
+        yield opened
+        opened.close()

@@ -14,10 +14,11 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -81,7 +82,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if not path.name or path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}{DRAFT}")
+    draft = draft_beside(path)
     try:
         descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | CLOSED_IN_CHILDREN, 0o666)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # as the user's umask has it
@@ -98,6 +99,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def draft_beside(path: Path) -> Path:
+    """A new name beside ``path``, hidden, which says whose draft it is: ``remove_drafts`` reads it."""
+    return path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}{DRAFT}")
 
 
 def flush(path: Path) -> None:
@@ -266,6 +272,17 @@ def remove_drafts(folder: Path, *, locked: bool = False) -> None:
                 draft.unlink(missing_ok=True)
         except OSError:
             continue  # gone, or in a folder that may only be read
+
+
+def remove_draft_folders(folder: Path, name: str, open_here: Collection[Path] = ()) -> None:
+    """The same of folders that ``draft_beside(folder / name)`` called so; ``open_here``: those of this process."""
+    for draft in folder.glob(f".{name}.*{DRAFT}"):
+        try:
+            left = draft not in open_here and _is_left(draft.name)
+            if draft.is_dir() and not draft.is_symlink() and (left or time.time() - draft.stat().st_mtime > DAY):
+                shutil.rmtree(draft, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def _is_left(draft: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -23,15 +23,15 @@ from anyres.deploy.export.certificate import Wrong
 from anyres.deploy.export.dial import Dial, Preparation
 from anyres.deploy.export.files import EXTERNAL_FROM, drafts, graph_hash, read_said, save_graph
 from anyres.deploy.export.runtimes import open_onnxruntime, open_openvino
-from anyres.deploy.export.write import Subject, certify_onnx, convert_to_openvino, write, write_triton_config
+from anyres.deploy.export.write import certify_onnx, convert_to_openvino, write, write_triton_config
 from anyres.flow import Record, Size
 from anyres.models import create_model
 from anyres.models.resmlp import ResMLP
-from anyres.runs.export import subject_of, tried_sizes
-from tests.command import anyres as command
+from anyres.runs.export import tried_sizes
+from anyres.storage import draft_beside
 from tests.command import refused
+from tests.deploy.conftest import Files
 from tests.models.zoo import stirred
-from tests.pictures import make_folder
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -39,37 +39,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _unchecked_types() -> Iterator[None]:
-    """The types that are checked under test refuse a size that is free."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-OPTIONS = {"dim": 32, "depth": 1, "heads": 1, "patch_size": 8, "img_size": 48}
-TINY = (*(f"model.{key}={value}" for key, value in OPTIONS.items()), "train.precision=fp32")
-
-
-class Files(NamedTuple):
-    run: Path
-    data: Path
-    onnx: Path
-    subject: Subject
-    said: str
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """A small trained run, and what `anyres export` makes of it."""
-    root = tmp_path_factory.mktemp("export")
-    data, run, place = make_folder(root / "shapes", per_class=4), root / "run", root / "out" / "model.onnx"
-    values = (*TINY, "views.sizes=[48,32]", "data.batch_size=4", "train.epochs=1", "evaluate.sizes=[32,48]")
-    trained = command("train", "deit_tiny_patch16_224", "--data", data, "--out", run, *values)
-    assert trained.code == 0, trained.err
-    answer = command("export", run, "--out", place, "--sizes", "40x32")
-    assert answer.code == 0, answer.err
-    return Files(run, data, place, subject_of(anyres.load(run)), answer.out)
+pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 
 @pytest.mark.parametrize(
@@ -235,12 +205,27 @@ def test_drafts_are_files_or_nothing(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.rglob("*")] == ["b", "a"]
 
 
+def test_drafts_of_killed_exports_are_removed(tmp_path: Path) -> None:
+    killed = "import os, sys; from pathlib import Path; from anyres.storage import draft_beside; " + (
+        "d = draft_beside(Path(sys.argv[1]) / 'export'); d.mkdir(); (d / 'a.onnx').touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    lives = Path(str(draft_beside(tmp_path / "export")).replace(f"-{os.getpid()}-", f"-{os.getppid()}-"))
+    other = tmp_path / ".export.answers"  # nobody's draft
+    for each in (lives, other):
+        each.mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    with drafts(tmp_path) as outer, drafts(tmp_path) as inner:
+        assert {*tmp_path.iterdir()} == {lives, other, outer, inner}
+    assert {*tmp_path.iterdir()} == {lives, other}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--to", "onxx", "--out", "a.onnx"), "did you mean 'onnx'"),
         (("--out", "a.pt"), "ends in .onnx: name one, as a.onnx"),
-        (("--to", "torch", "--out", "a.pt2", "--sizes", "32"), "--sizes adds fixed graphs to onnx"),
+        (("--to", "torch", "--out", "a.pt2", "--sizes", "32"), "--sizes makes fixed graphs of onnx"),
         (("--out", "a.onnx", "--sizes", "1"), "2 to 4096 px"),
         (("--out", "a.onnx", "--data", "nowhere"), "nowhere"),
         (("--out", "/proc/nowhere/a.onnx"), "/proc/nowhere"),

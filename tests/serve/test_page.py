@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import threading
 from collections.abc import Iterator
@@ -16,32 +15,12 @@ from anyres.runs.opened import TrainedModel
 from anyres.serve.app import make_app
 from anyres.serve.model import ServedModel
 from anyres.serve.server import listen
-from tests.serve.conftest import OPTIONS
+from tests.browser import drop, faults, guesses, shown, turn_to, wait_for
+from tests.pictures import draw
+from tests.serve.conftest import OPTIONS, encoded
 from tests.serve.test_predict import expected
 
 uvicorn = pytest.importorskip("uvicorn")
-CHROMIUM = Path(os.environ.get("ANYRES_CHROMIUM", "/usr/bin/chromium"))
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-DROP = """([data, type]) => {
-  const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
-  const dropped = new DataTransfer();
-  dropped.items.add(new File([bytes], "photo.jpg", { type }));
-  for (const name of ["dragenter", "dragover", "drop"])
-    document.getElementById("drop").dispatchEvent(
-      new DragEvent(name, { dataTransfer: dropped, bubbles: true, cancelable: true }));
-}"""
-"""What a browser does where a file is dropped."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +35,6 @@ def address(served: ServedModel) -> Iterator[str]:
     server.should_exit = True
     thread.join(20)
     listener.close()
-
-
-def wait_for(tab: Any, count: int) -> None:
-    tab.wait_for_selector(f"#answer[data-done='{count}']", timeout=60_000)
-
-
-def shown(tab: Any) -> dict[str, float]:
-    """By size, the largest probability that is shown."""
-    return {
-        card.get_attribute("data-size"): float(card.get_attribute("data-probability"))
-        for card in tab.query_selector_all("#sizes .card")
-    }
 
 
 @pytest.mark.browser
@@ -85,7 +52,7 @@ def test_drop_a_photo_and_turn_the_dial(
     tab.goto(address, wait_until="load")
     tab.wait_for_selector("text=5 classes")
     assert tab.input_value("#dial") == "64", "the best size of the curve"
-    tab.evaluate(DROP, [base64.b64encode(photo).decode(), "image/jpeg"])
+    drop(tab, photo, "JPEG")
     wait_for(tab, 1)
     assert set(shown(tab)) == {"32", "48", "64"}
     tab.focus("#dial")
@@ -111,6 +78,7 @@ def test_drop_a_photo_and_turn_the_dial(
     assert "the best size" in tab.inner_text("#how")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert troubles == []
+    assert faults(tab) == []
     assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
     tab.screenshot(path=os.environ.get("ANYRES_SHOTS", str(tmp_path)) + f"/serve-{width}.png", full_page=True)
     context.close()
@@ -135,4 +103,22 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Any, address:
            .filter((e) => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map((e) => e.outerHTML)"""
     )
     assert unnamed == []
+    context.close()
+
+
+@pytest.mark.browser
+def test_five_sizes_are_pythons(browser: Any, address: str, trained: TrainedModel) -> None:
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(address, wait_until="load")
+    tab.wait_for_selector("text=5 classes")
+    photo = encoded(draw(1, 7, 120), "PNG")
+    drop(tab, photo)
+    wait_for(tab, 1)
+    for count, side in enumerate((32, 64, 104, 152, 224), 2):
+        turn_to(tab, side, count)
+        said, python = guesses(tab), expected(trained, photo, str(side))
+        assert len(said) == 5
+        for label, share in said.items():
+            assert share == pytest.approx(python[trained.classes[label]], abs=1e-3), (side, label)
     context.close()

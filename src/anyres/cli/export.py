@@ -15,20 +15,29 @@ from anyres.cli.arguments import Classes, Data, Model, Weights
 def export(
     model: Model,
     out: Annotated[
-        Path, typer.Option("--out", help="The file: .onnx, .xml, .pt2 or .safetensors; of triton, a folder.")
+        Path,
+        typer.Option("--out", help="The file: .onnx, .xml, .pte, .pt2, .safetensors; of triton and web a folder."),
     ],
     to: Annotated[
         str,
         typer.Option(
             "--to",
-            help="onnx (one file for onnxruntime and OpenVINO), openvino (.xml and .bin), torch (.pt2), safetensors "
-            "(weights and JSON), triton (a model repository).",
+            help="onnx (one file for onnxruntime and OpenVINO), openvino (.xml and .bin), executorch (.pte), "
+            "torch (.pt2), safetensors (weights and JSON), triton (a model repository), web (a page that runs the "
+            "model in a browser).",
         ),
     ] = "onnx",
     sizes: Annotated[
         list[str] | None,
-        typer.Option("--sizes", help="Beside the file that takes every size, one for each of these: faster there."),
+        typer.Option(
+            "--sizes",
+            help="Beside the file for every size one for each of these, faster there. Of executorch these alone.",
+        ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Of onnx and triton: in int8; the certificate says what it costs at each size."),
+    ] = False,
     data: Data = None,
     weights: Weights = None,
     classes: Classes = None,
@@ -45,7 +54,9 @@ def export(
     from anyres.runs.export import export as write
     from anyres.runs.opened import ModelSpec
 
-    made = write(ModelSpec(model, weights, classes), out, to, sizes=sizes or (), data=data)
+    made = write(ModelSpec(model, weights, classes), out, to, sizes=sizes or (), data=data, int8=int8)
     for name, certificate in made.certificates.items():
         report_(f"{name}: {certificate.line}")
     report_(f"written: {', '.join(map(str, made.files))}")
+    if to == "web":
+        report_(f"open it: python -m http.server -d {out}, then http://127.0.0.1:8000 in a browser")

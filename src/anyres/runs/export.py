@@ -20,10 +20,13 @@ from anyres.config import UserError, first_line, need
 from anyres.data.decode import Unreadable, decode
 from anyres.deploy.export.certificate import Pictures, Referee
 from anyres.deploy.export.dial import LARGEST, Preparation
-from anyres.deploy.export.write import Exported, Subject, check_place, parse_format, write
+from anyres.deploy.export.files import EXTERNAL_FROM
+from anyres.deploy.export.subject import Calibration, Subject
+from anyres.deploy.export.write import Exported, Format, check_place, parse_format, write
 from anyres.evaluation.curve_file import read_csv
 from anyres.evaluation.measured import MEASURED
-from anyres.flow import Record, Size, parse_sizes
+from anyres.flow import Record, Size, SizeResult, parse_sizes
+from anyres.runs.cascade import calibration
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
 from anyres.runs.stderr import doing, show_log
@@ -31,8 +34,19 @@ from anyres.storage import as_path
 
 log = logging.getLogger(__name__)
 
+NEEDS: dict[Format, tuple[str, ...]] = {
+    "safetensors": (),
+    "torch": (),
+    "executorch": ("executorch",),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+}
+"""Packages of formats; of all others they are those of ONNX."""
 COUNTED = 32
 """Real images on which a file and its model are compared."""
+COUNTED_INT8 = 96
+"""The same of int8, whose answers differ."""
+MOST_SIZES = 6
+"""At which int8 is measured: of more, every second or third."""
 SHORT_SIDE = 480  # pixels of these images: a larger one is no better witness, and takes long
 SAMPLE = "fingerprint.jpg"
 
@@ -44,31 +58,33 @@ def export(
     *,
     sizes: Sequence[str | int | Size] = (),
     data: str | None = None,
+    int8: bool = False,
 ) -> Exported:
     """Write a model as a file that other programs run, and check it against the model before it appears.
 
-    ``model``: see ``Model``. ``path``: the file, or the folder of a Triton model repository. ``to``: ``onnx`` (inputs
+    ``model``: see ``Model``. ``path``: the file, or, of triton and web, the folder. ``to``: ``onnx`` (inputs
     ``image`` uint8 (b, h, w, c) and ``size`` int64 (2,), height and width in pixels; output ``probabilities`` float32
-    (b, k); every dimension free), ``openvino``, ``torch``, ``safetensors`` or ``triton``. ``sizes``: for each of them a
-    further file that sees this size alone and is faster there. ``data``: the images to check with (the run's held-out
-    ones; where there are none, a picture of this package).
+    (b, k); every dimension free), ``openvino``, ``executorch``, ``torch``, ``safetensors``, ``triton`` or ``web`` (a
+    page that runs the ONNX file in a browser). ``sizes``: for each of them a further file that sees this size alone and
+    is faster there; of executorch such files alone. ``data``: the images to check with (the run's held-out ones; where
+    there are none, a picture of this package). ``int8``: of onnx and triton, products in int8, ranges read
+    from the run's training images at the sizes of its curve; the certificate says what that costs at each size.
 
     Returns an Exported: ``.files``, and ``.certificates`` by file name. Raises UserError, also where a file does not
     answer as its model does; then nothing is left behind.
     """
     show_log()
     wanted = parse_format(to)
-    if wanted != "safetensors":
-        for package in ("onnx", "onnxscript", "onnxruntime") if wanted != "torch" else ():
-            need(package, extra="deploy", purpose=f"exporting to {wanted}")
-    if wanted == "openvino":
-        need("openvino", extra="deploy", purpose="exporting to openvino")
+    for package in NEEDS.get(wanted, ("onnx", "onnxscript", "onnxruntime")):
+        need(package, extra="edge" if package == "executorch" else "deploy", purpose=f"exporting to {wanted}")
     place, fixed = as_path(path), _fixed(sizes)
     check_place(place, wanted, fixed)
-    return write(subject_of(open_model(model), data), place, wanted, fixed)
+    if int8 and wanted not in ("onnx", "triton"):
+        raise UserError(f"--int8 is for onnx, which OpenVINO reads too, and triton, not for {wanted}: leave it out")
+    return write(subject_of(open_model(model), data, int8=int8), place, wanted, fixed)
 
 
-def subject_of(trained: TrainedModel, data: str | None = None) -> Subject:
+def subject_of(trained: TrainedModel, data: str | None = None, *, int8: bool = False) -> Subject:
     """A trained model with all that is written and checked. Raises UserError."""
     if not trained.model.num_classes:
         raise UserError(f"{trained.name} has no classifier, so a file of it would answer nothing: train one first")
@@ -86,7 +102,30 @@ def subject_of(trained: TrainedModel, data: str | None = None) -> Subject:
     with doing("reading images to check with"):
         pictures = _pictures(trained, data)
     about = {"model": recipe.model, "mean": recipe.data.mean, "std": recipe.data.std, **trained.task.about()}
-    return Subject(trained.name, Referee(model, how, activation), sizes, pictures, _said(trained), about, doing)
+    curve = _curve(trained)
+    said = _said(trained, curve)
+    calibration = _calibration(trained, curve, data) if int8 else None
+    referee = Referee(model, how, activation)
+    return Subject(trained.name, referee, sizes, pictures, said, curve, about, calibration, doing)
+
+
+def _calibration(trained: TrainedModel, curve: Sequence[SizeResult], data: str | None) -> Calibration:
+    """Training images for ranges, the sizes of the curve, and held-out images to be compared on. Raises UserError."""
+    recipe = trained.recipe
+    if trained.task.activation == "none":
+        raise UserError(f"{trained.name} names no classes, so what int8 costs cannot be said: leave --int8 out")
+    if trained.folder is None or recipe.data.source is None:
+        raise UserError(
+            f"--int8 reads its ranges from a run's training images, and {trained.name} is no run: leave it out"
+        )
+    if sum(each.nbytes for each in trained.backbone.state_dict().values()) >= EXTERNAL_FROM:
+        raise UserError(f"{trained.name} has more weights than int8 is made of here (1.8 GB): leave --int8 out")
+    sizes = [each.size for each in curve] or [*recipe.views.parsed, *evaluated_sizes(recipe)]
+    ordered = sorted(set(sizes), key=lambda size: size.height * size.width)
+    step = max(1, -(-len(ordered) // MOST_SIZES))
+    with doing("reading images for int8"):
+        images = calibration(trained, "onnxruntime:int8")
+        return Calibration(images, ordered[::-step][::-1], _pictures(trained, data, COUNTED_INT8))
 
 
 def tried_sizes(usual: Size) -> tuple[Size, ...]:
@@ -112,12 +151,12 @@ def _fixed(sizes: Sequence[str | int | Size]) -> tuple[Size, ...]:
     return fixed
 
 
-def _pictures(trained: TrainedModel, data: str | None) -> Pictures:
+def _pictures(trained: TrainedModel, data: str | None, most: int = COUNTED) -> Pictures:
     """The first readable images of what the model is scored on; without any, the package's own."""
     if data is not None or (trained.folder is not None and not trained.task.compares):
         try:
             images = trained.images(DataSpec(data))
-            found = list(_readable(images.source.records, len(trained.recipe.data.mean)))
+            found = list(_readable(images.source.records, len(trained.recipe.data.mean), most))
         except (UserError, OSError) as error:
             if data is not None:
                 raise
@@ -138,10 +177,10 @@ def _pictures(trained: TrainedModel, data: str | None) -> Pictures:
     return Pictures(turned, [-1] * len(turned), "4 cuts of the package's own picture")
 
 
-def _readable(records: Sequence[Record], channels: int) -> Iterator[tuple[torch.Tensor, int]]:
+def _readable(records: Sequence[Record], channels: int, most: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Some images evenly spread over all, with their class, -1 where there is none."""
-    spread = range(0, len(records), max(1, len(records) // COUNTED))
-    for place in list(spread)[:COUNTED]:
+    spread = range(0, len(records), max(1, len(records) // most))
+    for place in list(spread)[:most]:
         record = records[place]
         with suppress(Unreadable):
             image = decode(record, SHORT_SIDE, channels=channels).image
@@ -154,7 +193,7 @@ def _noise(channels: int) -> torch.Tensor:
     return torch.randint(0, 256, (channels, 180, 240), generator=drawn, dtype=torch.uint8)
 
 
-def _said(trained: TrainedModel) -> dict[str, Any]:
+def _said(trained: TrainedModel, curve: Sequence[SizeResult]) -> dict[str, Any]:
     """What stands in the file, by key."""
     recipe = trained.recipe
     sizes = {
@@ -188,19 +227,19 @@ def _said(trained: TrainedModel) -> dict[str, Any]:
         "sizes": sizes,
         "preprocessing": preprocessing,
         "provenance": provenance,
-        "curve": _curve(trained),
+        "curve": [{key: _finite(value) for key, value in each.row().items()} for each in curve],
     }
     plain: dict[str, Any] = json.loads(json.dumps(said, default=str))
     return plain
 
 
-def _curve(trained: TrainedModel) -> list[dict[str, Any]]:
-    """The run's measured curve, a row for each size; [] where none was measured."""
+def _curve(trained: TrainedModel) -> list[SizeResult]:
+    """The run's measured curve; [] where none was measured."""
     path = trained.folder / "curve.csv" if trained.folder else None
     if path is None or not path.is_file():
         return []
     try:
-        return [{key: _finite(value) for key, value in each.row().items()} for each in read_csv(path, MEASURED)]
+        return read_csv(path, MEASURED)
     except UserError as error:
         log.warning("%s: the file goes without a curve", error)
         return []

@@ -29,6 +29,8 @@ PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/model.js": ("server.js", "text/javascript; charset=utf-8"),
+    "/from_files.js": ("from_files.js", "text/javascript; charset=utf-8"),
 }
 """Address -> file of the page and its type."""
 WRONG: dict[int | str, dict[str, Any]] = {
@@ -160,7 +162,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    folder = resources.files("anyres.serve").joinpath("page")
+    folder = resources.files("anyres.deploy").joinpath("page")
     for path, (name, kind) in PAGE.items():
         app.add_api_route(path, _static(folder.joinpath(name).read_bytes(), kind), include_in_schema=False)
 

@@ -3,9 +3,10 @@ on real ones. What differs is refused; what was measured is the certificate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -27,6 +28,8 @@ LOGIT, OF_MOTION = 1e-4, 0.01
 image. Answers of a model that has learnt little are nearly flat: there, probabilities alone would pass anything."""
 _CLEAR = 6.0  # logits of several labels: beyond, a probability in float32 no longer tells them
 _TINY = 1e-30  # of a probability, before its logarithm
+SAME = 0.9
+"""The least share of real images whose first class int8 may leave as it was, at any size: below, a file is refused."""
 SHAPES = ((131, 97), (200, 333))
 """Of images in the trials, height and width, beside those the pictures have."""
 
@@ -92,6 +95,8 @@ class Count:
     same: int  # on which both have one class first; where nothing is classified, whose outputs agree
     right: int | None  # that the file has right; None: nobody says what is
     model_right: int | None
+    mean: float  # difference of a probability
+    most: float  # the largest difference of a probability
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Certificate:
     skipped: dict[str, str]  # engines that were not asked, and why
     hashes: dict[str, str]  # SHA-256 of what must not change
     versions: dict[str, str]  # of the libraries
+    precision: Literal["fp32", "int8"] = "fp32"  # int8: checks are of the file before it, counts of itself
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -113,11 +119,20 @@ class Certificate:
     @property
     def line(self) -> str:
         """For a terminal."""
+        if self.precision == "int8":
+            sizes = [self._cost(size) for size in dict.fromkeys(count.size for count in self.counts)]
+            return f"int8 in {' and '.join(dict.fromkeys(count.engine for count in self.counts))}: {'; '.join(sizes)}"
         engines = " and ".join(dict.fromkeys(check.engine for check in self.checks))
         sizes = ", ".join(dict.fromkeys(check.size for check in self.checks))
         worst = max(check.probability for check in self.checks)
         same, images = (sum(getattr(count, key) for count in self.counts) for key in ("same", "images"))
         return f"{engines} at {sizes} px: probabilities within {worst:.1g}, first class equal on {same} of {images}"
+
+    def _cost(self, size: str) -> str:
+        """What int8 changes at one size, in the engine where it changes most."""
+        found = min((count for count in self.counts if count.size == size), key=lambda count: count.same)
+        scores = "" if found.right is None else f", {found.right} right where the model has {found.model_right}"
+        return f"at {size} px first class equal on {found.same} of {found.images}{scores}"
 
 
 @dataclass(frozen=True)
@@ -164,14 +179,27 @@ def check(name: str, engine: str, ask: Asked, given: Sequence[Trial], activation
 def count(engine: str, ask: Asked, referee: Referee, pictures: Pictures, size: Size) -> Count:
     """The file and the model on real images, each at its own shape."""
     same = right = model_right = 0
+    apart: list[Tensor] = []
     known = all(each >= 0 for each in pictures.classes)
     for image, label in zip(pictures.images, pictures.classes, strict=True):
         batch = _channels_last([image])
         said, truth = ask(batch, size)[0], referee.ask(batch, size)[0]
         same += int(said.argmax() == truth.argmax())
         right, model_right = right + int(said.argmax() == label), model_right + int(truth.argmax() == label)
-    n = len(pictures.images)
-    return Count(engine, str(size), n, same, right if known else None, model_right if known else None)
+        apart.append((said - truth).abs())
+    scores = (right, model_right) if known else (None, None)
+    every = torch.stack(apart)
+    return Count(engine, str(size), len(apart), same, *scores, float(every.mean()), float(every.max()))
+
+
+def check_int8(name: str, given: Sequence[Count]) -> None:
+    """Raises Wrong where int8 gives too many images another first class."""
+    for each in given:
+        if each.same < SAME * each.images or not math.isfinite(each.most):
+            raise Wrong(
+                f"{name}: int8 keeps the first class of {each.same} of {each.images} images at {each.size} px in "
+                f"{each.engine}, and {SAME:.0%} is the least: leave --int8 out"
+            )
 
 
 def _channels_last(images: Sequence[UInt8[Tensor, "c h w"]]) -> UInt8[Tensor, "b h w c"]:

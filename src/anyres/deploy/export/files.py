@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyres.config import UserError
-from anyres.storage import DRAFT, flush, refusal
+from anyres.storage import draft_beside, flush, refusal, remove_draft_folders
 
 if TYPE_CHECKING:
     import onnx
@@ -27,11 +26,15 @@ def drafts(folder: Path) -> Iterator[Path]:
     """A hidden folder inside ``folder``, for files to be written; afterwards they stand in ``folder``, at the places
     they have in the draft, each replaced at once. On any exception nothing of them is left.
 
-    Raises OSError with the name of ``folder`` where the system refuses.
+    What killed processes left there is removed first. Raises OSError with the name of ``folder`` where the system
+    refuses.
     """
+    draft = draft_beside(folder / "export")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(DRAFT, ".export.", folder))
+        remove_draft_folders(folder, "export", _OPEN)
+        _OPEN.add(draft)
+        draft.mkdir()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): name another place") from None
     try:
@@ -50,6 +53,11 @@ def drafts(folder: Path) -> Iterator[Path]:
         raise OSError(number, os.strerror(number), str(folder)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        _OPEN.discard(draft)
+
+
+_OPEN: set[Path] = set()
+"""Drafts that this process is writing, perhaps in several threads."""
 
 
 def file_hash(path: Path) -> str:

@@ -34,7 +34,7 @@ def open_onnxruntime(path: Path) -> Asked:
 
     def ask(images: Tensor, size: Size) -> Tensor:
         given = {"image": images.numpy()} | ({"size": torch.tensor(size).numpy()} if dial else {})
-        with _running("onnxruntime", path, size):
+        with running("onnxruntime", path, size):
             return torch.from_numpy(session.run(None, given)[0])
 
     return ask
@@ -53,7 +53,7 @@ def open_openvino(path: Path) -> Asked:
 
     def ask(images: Tensor, size: Size) -> Tensor:
         given = {"image": images.numpy()} | ({"size": torch.tensor(size).numpy()} if dial else {})
-        with _running("OpenVINO", path, size):
+        with running("OpenVINO", path, size):
             return torch.from_numpy(compiled(given)[0].copy())
 
     return ask
@@ -68,14 +68,14 @@ def open_torch(path: Path) -> Asked:
 
     @torch.inference_mode()
     def ask(images: Tensor, size: Size) -> Tensor:
-        with _running("PyTorch", path, size):
+        with running("PyTorch", path, size):
             return module(images, torch.tensor(size))
 
     return ask
 
 
 @contextmanager
-def _running(engine: str, path: Path, size: Size) -> Iterator[None]:
+def running(engine: str, path: Path, size: Size) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever an engine says of a size or an operation

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from anyres.config import UserError, nearest
 from anyres.deploy.engines.openvino import openvino_core
 from anyres.deploy.export import certificate as checks
-from anyres.deploy.export.certificate import Asked, Certificate, Pictures, Referee, Wrong
+from anyres.deploy.export.certificate import Asked, Certificate, Count, Pictures, Referee, Wrong
 from anyres.deploy.export.files import drafts, file_hash, graph_hash, save_graph
 from anyres.deploy.export.graph import OUTPUT, fixed_graph, free_graph, program
+from anyres.deploy.export.int8 import quantized
 from anyres.deploy.export.runtimes import Unable, open_onnxruntime, open_openvino, open_torch
+from anyres.deploy.export.subject import Subject
+from anyres.deploy.export.web import check_web, write_web
 from anyres.flow import Size
 from anyres.models.state_files import digest_of
 from anyres.models.weights import load_weights, save_weights
@@ -30,27 +32,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Format = Literal["onnx", "openvino", "torch", "safetensors", "triton"]
+Format = Literal["onnx", "openvino", "executorch", "torch", "safetensors", "triton", "web"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "safetensors": ".safetensors", "triton": ""}
-"""How the path ends that is named; of triton it is a folder, the model repository."""
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "executorch": ".pte",
+    "torch": ".pt2",
+    "safetensors": ".safetensors",
+    "triton": "",
+    "web": "",
+}
+"""How the path ends that is named; "": it is a folder."""
+FOLDERS = {"triton": "a Triton model repository", "web": "a page with all that it needs"}
+"""What the formats are that are folders."""
 CERTIFICATE = ".certificate.json"
 """What is added to the name of a file for that of its certificate."""
 TOLD = "certificate.json"
-"""The certificate in a folder of a Triton model repository."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is exported."""
-
-    name: str  # of the model
-    referee: Referee  # the model, and how it sees images
-    sizes: Sequence[Size]  # that the file is tried at, in pixels; the first is the usual one
-    pictures: Pictures  # real images
-    said: Mapping[str, Any]  # what stands in the file, by key
-    about: Mapping[str, Any]  # what makes the model again from its weights (``models.weights.save_weights``)
-    doing: Callable[[str], AbstractContextManager[None]]  # says what is going on while it is open
+"""The certificate in a folder."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,14 @@ def write(subject: Subject, path: Path, to: Format, fixed: Sequence[Size] = ()) 
     """
     check_place(path, to, fixed)
     subject.referee.model.check_sizes([*subject.sizes, *fixed])
-    home = path if to == "triton" else path.parent
+    runtime = check_web(subject) if to == "web" else {}
+    home = path if to in FOLDERS else path.parent
     with drafts(home) as draft:
-        place = draft / _folder(subject) / "1" / "model.onnx" if to == "triton" else draft / path.name
+        place, told = _places(subject, draft, path, to)
         place.parent.mkdir(parents=True, exist_ok=True)
-        made = {place: _WRITERS[to](subject, place, None)}
+        made = {}
+        if not (to == "executorch" and fixed):  # where free sides cannot be lowered, one size each is asked for
+            made[place] = _WRITERS[to](subject, place, None)
         for size in fixed:
             other = _fixed_place(subject, place, to, size)
             other.parent.mkdir(parents=True, exist_ok=True)
@@ -88,24 +90,34 @@ def write(subject: Subject, path: Path, to: Format, fixed: Sequence[Size] = ()) 
         if to == "triton":
             for each in made:
                 write_triton_config(subject, each)
-        told = place.with_name(f"{place.name}{CERTIFICATE}") if to != "triton" else draft / _folder(subject) / TOLD
+        if to == "web":
+            write_web(subject, place, runtime)
         _write_beside(told, draft, made)
         files = tuple(sorted(home / each.relative_to(draft) for each in draft.rglob("*") if each.is_file()))
     return Exported(files, {str(each.relative_to(draft)): found for each, found in made.items()})
 
 
+def _places(subject: Subject, draft: Path, path: Path, to: Format) -> tuple[Path, Path]:
+    """Where, in the draft, the file and its certificate lie."""
+    if to == "triton":
+        return draft / _folder(subject) / "1" / "model.onnx", draft / _folder(subject) / TOLD
+    if to == "web":
+        return draft / "model.onnx", draft / TOLD
+    return draft / path.name, draft / f"{path.name}{CERTIFICATE}"
+
+
 def check_place(path: Path, to: Format, fixed: Sequence[Size] = ()) -> None:
     """Raises UserError where a file of this format cannot be written at ``path``, or has no ``fixed`` sizes."""
     suffix = SUFFIXES[to]
-    if to == "triton":
+    if to in FOLDERS:
         if path.is_file():
-            raise UserError(f"{path} is a file, and a Triton model repository is a folder: name another place")
+            raise UserError(f"{path} is a file, and {FOLDERS[to]} is a folder: name another place")
     elif path.is_dir() or path.suffix != suffix:
         raise UserError(
             f"--out {path}: --to {to} writes a file that ends in {suffix}: name one, as {path.stem or 'model'}{suffix}"
         )
-    if fixed and to in ("torch", "safetensors"):
-        raise UserError(f"--sizes adds fixed graphs to onnx, openvino and triton, not to {to}: leave it out")
+    if fixed and to in ("torch", "safetensors", "web"):
+        raise UserError(f"--sizes makes fixed graphs of onnx, openvino, executorch, triton, not of {to}: leave it out")
 
 
 def _folder(subject: Subject) -> str:
@@ -126,8 +138,39 @@ def write_onnx(subject: Subject, path: Path, size: Size | None) -> Certificate:
         hashes = {"graph": graph_hash(graph)}
         save_graph(graph, path, subject.said)
     found = certify_onnx(subject, path, size, hashes["graph"])
+    if subject.int8:
+        graph, found = in_int8(subject, graph, path, size, found)
     save_graph(graph, path, {**subject.said, "certificate": found.facts()})
     return found
+
+
+def in_int8(
+    subject: Subject, graph: onnx.ModelProto, path: Path, size: Size | None, before: Certificate
+) -> tuple[onnx.ModelProto, Certificate]:
+    """The file at ``path``, whose ``graph`` was certified, in int8; what that costs at each size. Raises Wrong."""
+    calibration = subject.int8
+    assert calibration is not None
+    sizes = (size,) if size else calibration.sizes
+    with subject.doing(f"writing {path.name} in int8"):
+        small = quantized(graph, calibration.images, sizes)
+        save_graph(small, path, subject.said)
+    engines = {"onnxruntime": open_onnxruntime(path)}
+    if "openvino" not in before.skipped:
+        engines["openvino"] = open_openvino(path)
+    counts = [
+        _counted(subject, path.name, engine, ask, calibration.scored, size)
+        for engine, ask in engines.items()
+        for size in sizes
+    ]
+    checks.check_int8(path.name, counts)
+    hashes = {**before.hashes, "graph": graph_hash(small)}
+    scored = calibration.scored.source
+    return small, replace(before, counts=tuple(counts), source=scored, hashes=hashes, precision="int8")
+
+
+def _counted(subject: Subject, name: str, engine: str, ask: Asked, pictures: Pictures, size: Size) -> Count:
+    with subject.doing(f"checking {name} in {engine} on images at {size} px"):
+        return checks.count(engine, ask, subject.referee, pictures, size)
 
 
 def certify_onnx(subject: Subject, path: Path, size: Size | None, graph: str) -> Certificate:
@@ -189,6 +232,20 @@ def convert_to_openvino(subject: Subject, graph: onnx.ModelProto, path: Path, si
     return found
 
 
+def write_executorch(subject: Subject, path: Path, size: Size | None) -> Certificate:
+    """A program of ExecuTorch (.pte), and a JSON file with all that is said of it."""
+    from anyres.deploy.export import executorch
+
+    with subject.doing(f"lowering {path.name} for ExecuTorch"):
+        path.write_bytes(executorch.program(subject.referee, size, subject.said))
+    asked = replace(subject, sizes=(size,) if size else executorch.tried(subject.sizes))
+    engines = {"executorch": executorch.open_executorch(path, subject.referee)}
+    found = _certify(asked, path.name, engines, size, {"program": file_hash(path)}, {})
+    told = {**subject.said, "certificate": found.facts()}
+    path.with_suffix(".json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return found
+
+
 def write_torch(subject: Subject, path: Path, size: Size | None) -> Certificate:
     """A program of torch.export (.pt2), with what is said of it beside it in the archive."""
     assert size is None
@@ -224,9 +281,11 @@ def write_safetensors(subject: Subject, path: Path, size: Size | None) -> Certif
 _WRITERS = {
     "onnx": write_onnx,
     "openvino": write_openvino,
+    "executorch": write_executorch,
     "torch": write_torch,
     "safetensors": write_safetensors,
     "triton": write_onnx,
+    "web": write_onnx,
 }
 
 
@@ -246,7 +305,7 @@ def _certify(
     for engine, ask in engines.items():
         with subject.doing(f"checking {name} in {engine}"):
             found += checks.check(name, engine, ask, given, referee.activation)
-            counts.append(checks.count(engine, ask, referee, subject.pictures, sizes[0]))
+        counts.append(_counted(subject, name, engine, ask, subject.pictures, sizes[0]))
     bounds = {
         "probability": checks.PROBABILITY,
         "logit": checks.LOGIT,

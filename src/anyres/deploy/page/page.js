@@ -1,31 +1,13 @@
-// One image, asked at every size: one after the other, so that the times are those of an idle server.
+// One image, asked at every size: one after the other, so that the times are those of an idle model.
+// model.js answers: server.js asks the server that sent this page, browser.js runs an exported file right here.
+import { ask, describe } from "./model.js";
+
 const at = (id) => document.getElementById(id);
 const CARDS = 7;
 const SOON_MS = 150;
 const state = { about: null, image: null, token: "", asking: null, later: 0, shown: new Map() };
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const time = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
-
-function headers() {
-  return state.token ? { authorization: `Bearer ${state.token}` } : {};
-}
-
-async function said(response) {
-  try {
-    return (await response.json()).error ?? response.statusText;
-  } catch {
-    return response.statusText || `status ${response.status}`;
-  }
-}
-
-async function ask(size, signal) {
-  const form = new FormData();
-  form.append("image", state.image, "image");
-  const response = await fetch(`predict?size=${size}&top=5`, { method: "POST", body: form, headers: headers(), signal });
-  if (response.status === 401) at("access").hidden = false;
-  if (!response.ok) throw new Error(await said(response));
-  return response.json();
-}
 
 function bar(element, share) {
   element.style.setProperty("--share", `${(100 * share).toFixed(1)}%`);
@@ -53,6 +35,10 @@ function show(answer) {
   at("how").textContent =
     `at ${answer.size} px (${WHY[answer.reason]}): ${time(spent.compute)} of the model, ${time(spent.read)} to read the image`;
   at("answer").dataset.size = answer.size;
+  if (answer.reason !== "asked") {
+    at("dial").value = answer.size.split("x")[0];
+    at("side").textContent = `${answer.size} px`;
+  }
   at("guesses").replaceChildren(
     ...answer.predictions.map((guess) => {
       const row = document.createElement("li");
@@ -118,7 +104,7 @@ async function answer(sizes, begin) {
   try {
     let first = begin;
     for (const size of sizes) {
-      const found = await ask(size, asking.signal);
+      const found = await ask(state.image, size, state.token, asking.signal);
       if (first) {
         show(found);
         mark(found.size);
@@ -128,7 +114,7 @@ async function answer(sizes, begin) {
     }
     at("answer").dataset.done = String(Number(at("answer").dataset.done ?? 0) + 1);
   } catch (error) {
-    if (error.name !== "AbortError") at("trouble").textContent = error.message;
+    tell(error);
   } finally {
     if (state.asking === asking) at("answer").setAttribute("aria-busy", "false");
   }
@@ -161,11 +147,9 @@ function turn() {
 }
 
 async function begin() {
-  const response = await fetch("about", { headers: headers() });
-  if (response.status === 401) at("access").hidden = false;
-  if (!response.ok) throw new Error(await said(response));
-  const about = (state.about = await response.json());
+  const about = (state.about = await describe(state.token));
   at("about").textContent = `${about.model}, ${about.classes} classes, run by ${about.engine}`;
+  at("note").textContent = about.note ?? "";
   const dial = at("dial");
   dial.min = Math.max(32, about.least_side);
   dial.max = about.most_side;
@@ -178,10 +162,10 @@ async function begin() {
   sides().forEach(card);
 }
 
-function trying(work) {
-  work().catch((error) => {
-    at("trouble").textContent = error.message;
-  });
+function tell(error) {
+  if (error.name === "AbortError") return;
+  if (error.locked) at("access").hidden = false;
+  at("trouble").textContent = error.message;
 }
 
 at("file").addEventListener("change", (event) => take(event.target.files[0]));
@@ -192,7 +176,7 @@ at("access").addEventListener("submit", (event) => {
   state.token = at("token").value.trim();
   at("access").hidden = true;
   at("trouble").textContent = "";
-  trying(begin);
+  begin().catch(tell);
 });
 const drop = at("drop");
 for (const name of ["dragenter", "dragover"]) {
@@ -209,4 +193,4 @@ for (const name of ["dragleave", "drop"]) {
 }
 document.addEventListener("drop", (event) => take(event.dataTransfer.files[0]));
 document.addEventListener("paste", (event) => take([...event.clipboardData.files][0]));
-trying(begin);
+begin().catch(tell);
