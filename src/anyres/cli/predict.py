@@ -53,14 +53,50 @@ def predict(
         typer.Option(min=16, help="Cut images into overlapping tiles of so many pixels; boxes or maps are joined."),
     ] = None,
     huge_pages: HugePages = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="For many images: .csv, .jsonl or .parquet; the same command continues after a kill."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="With --out: images of one size at a time.")] = 32,
+    engine: Annotated[
+        str, typer.Option("--engine", help="With --out: local, or ray for a Ray cluster (pip install 'anyres[ray]').")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="The Ray cluster's; without it one is started on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Of the Ray cluster, at most; as many as fit if not given.")
+    ] = None,
 ) -> None:
     """Print the likeliest classes of images; every likely label where the model gives several; the share of each class
     where it gives maps.
 
     An image that cannot be read is a row with the reason; the exit code is then 2, and all others are answered.
 
+    With `--out` images may also be lists of paths (.txt, .csv, .jsonl, .parquet), tar shards, and `-`, a list on stdin;
+    the work continues where it was stopped, an image that cannot be read is a row, and the exit code is 0. `--size` may
+    then name several sizes: each image is seen at the largest that it fills.
+
     Example: `anyres predict runs/first photos --size 96 --csv answers.csv`
     """
+    if out is not None:
+        if as_csv or as_json or draw:
+            raise UserError("--out stands alone: leave out --csv, --json and --draw")
+        from anyres.cli.console import report_
+        from anyres.flow import parse_sizes
+        from anyres.runs.bulk.options import BulkOptions, Engine
+        from anyres.runs.bulk.run import predict_into
+        from anyres.runs.opened import ModelSpec
+
+        sizes = parse_sizes([size]) if size else ()
+        how = BulkOptions(sizes, backend, cascade, tile, top, threshold, batch, huge_pages)
+        done = predict_into(out, ModelSpec(model, weights, classes), images, how, Engine(engine, address, workers))
+        report_(done.line)
+        return
+    if engine != "local" or address or workers:
+        raise UserError("--engine, --address and --workers go with --out: name a file for the answers")
     from rich import get_console
     from rich.progress import track
 

@@ -223,30 +223,39 @@ class CascadePredictor:
 
     def probabilities(self, pictures: Sequence[Picture]) -> Float32[Tensor, "n k"]:
         """The calibrated probabilities of each image's answering stage; (0, 0) for no images."""
-        found: list[Tensor] = []
+        return self.answers(pictures)[0]
+
+    def answers(self, pictures: Sequence[Picture]) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, " n"]]:
+        """The same, and each image's answering stage, from 0 on."""
+        found: list[tuple[Tensor, Tensor]] = []
         block = BLOCK * max(stage.batch for stage in self.stages)
         for start in range(0, len(pictures), block):
             decoded = [pixels_of(picture) for picture in pictures[start : start + block]]
             found.append(self._answer(len(decoded), partial(self._prepare, decoded)))
-        return torch.cat(found) if found else torch.empty(0, 0)
+        if not found:
+            return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+        probabilities, stages = zip(*found, strict=True)
+        return torch.cat(probabilities), torch.cat(stages)
 
     def forward(self, views: Sequence[Float[Tensor, "b c _ _"]]) -> Float32[Tensor, "b k"]:
         """Normalized pixels of the same images at each of the sizes, in order -> calibrated probabilities."""
-        return self._answer(len(views[0]), lambda stage, images: views[stage][images])
+        return self._answer(len(views[0]), lambda stage, images: views[stage][images])[0]
 
     def _prepare(self, decoded: Sequence[Tensor], stage: int, images: Tensor) -> Tensor:
         return self.stages[stage].prepare([decoded[i] for i in images.tolist()])
 
-    def _answer(self, count: int, view: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Probabilities (count, k); ``view`` prepares the images of some indices for a stage.
+    def _answer(self, count: int, view: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Probabilities (count, k) and answering stages (count,); ``view`` prepares the images of some indices for a
+        stage.
 
         Beside an engine with threads of its own PyTorch has one: two that wait by spinning took a third of the speed.
         """
         with one_thread() if all(stage.backend.own_threads for stage in self.stages) else nullcontext():
             return self._run_stages(count, view)
 
-    def _run_stages(self, count: int, view: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def _run_stages(self, count: int, view: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         waiting = torch.arange(count)
+        stages = torch.zeros(count, dtype=torch.int64)
         answers: Tensor | None = None
         for number, stage in enumerate(self.stages):
             parts = [stage.forward(view(number, part)) for part in torch.split(waiting, stage.batch) if len(part)]
@@ -255,11 +264,11 @@ class CascadePredictor:
             probabilities = (torch.cat(parts).cpu() / self.cascade.temperatures[number]).softmax(1)
             if answers is None:
                 answers = torch.empty(count, probabilities.shape[1])
-            answers[waiting] = probabilities  # the next stage overwrites those that stay open
+            answers[waiting], stages[waiting] = probabilities, number  # the next stage overwrites what stays open
             if number < len(self.cascade.thresholds):
                 stays = probabilities.amax(1) < self.cascade.thresholds[number]
                 self.answered[number] += int((~stays).sum())
                 waiting = waiting[stays]
             else:
                 self.answered[number] += len(waiting)
-        return answers if answers is not None else torch.empty(0, 0)
+        return (answers if answers is not None else torch.empty(0, 0)), stages
