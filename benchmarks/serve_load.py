@@ -1,6 +1,6 @@
 """`anyres serve` under load: an open-loop client at 0.5, 1, 2 and 4 x the capacity of the best size alone.
 
-    python benchmarks/serve_load.py RUN [--data DATA] [--seconds 60] [--deadline-ms 100] [--requests 10000]
+    python benchmarks/serve_load.py RUN [--data DATA] [--split SPLIT] [--seconds 60] [--deadline-ms 100] [--requests 10000]
 
 RUN: a folder of `anyres train`, best with a `curve.csv`; the images are its held-out ones, or those of --data. Requests
 come at random times at a fixed rate, whether or not answers do, each on a connection of its own. In turn, at each rate:
@@ -159,11 +159,11 @@ def resident_mib(process: subprocess.Popen[str]) -> float:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def held_out(run: Path, data: str | None) -> list[Photo]:
+def held_out(run: Path, data: str | None, split: str | None) -> list[Photo]:
     """The run's held-out images, encoded."""
     from anyres.runs.opened import DataSpec, open_run
 
-    images = open_run(run).images(DataSpec(data))
+    images = open_run(run).images(DataSpec(data, split))
     found = []
     for record in images.source.records[:: max(1, len(images.source.records) // MOST_IMAGES)]:
         source = record.source
@@ -227,13 +227,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data")
+    parser.add_argument("--split")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
     parser.add_argument("--deadline-ms", type=float, default=100.0)
     parser.add_argument("--warm", type=int, default=400, help="requests by which the capacity is measured")
     parser.add_argument("--requests", type=int, default=10_000, help="of changing sizes, for the memory")
     parser.add_argument("serve", nargs="*", help="options of `anyres serve`, after --")
     options = parser.parse_args()
-    photos = held_out(options.run, options.data)
+    photos = held_out(options.run, options.data, options.split)
     print(
         f"{len(photos)} held-out images, {sum(len(photo.content) for photo in photos) / len(photos) / 1e3:.0f} kB each"
     )
