@@ -59,7 +59,8 @@ def test_a_server_that_drains_or_is_full_is_alive_and_not_ready(running: Running
         assert ask(running, [image_of(np.zeros((1, 8, 8, 3), np.uint8))]).status_code == 200, "still answered"
     finally:
         service.draining = False
-    service.dispatcher._until = service.scheduler.clock() + 1000
+    stuck = service.dispatcher._running
+    stuck |= {-i: (0.0, service.scheduler.clock() + 1000) for i in range(1, 1 + service.model.engines)}
     try:
         assert get(f"{MODEL}/ready").status_code == 503
         answer = running.client.post("/predict", content=running.photo, headers={"content-type": "image/jpeg"})
@@ -67,7 +68,7 @@ def test_a_server_that_drains_or_is_full_is_alive_and_not_ready(running: Running
         assert 960 < int(answer.headers["retry-after"]) <= 1000
         assert answer.json()["retry_after_ms"] <= 1e6
     finally:
-        service.dispatcher._until = 0.0
+        stuck.clear()
     assert get("/readyz").status_code == 200
 
 

@@ -38,27 +38,42 @@ class Dispatcher:
 
     A request is asked in (``admit``) when it arrives, gets its size (``choose``) when its image has been read, waits
     (``put``), and is taken (``take``) in a batch, whose time is told (``done``). ``readers``: images that are read at a
-    time.
+    time; ``engines``: batches that are run at a time.
     """
 
     def __init__(
-        self, rungs: Sequence[Rung], costs: Costs, pace: Pace, stages: Sequence[Size] = (), readers: int = 1
+        self,
+        rungs: Sequence[Rung],
+        costs: Costs,
+        pace: Pace,
+        stages: Sequence[Size] = (),
+        readers: int = 1,
+        engines: int = 1,
     ) -> None:
         self.rungs, self.costs, self.pace, self.stages = tuple(rungs), costs, pace, tuple(stages)
         self.waiting = Waiting(pace.batch)
         self.load = Load()
-        self._readers = readers
+        self._readers, self._engines = readers, engines
         self._reading: set[int] = set()  # keys of images
-        self._until = -math.inf  # when the running batch is predicted to be done
-        self._batch: tuple[float, Size, int] | None = None  # its start, size and images
+        self._running: dict[int, tuple[float, float]] = {}  # by the first one's order: when it began, and will be done
         self._keys = 0
 
     def wait_ms(self, now: float, due: float | None = None) -> float:
         """Predicted milliseconds until a request that comes now is begun (one due then, where ``due`` is given)."""
+        work = self.waiting.work_ms(self.costs, due)
+        if work or len(self._running) >= self._engines:
+            work += sum(max(until - now, 0.0) * 1000 for _, until in self._running.values())
+        return self._behind(work)
+
+    def backlog_ms(self) -> float:
+        """Predicted milliseconds of what waits, without what runs."""
+        return self._behind(self.waiting.work_ms(self.costs))
+
+    def _behind(self, work: float) -> float:
+        """Until so much work is done by all engines, and those images that are still read after it."""
         reading = len(self._reading) * self.costs.read_ms / self._readers
-        behind = len(self._reading) * self.costs.image_ms(self.rungs[0].size, 1)
-        running = max(self._until - now, 0.0) * 1000
-        return max(reading, running + self.waiting.work_ms(self.costs, due)) + behind
+        after = len(self._reading) * self.costs.image_ms(self.rungs[0].size, 1)
+        return max(reading, work / self._engines) + after / self._engines
 
     def admit(self, now: float, wish: Wish, images: int = 1) -> list[int] | Refusal:
         """Whether a request of so many images is taken; then a key for each, for ``choose`` or ``forget``.
@@ -91,9 +106,9 @@ class Dispatcher:
             return Chosen(self.stages[0], "cascade")
         wait = self.wait_ms(now)
         patience = min(self.pace.queue_ms, wish.deadline_ms or math.inf)
-        busy = self.pace.busy * max(1 - wait / patience, 0.0)  # a backlog must shrink, too
+        busy = self.pace.busy * max(1 - self.backlog_ms() / patience, 0.0)  # a backlog must shrink, too
         costs = [self.costs.image_ms(rung.size, self.pace.batch) for rung in self.rungs]
-        by_load = self.load.rung(costs, self.load.room_ms(now, busy))
+        by_load = self.load.rung(costs, self.load.room_ms(now, busy * self._engines))
         if wish.deadline_ms is None:
             return choose(self.rungs, by_load, lambda size: self._finish_ms(size, wait), None)
         due = arrived + wish.deadline_ms / 1000
@@ -123,16 +138,13 @@ class Dispatcher:
         """The next batch to run, and those that are too late; see ``Waiting.take``."""
         batch, late = self.waiting.take(now, self.costs)
         if batch:
-            self._batch = now, batch[0].size, len(batch)
-            self._until = now + self.costs.batch_ms(batch[0].size, len(batch)) / 1000
+            self._running[batch[0].order] = now, now + self.costs.batch_ms(batch[0].size, len(batch)) / 1000
         return batch, late
 
-    def done(self, now: float) -> None:
-        """The batch that was taken has been run."""
-        if self._batch is not None:
-            began, size, images = self._batch
-            self.costs.learn(size, images, 1000 * (now - began))
-        self._batch, self._until = None, -math.inf
+    def done(self, now: float, batch: Sequence[Waiter]) -> None:
+        """A batch that was taken has been run."""
+        began, _ = self._running.pop(batch[0].order)
+        self.costs.learn(batch[0].size, len(batch), 1000 * (now - began))
 
     def _first(self, wish: Wish) -> Size | None:
         """The size that a request is sure to be answered at; None where it is ours to choose."""

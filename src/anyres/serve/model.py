@@ -6,6 +6,7 @@ import logging
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from anyres.config import UserError
 from anyres.data.mix import normalize
+from anyres.data.samples import one_thread
 from anyres.data.views import eval_view
 from anyres.deploy.cascade import Cascade
 from anyres.deploy.predictor import EngineOptions, Predictor
 from anyres.evaluation.curve_file import read_csv
 from anyres.flow import Batch, Labels, Size, SizeResult
+from anyres.ops.processors import processors
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.cascade import FILE as CASCADE
 from anyres.runs.cascade import predictors_for, preprocessing
@@ -49,7 +52,10 @@ class Cuts:
 class ServedModel:
     """``trained`` at every size: those to choose from by the engine of ``options``, others by eager PyTorch.
 
-    Both answer as ``anyres.Predictor`` does in fp32. One thread at a time may call ``run``, any number the others.
+    Both answer as ``anyres.Predictor`` does in fp32. ``engines`` threads at a time may call ``run``, any number the
+    others. On a CPU eager PyTorch has as many engines as processors, of one thread each: where several threads begin
+    parallel work, their OpenMP teams sleep while they wait, and two threads took twice as long as one.
+
     Raises UserError for a model that gives no classes, or cannot take the sizes.
     """
 
@@ -78,8 +84,11 @@ class ServedModel:
         self.fixed: dict[Size, Predictor] = {}
         if options.backend != "eager":
             self.fixed = predictors_for(trained, sizes, EngineOptions(options.backend, batch))
+        on_cpu = self.any_size.device.type == "cpu"
+        self.engines = processors() if on_cpu and not self.fixed else 1
         self.engine = str(next(iter(self.fixed.values())).backend) if self.fixed else "eager"
-        self.lines = {size: self._time(size) for size in sizes}
+        with one_thread() if on_cpu else nullcontext():
+            self.lines = {size: self._time(size) for size in sizes}
         known = self.qualities
         free = options.sizes or [size for size in sizes if size not in self.cuts.sizes or size in self._usual_sizes()]
         self.rungs = ladder([Rung(size, known.get(size)) for size in free])

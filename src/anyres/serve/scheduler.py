@@ -1,4 +1,4 @@
-"""Runs what the dispatcher decides: images are read in threads, batches run in one, the loop only waits."""
+"""Runs what the dispatcher decides: images are read in threads, batches run in others, the loop only waits."""
 
 from __future__ import annotations
 
@@ -73,27 +73,27 @@ class Scheduler:
         self.model, self.dispatcher, self.metrics, self.clock = model, dispatcher, metrics, clock
         self._wake = asyncio.Event()
         self._decoding = asyncio.Semaphore()  # decoded images at a time: each may be large
-        self._loop: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
         self._readers: ThreadPoolExecutor | None = None
         self._engine: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> Scheduler:
         self._wake = asyncio.Event()  # of this loop
         self._decoding = asyncio.Semaphore(readers() + 1)
-        threads = torch.get_num_threads()
-        self._engine = ThreadPoolExecutor(1, "engine", torch.set_num_threads, (threads,))
-        await self._in(self._engine, torch.get_num_threads)  # it begins before the readers say how many threads
+        engines = self.model.engines
+        self._engine = ThreadPoolExecutor(engines, "engine", torch.set_num_threads, (1,))
         self._readers = ThreadPoolExecutor(readers(), "reader", torch.set_num_threads, (1,))
-        self._loop = asyncio.create_task(self._run())
+        self._loops = [asyncio.create_task(self._run()) for _ in range(engines)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._loop is not None
         assert self._readers is not None
         assert self._engine is not None
-        self._loop.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._loop
+        for loop in self._loops:
+            loop.cancel()
+        for loop in self._loops:
+            with suppress(asyncio.CancelledError):
+                await loop
         self._readers.shutdown(cancel_futures=True)
         self._engine.shutdown(cancel_futures=True)
 
@@ -206,10 +206,10 @@ class Scheduler:
                 for turn in turns:
                     if not turn.row.done():
                         turn.row.set_exception(error)
-                self.dispatcher.done(self.clock())
+                self.dispatcher.done(self.clock(), batch)
                 continue
             ended = self.clock()
-            self.dispatcher.done(ended)
+            self.dispatcher.done(ended, batch)
             self.metrics.batch(size, len(turns), ended - began)
             for turn, row in zip(turns, logits, strict=True):
                 if not turn.row.done():

@@ -29,7 +29,7 @@ class Service:
     def __init__(self, model: ServedModel) -> None:
         self.model, self.options = model, model.options
         costs, pace = Costs(model.lines), model.options.pace
-        self.dispatcher = Dispatcher(model.rungs, costs, pace, model.cuts.sizes, readers())
+        self.dispatcher = Dispatcher(model.rungs, costs, pace, model.cuts.sizes, readers(), model.engines)
         self.bodies = Bodies(model.options.limits)
         sizes = frozenset(model.lines)
         self.metrics = Metrics(sizes, lambda: len(self.dispatcher.waiting), lambda: self.bodies.in_flight)

@@ -56,8 +56,8 @@ def ladder(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
 class Load:
     """How much work comes in, as exponential means over the last ``SECONDS``, and the rung that can keep up with it.
 
-    A burst is seen sooner by a second mean over ``BURST_S``, as far as chance does not explain it (one standard
-    deviation of a Poisson process).
+    A burst is seen sooner by a second mean over ``BURST_S``, as far as chance does not explain it (two standard
+    deviations of a Poisson process).
     """
 
     SECONDS, BURST_S = 1.0, 0.2
@@ -79,10 +79,11 @@ class Load:
             self._bound_ms += bound_ms / self.SECONDS
 
     def room_ms(self, now: float, busy: float) -> float:
-        """Milliseconds for each request of the free ones, if a share ``busy`` of the time is used; inf if none come."""
+        """Milliseconds for each request of the free ones, if ``busy`` of the time is used (of several engines more
+        than 1); inf if none come."""
         self._fade(now)
         left = max(1000 * busy - self._bound_ms, 0.0)
-        burst = self._burst - math.sqrt(self._burst / (2 * self.BURST_S))
+        burst = self._burst - 2 * math.sqrt(self._burst / (2 * self.BURST_S))
         free = max(self._free, burst)
         return left / free if free > 0 else math.inf
 
