@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from anyres.config import UserError
 if TYPE_CHECKING:
     from anyres.runs.answers import FileAnswer
 
+log = logging.getLogger(__name__)
 NAMED = 3  # unreadable files that the last line names
 
 
@@ -68,6 +70,7 @@ def predict(
     from anyres.data.wanted_files import wanted_files
     from anyres.flow import Size
     from anyres.runs.answers import FileAnswer, write_answers_csv
+    from anyres.runs.drift import confidence_in, drift_line
     from anyres.runs.opened import ModelSpec, open_model
     from anyres.runs.predict import PredictOptions, predict_files
     from anyres.runs.stderr import log_sentences
@@ -95,6 +98,9 @@ def predict(
         report_(f"{len(answers)} images: written to {' and '.join(map(str, written))}")
     elif not as_json:
         _print(answers)
+    seen = options.size or trained.recipe.views.parsed[0]
+    if not options.cascade and (drift := drift_line(trained, [(seen, confidence_in(a.values)) for a in answers])):
+        log.info(drift)
     _check_readable(answers)
     if not written and not as_json and len(answers) > 1:
         suggest(f"anyres predict {model} {images[0]} --csv answers.csv")

@@ -24,6 +24,7 @@ from anyres.deploy.export.write import Exported, Subject, check_place, parse_for
 from anyres.evaluation.curve_file import read_csv
 from anyres.evaluation.measured import MEASURED
 from anyres.flow import Record, Size, parse_sizes
+from anyres.runs.drift import held_out_of
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
 from anyres.runs.stderr import doing, show_log
@@ -189,6 +190,7 @@ def _said(trained: TrainedModel) -> dict[str, Any]:
         "preprocessing": preprocessing,
         "provenance": provenance,
         "curve": _curve(trained),
+        "held_out": held_out.plain() if (held_out := held_out_of(trained)) else None,
     }
     plain: dict[str, Any] = json.loads(json.dumps(said, default=str))
     return plain
