@@ -111,6 +111,21 @@ def listening() -> Iterator[list[str]]:
         log.setLevel(level)
 
 
+def record_curve(run: Path, out: Path | None = None, data: Path | None = None, sizes: Sequence[int] = (24, 32)) -> None:
+    """What `anyres curve` keeps of a run's answers and results, without pictures and page."""
+    from anyres.evaluation.curve_file import write_csv
+    from anyres.evaluation.scores_file import SCORES, write_scores
+    from anyres.flow import Size
+    from anyres.runs.opened import DataSpec, open_run
+    from anyres.runs.report import kept_scores
+
+    trained = open_run(run)
+    images = trained.images(DataSpec(str(data) if data else None))
+    measured = trained.measure(images, [Size(side, side) for side in sizes])
+    write_csv([found.result for found in measured], (out or run) / "curve.csv")
+    write_scores(kept_scores(trained, images, measured), (out or run) / SCORES)
+
+
 def _anyres(words: list[str], said: Path, world: dict[str, str], before: Callable[[], None] | None) -> None:
     os.environ.update(world)
     say_to(said)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anyres.models.pyramids.bottom_up import create_bottom_up
     from anyres.models.registry import list_models, register_family
     from anyres.models.weights import load_weights
+    from anyres.runs.compare import compare
     from anyres.runs.evaluate import curve, evaluate
     from anyres.runs.export import export
     from anyres.runs.look import look
@@ -39,6 +40,7 @@ _HOMES = {
     "Predictor": "anyres.runs.predictor",
     "Term": "anyres.training.objectives",
     "UserError": "anyres.config",
+    "compare": "anyres.runs.compare",
     "create_bottom_up": "anyres.models.pyramids.bottom_up",
     "create_model": "anyres.models.create",
     "create_task_model": "anyres.models.dense.create",
@@ -65,6 +67,7 @@ __all__ = [
     "Predictor",
     "Term",
     "UserError",
+    "compare",
     "create_bottom_up",
     "create_model",
     "create_task_model",

@@ -344,8 +344,13 @@ def read_recipe(path: Path) -> Recipe:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """The keys in which two recipes differ, each as ``key: old -> new``."""
-    a, b = (_flatten(_ADAPTER.dump_python(r, mode="json")) for r in (old, new))
+    a, b = flat(old), flat(new)
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every key of a recipe, such as ``optim.lr``, with its plain value."""
+    return _flatten(_ADAPTER.dump_python(recipe, mode="json"))
 
 
 def _find(source: str, *, tuned: bool = False) -> tuple[dict[str, Any], str]:

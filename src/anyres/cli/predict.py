@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +14,11 @@ from anyres.cli.arguments import BACKEND, Classes, HugePages, Model, Weights
 from anyres.config import UserError
 
 if TYPE_CHECKING:
+    from anyres.flow import Size
     from anyres.runs.answers import FileAnswer
+    from anyres.runs.opened import TrainedModel
 
+log = logging.getLogger(__name__)
 NAMED = 3  # unreadable files that the last line names
 
 
@@ -120,10 +124,8 @@ def predict(
     shown = track(found, "images", len(paths), transient=True, disable=not get_console().is_terminal)
     answers = [FileAnswer(path, said) for path, said in shown]
     facts = {"model": trained.name, **trained.task.document([answer.values for answer in answers])}
-    if is_stdout(as_json):
-        print_json(facts)
-    elif as_json:
-        write_json(as_json, facts)
+    if as_json:
+        print_json(facts) if is_stdout(as_json) else write_json(as_json, facts)
     if as_csv:
         write_answers_csv(as_csv, answers)
     written = [path for path in (as_json, as_csv, draw) if path and not is_stdout(path)]
@@ -131,6 +133,8 @@ def predict(
         report_(f"{len(answers)} images: written to {' and '.join(map(str, written))}")
     elif not as_json:
         _print(answers)
+    if not cascade:
+        _tell_drift(trained, options.size or trained.recipe.views.parsed[0], answers)
     _check_readable(answers)
     if not written and not as_json and len(answers) > 1:
         suggest(f"anyres predict {model} {images[0]} --csv answers.csv")
@@ -153,6 +157,14 @@ def _print(answers: Sequence[FileAnswer]) -> None:
         every = {"image": str(answer.path), **cells, "error": answer.error}
         table.add_row(*(every.get(column, "") for column in ("image", *columns, *broken)))
     stdout().print(table)
+
+
+def _tell_drift(trained: TrainedModel, size: Size, answers: Sequence[FileAnswer]) -> None:
+    """How far the confidence of many answers is from that on held-out images, where that is known."""
+    from anyres.runs.drift import confidence_in, drift_line
+
+    if line := drift_line(trained, [(size, confidence_in(answer.values)) for answer in answers]):
+        log.info(line)
 
 
 def _check_readable(answers: Sequence[FileAnswer]) -> None:

@@ -26,6 +26,48 @@ DRAWS, AT_ONCE = 200, 20  # of the bootstrap
 
 
 @dataclass(frozen=True, eq=False)
+class Matches:
+    """The d detections that count, with the fields of ``Matched``, and from which AP is accumulated."""
+
+    picture: Int64[np.ndarray, " d"]
+    klass: Int64[np.ndarray, " d"]
+    score: Float32[np.ndarray, " d"]
+    hit: Bool[np.ndarray, "t d"]
+    ignored: Bool[np.ndarray, "t d"]
+    objects: Int64[np.ndarray, "n k"]
+
+    def drawn(self, times: Int64[np.ndarray, "r n"]) -> Float64[np.ndarray, "r t k"]:
+        """AP at each overlap of each class where picture i comes ``times[:, i]`` times, in r ways; all areas; NaN for a
+        class without objects.
+
+        Equal to COCO's accumulation of the pictures repeated so, unless boxes of one picture have equal scores: copies
+        of a box come together, and of the points between them none has a higher precision at its recall than the last.
+        """
+        made = np.full((len(times), len(OVERLAPS), self.objects.shape[1]), np.nan)
+        objects = times @ self.objects  # (r, k)
+        for c in np.flatnonzero(self.objects.any(0)).tolist():
+            own = np.flatnonzero(self.klass == c)
+            own = own[np.argsort(-self.score[own], kind="stable")]
+            drawn = times[:, self.picture[own]]  # (r, d)
+            seen = drawn.cumsum(1)
+            for t in range(len(OVERLAPS)):
+                right, ignored = self.hit[t, own], self.ignored[t, own]
+                counted = (drawn * ~ignored).cumsum(1) if ignored.any() else seen
+                hits = drawn[:, right].cumsum(1)
+                precision = hits / (counted[:, right] + np.spacing(1))
+                precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+                for r in np.flatnonzero(objects[:, c]).tolist():
+                    places = np.searchsorted(hits[r] / objects[r, c], RECALLS)
+                    made[r, t, c] = precision[r, places[places < len(hits[r])]].sum() / len(RECALLS)
+        return made
+
+    def ap(self, times: Int64[np.ndarray, "r n"]) -> Float64[np.ndarray, " r"]:
+        """AP over all overlaps and classes in [0, 1], of each of r draws of the pictures."""
+        means: Float64[np.ndarray, " r"] = _mean(self.drawn(times).mean(1))
+        return means
+
+
+@dataclass(frozen=True, eq=False)
 class Matched:
     """What faster-coco-eval makes of all pictures: t overlaps, 101 recalls, k classes, 4 areas.
 
@@ -77,29 +119,13 @@ class Matched:
         return min(float(low), value), max(float(high), value)
 
     def drawn(self, times: Int64[np.ndarray, "r n"]) -> Float64[np.ndarray, "r t k"]:
-        """AP at each overlap of each class where picture i comes ``times[:, i]`` times, in r ways; all areas; NaN for a
-        class without objects.
+        """See ``Matches.drawn``."""
+        return self.matches.drawn(times)
 
-        Equal to COCO's accumulation of the pictures repeated so, unless boxes of one picture have equal scores: copies
-        of a box come together, and of the points between them none has a higher precision at its recall than the last.
-        """
-        made = np.full((len(times), len(OVERLAPS), self.objects.shape[1]), np.nan)
-        objects = times @ self.objects  # (r, k)
-        for c in np.flatnonzero(self.objects.any(0)).tolist():
-            own = np.flatnonzero(self.klass == c)
-            own = own[np.argsort(-self.score[own], kind="stable")]
-            drawn = times[:, self.picture[own]]  # (r, d)
-            seen = drawn.cumsum(1)
-            for t in range(len(OVERLAPS)):
-                right, ignored = self.hit[t, own], self.ignored[t, own]
-                counted = (drawn * ~ignored).cumsum(1) if ignored.any() else seen
-                hits = drawn[:, right].cumsum(1)
-                precision = hits / (counted[:, right] + np.spacing(1))
-                precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-                for r in np.flatnonzero(objects[:, c]).tolist():
-                    places = np.searchsorted(hits[r] / objects[r, c], RECALLS)
-                    made[r, t, c] = precision[r, places[places < len(hits[r])]].sum() / len(RECALLS)
-        return made
+    @property
+    def matches(self) -> Matches:
+        """What decides AP, without what is drawn of it."""
+        return Matches(self.picture, self.klass, self.score, self.hit, self.ignored, self.objects)
 
 
 def match(

@@ -19,14 +19,31 @@ from jaxtyping import Int64
 from torch import nn
 
 from anyres.config import UserError
-from anyres.evaluation.average_precision import MOST, Matched, match
+from anyres.evaluation.average_precision import DRAWS, MOST, Matched, Matches, match
 from anyres.evaluation.detections import Detections, Truth, detections_of
 from anyres.evaluation.evaluator import EvalSettings, evaluating
+from anyres.evaluation.metrics import Comparison
 from anyres.evaluation.ragged import Picture, gather_pictures
 from anyres.flow import Batch, Estimate, Rle, Size
 from anyres.storage import write_rows
 
-__all__ = ["ClassRow", "CocoScores", "Detections", "PictureFacts", "Truth", "score_detections", "write_class_table"]
+__all__ = [
+    "BoxScores",
+    "ClassRow",
+    "CocoScores",
+    "Detections",
+    "PictureFacts",
+    "Truth",
+    "compare_boxes",
+    "score_detections",
+    "write_class_table",
+]
+PAIRED_BOXES = (
+    "95\N{NO-BREAK SPACE}% interval (bootstrap of the pictures, the same draws for both), and the share of the draws "
+    "in which the other is better, twice",
+    "better alone",
+)
+"""How ``compare_boxes`` judges, and what it counts, in words."""
 
 
 class ClassRow(NamedTuple):
@@ -82,6 +99,10 @@ class CocoScores:
     def has_masks(self) -> bool:
         """Whether masks were answered and are known."""
         return all(t.masks is not None and f.masks is not None for t, f in zip(self.truths, self.found, strict=True))
+
+    def kept(self) -> BoxScores:
+        """What decides the average precision of boxes."""
+        return BoxScores(self.index, self.boxes.matches)
 
     @cached_property
     def boxes(self) -> Matched:
@@ -162,6 +183,50 @@ class CocoScores:
         """The classes with the lowest box AP, of those that have objects."""
         known = [row for row in self.rows(classes) if not math.isnan(row.box_ap)]
         return sorted(known, key=lambda row: (row.box_ap, -row.objects))[:most]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxScores:
+    """What decides the average precision of a detector's boxes on n pictures, in the order of the dataset."""
+
+    index: Int64[np.ndarray, " n"]
+    matches: Matches
+
+    @property
+    def n(self) -> int:
+        """How many pictures were scored."""
+        return len(self.index)
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Box AP, without its interval."""
+        return {"box_ap": Estimate(float(self.matches.ap(np.ones((1, self.n), np.int64))[0]))}
+
+
+def compare_boxes(a: BoxScores, b: BoxScores) -> Comparison:
+    """Box AP of two detectors on the same pictures in the same order -> Comparison of a with b.
+
+    Interval and test: over DRAWS draws of the pictures with replacement, the same for both. ``only_a`` and ``only_b``:
+    pictures with more right boxes, at an overlap of 0.5, less those that are wrong, from one detector. Raises
+    ValueError where the pictures differ.
+    """
+    if not np.array_equal(a.index, b.index):
+        raise ValueError(f"cannot pair {a.n} with {b.n} pictures")
+    n = a.n
+    times = np.concatenate(
+        [np.ones((1, n), np.int64), np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)]
+    )
+    apart = 100 * (a.matches.ap(times) - b.matches.ap(times))
+    difference, drawn = float(apart[0]), apart[~np.isnan(apart)]
+    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
+    p_value = min(1.0, 2 * float(min((drawn <= 0).mean(), (drawn >= 0).mean())))
+    own = [
+        np.bincount(m.picture, np.where(m.ignored[0], 0.0, np.where(m.hit[0], 1.0, -1.0)), n)
+        for m in (a.matches, b.matches)
+    ]
+    noise = p_value >= 0.05 or low <= 0 <= high
+    return Comparison(
+        difference, low, high, p_value, int((own[0] > own[1]).sum()), int((own[1] > own[0]).sum()), n, noise
+    )
 
 
 def score_detections(

@@ -141,6 +141,34 @@ def compare(correct_a: Bool[np.ndarray, " n"], correct_b: Bool[np.ndarray, " n"]
     return Comparison(100 * (only_a - only_b) / n, 100 * low, 100 * high, p_value, only_a, only_b, n, noise)
 
 
+APART_SHARES = (
+    "95\N{NO-BREAK SPACE}% interval (Newcombe, of two sets of images) and Fisher's exact test",
+    "right",
+)
+"""How ``compare_apart`` judges, and what it counts, in words."""
+
+
+def compare_apart(correct_a: Bool[np.ndarray, " n"], correct_b: Bool[np.ndarray, " m"]) -> Comparison:
+    """Two models' right answers, each on images of its own -> Comparison of a with b, which is of models and images
+    together: nothing is paired.
+
+    Test: Fisher's exact. Interval: Newcombe's for two shares (Statistics in Medicine 17, 1998, p. 873, method 10), from
+    both Wilson intervals. ``only_a`` and ``only_b`` are all right answers, ``n`` the images of the smaller set. Raises
+    ValueError where either is empty.
+    """
+    from scipy.stats import fisher_exact
+
+    right_a, right_b = int(correct_a.sum()), int(correct_b.sum())
+    table = np.array([[right_a, correct_a.size - right_a], [right_b, correct_b.size - right_b]])
+    (low_a, high_a), (low_b, high_b) = wilson(right_a, correct_a.size), wilson(right_b, correct_b.size)
+    a, b = right_a / correct_a.size, right_b / correct_b.size
+    low = 100 * (a - b - math.hypot(a - low_a, high_b - b))
+    high = 100 * (a - b + math.hypot(high_a - a, b - low_b))
+    p_value = float(fisher_exact(table).pvalue)
+    noise = p_value >= 0.05 or low <= 0 <= high
+    return Comparison(100 * (a - b), low, high, p_value, right_a, right_b, min(correct_a.size, correct_b.size), noise)
+
+
 def _newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
     """95 % interval of (share a) - (share b) from the four counts of a paired table; shares in [-1, 1]."""
     n = both + only_a + only_b + neither

@@ -20,10 +20,18 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.evaluation.evaluator import EvalSettings, collect
+from anyres.evaluation.metrics import Comparison
 from anyres.flow import Batch, Estimate, Size
 from anyres.storage import write_rows
 
 RESAMPLES, AT_ONCE = 200, 20  # of the bootstrap
+PAIRED_DRAWS = 1000
+PAIRED_LABELS = (
+    "95\N{NO-BREAK SPACE}% interval (bootstrap of the images, the same draws for both), and the share of the draws in "
+    "which the other is better, twice",
+    "better alone",
+)
+"""How ``compare_labels`` judges, and what it counts, in words."""
 
 
 class ClassRow(NamedTuple):
@@ -144,6 +152,29 @@ def _judge(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     if logits.shape != target.shape:
         raise UserError(f"images have {target.shape[1]} classes, but the model knows {logits.shape[1]}")
     return target > 0, logits
+
+
+def compare_labels(a: LabelScores, b: LabelScores) -> Comparison:
+    """mAP of two models on the same images in the same order -> Comparison of a with b.
+
+    Interval and test: over PAIRED_DRAWS draws of the images with replacement, the same for both. ``only_a`` and
+    ``only_b``: images for which one model decides more classes rightly. Raises ValueError where the images differ.
+    """
+    if not (np.array_equal(a.index, b.index) and np.array_equal(a.target, b.target)):
+        raise ValueError(f"cannot pair {a.n} with {b.n} images")
+    draws = np.random.default_rng(0)
+    apart: list[float] = []
+    for _ in range(PAIRED_DRAWS // AT_ONCE):
+        weights = draws.multinomial(a.n, np.full(a.n, 1 / a.n), AT_ONCE).astype(float)
+        means = [[_mean(each) for each in _average_precision(s.target, s.logits, weights)] for s in (a, b)]
+        apart += [first - second for first, second in zip(*means, strict=True) if not math.isnan(first - second)]
+    difference, drawn = a.mean_ap - b.mean_ap, np.array(apart)
+    low, high = (100 * float(end) for end in np.percentile([*apart, difference], (2.5, 97.5)))
+    p_value = min(1.0, 2 * float(min((drawn <= 0).mean(), (drawn >= 0).mean()))) if apart else 1.0
+    right = [(s.predicted == s.target).sum(1) for s in (a, b)]
+    only_a, only_b = int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())
+    noise = p_value >= 0.05 or low <= 0 <= high
+    return Comparison(100 * difference, low, high, p_value, only_a, only_b, a.n, noise)
 
 
 def _average_precision(

@@ -10,22 +10,27 @@ from PIL import Image
 from anyres.evaluation.metrics import PAIRED_SHARES, Comparison
 from anyres.flow import Size, SizeResult
 
+POINTS = "percentage points"
+
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two models by name, compared on the same images at one size: ``first`` minus ``second``."""
+    """Two models by name, compared on the same images at one size: ``first`` minus ``second``. ``p_adjusted``: the
+    test's p-value where many tests are made together; ``lower_is_better``: of an error."""
 
     first: str
     second: str
     size: Size
     comparison: Comparison
+    p_adjusted: float | None = None
+    lower_is_better: bool = False
 
     @property
     def winner(self) -> str | None:
         """The better of the two; None where nobody can tell."""
         if self.comparison.inside_noise:
             return None
-        return self.first if self.comparison.difference > 0 else self.second
+        return self.first if (self.comparison.difference > 0) != self.lower_is_better else self.second
 
     @property
     def verdict(self) -> str:
@@ -135,7 +140,8 @@ class ReportPage:
     """Everything the page shows; plain text throughout, escaped on the way out.
 
     ``claim`` is one sentence, ``cautions`` more on how far it goes. ``samples_lead`` says how the samples were chosen.
-    ``compared_by``: by which interval and test, and what the last column of the comparison counts.
+    ``compared_by``: by which interval and test, and what the last column of the comparison counts; ``differences_in``:
+    the unit of the differences.
     ``notes`` are sentences about the data (images that could not be read, ...), ``facts`` are about the run (seed,
     epochs, pixels processed, seconds, versions). ``sections``: what the task has to show. ``charts`` and ``sheet``: the
     training. ``commands``: what may come next, and what it does.
@@ -156,3 +162,9 @@ class ReportPage:
     sheet: Sheet | None = None
     commands: Sequence[tuple[str, str]] = ()
     compared_by: tuple[str, str] = PAIRED_SHARES
+    differences_in: str = POINTS
+
+    @property
+    def in_points(self) -> bool:
+        """Whether differences are percentage points."""
+        return self.differences_in == POINTS

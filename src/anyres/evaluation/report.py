@@ -49,6 +49,7 @@ def write_html(path: Path, page: ReportPage) -> None:
             ink={model: i % len(ON_LIGHT) for i, model in enumerate(_by_model(page.points))},
             groups=_by_model(page.points).items(),
             pairs=_by_models(page.comparisons).items(),
+            adjusted=any(pair.p_adjusted is not None for pair in page.comparisons),
             scale=_scale(page.points),
             columns=_columns(page.points),
             samples=[(sample, _thumbnail(sample.image)) for sample in page.samples],
@@ -160,7 +161,7 @@ def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] =
     for name in ("size", _heading(head), "95 % interval", *map(_heading, others), "ms", "images/s", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     if comparisons:
-        table.add_column("difference in points")
+        table.add_column("difference in points" if head.unit == "%" else f"difference {head.unit}".rstrip())
     pairings = {(p.first, p.size): p for p in comparisons}
     for point in points:
         pairing = pairings.get((point.model, point.size))
@@ -173,7 +174,7 @@ def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] =
             _latency(point.cost),
             _number(point.cost.images_per_s),
             _count(point.cost.macs),
-            *([_difference(pairing)] if comparisons else []),
+            *([_difference(pairing, head)] if comparisons else []),
         )
     return table
 
@@ -211,12 +212,12 @@ def probe_table(found: Sequence[Probed]) -> Table:
     return table
 
 
-def _difference(pairing: Pairing | None) -> str:
+def _difference(pairing: Pairing | None, metric: Metric) -> str:
     """``+1.8 to single-size (inside the noise)``, or nothing."""
     if pairing is None:
         return ""
     verdict = "inside the noise" if pairing.comparison.inside_noise else "clear"
-    return f"{_signed(pairing.comparison.difference)} to {pairing.second} ({verdict})"
+    return f"{_signed(pairing.comparison.difference, metric.unit == '%')} to {pairing.second} ({verdict})"
 
 
 def _pictures(page: ReportPage) -> list[tuple[str, str, int, int]]:
@@ -315,9 +316,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _signed(points: float) -> str:
-    """``+1.8`` or, with a true minus sign, ``-1.8``."""
-    return f"{points:+.1f}".replace("-", MINUS)
+def _signed(difference: float, in_points: bool = True) -> str:
+    """``+1.8`` or, with a true minus sign, ``-1.8``; three significant digits where it is not in points."""
+    return (f"{difference:+.1f}" if in_points else f"{difference:+.3g}").replace("-", MINUS)
 
 
 def _number(value: float) -> str:

@@ -33,6 +33,19 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 NAMED_DIGEST = re.compile(r"-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])[0-3]\d\.)([0-9a-f]{8,64})\.\w+$")
 
 
+def fetch_run(source: str, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
+    """The folder in the hub's cache with the ``files`` of a repository (``hf:owner/name[@revision]``), and with those
+    of ``optional`` that it has. Raises UserError as ``fetch`` does, and where it lacks one of ``files``."""
+    match = HUB_ID.fullmatch(source.strip())
+    if match is None or match["file"] or _climbs(source):
+        raise UserError(f"{source!r} is no run on the hub: write hf:owner/name, with @revision where wanted")
+    found = [fetch(f"{source}:{name}") for name in files]
+    for name in optional:
+        with suppress(UserError):
+            fetch(f"{source}:{name}")
+    return found[0].parent
+
+
 def fetch(source: str, *, sha256: str | None = None) -> Path:
     """The local file of a URL (http, https) or hub id (``[hf:]owner/name[@revision][:file]``), fetched if need be.
 
@@ -244,7 +257,7 @@ def _from_hub(source: str, digest: str | None) -> Path:
 
     local = offline()
     if not local:
-        _guard_hub()
+        guard_hub()
     repo, revision, name = _hub_id(source)
     nothing = source if source.startswith("hf:") else f"there is no file or folder {source} here, and as a hub id it"
     try:
@@ -276,7 +289,7 @@ def _from_hub(source: str, digest: str | None) -> Path:
     return _checked_blob(source, path, digest)
 
 
-def _guard_hub() -> None:
+def guard_hub() -> None:
     """What the hub answers is checked from here on: huggingface_hub makes paths of its headers as they are.
 
     Raises UserError where HF_ENDPOINT names another machine without https.

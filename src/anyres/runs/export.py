@@ -27,6 +27,7 @@ from anyres.evaluation.curve_file import read_csv
 from anyres.evaluation.measured import MEASURED
 from anyres.flow import Record, Size, SizeResult, parse_sizes
 from anyres.runs.cascade import calibration
+from anyres.runs.drift import held_out_of
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of
 from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
 from anyres.runs.stderr import doing, show_log
@@ -228,6 +229,7 @@ def _said(trained: TrainedModel, curve: Sequence[SizeResult]) -> dict[str, Any]:
         "preprocessing": preprocessing,
         "provenance": provenance,
         "curve": [{key: _finite(value) for key, value in each.row().items()} for each in curve],
+        "held_out": held_out.plain() if (held_out := held_out_of(trained)) else None,
     }
     plain: dict[str, Any] = json.loads(json.dumps(said, default=str))
     return plain

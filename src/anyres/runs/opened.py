@@ -28,6 +28,7 @@ from anyres.evaluation.speed import measure_costs_of
 from anyres.flow import Size, SizeResult, pick_device
 from anyres.models import create_model, variant
 from anyres.models.contract import Backbone, Loadable, Network, count_classes
+from anyres.models.fetch import fetch_run
 from anyres.models.index import Weights, known_weights
 from anyres.models.registry import is_model, model_names
 from anyres.models.state_files import read_state, weights_file
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
 FACTS = "run.json"
+PUBLISHED = (FACTS, "curve.csv", "scores.safetensors", "cascade.json")
+"""Of a run on the hub, beside weights and recipe, where it has them."""
 UNTRAINED = "none"
 """What ``--weights`` says for a model as it is initialized."""
 TIMED_S = 0.5
@@ -216,9 +219,19 @@ def measure_models(
     The models run on one device in one precision. Raises UserError.
     """
     qualities = {name: model.quality(images, sizes, name) for name, model in models.items()}
+    return with_costs(models, qualities, images.channels)
+
+
+def with_costs(
+    models: Mapping[str, TrainedModel], qualities: Mapping[str, Mapping[Size, Quality]], channels: int
+) -> dict[str, list[EvalResult]]:
+    """What models were measured to be, with their costs: all models and sizes timed in turn in one window.
+
+    The models run on one device in one precision, were measured at the same sizes, and take images of ``channels``.
+    """
     settings = next(iter(models.values())).settings
     networks = {name: model.model for name, model in models.items()}
-    channels = images.channels
+    sizes = tuple(next(iter(qualities.values())))
     with doing(f"timing {len(sizes)} sizes"):
         costs = measure_costs_of(networks, sizes, settings.device, settings.autocast, TIMED_S, channels=channels)
     results: dict[str, list[EvalResult]] = {}
@@ -263,13 +276,18 @@ def read_about(path: Path) -> dict[str, Any] | None:
 def load(what: str | Path, weights: str | Path | None = None, classes: str | Path | None = None) -> TrainedModel:
     """Open a trained model, on the best device of this machine, in evaluation mode.
 
-    ``what``: a run folder; or the name of a model or of known weights (``deit3_small.384``) with ``weights`` and
-    ``classes``. ``weights``: a file, URL, hub id or name of the index, or ``none`` for a model as it is initialized;
-    only a name of the index does without. ``classes``: a file of class names, see ``evaluation.classes.read_names``, or
-    ``imagenet``; weights of the index answer with ImageNet's names by themselves.
+    ``what``: a run folder, or ``hf:owner/name`` for a run on the hub (`anyres push`); or the name of a model or of
+    known weights (``deit3_small.384``) with ``weights`` and ``classes``. ``weights``: a file, URL, hub id or name of
+    the index, or ``none`` for a model as it is initialized; only a name of the index does without. ``classes``: a file
+    of class names, see ``evaluation.classes.read_names``, or ``imagenet``; weights of the index answer with ImageNet's
+    names by themselves.
     Raises UserError where there is no such model or its weights do not fit.
     """
     show_log()
+    if weights is None and str(what).startswith("hf:"):
+        if classes is not None:
+            raise UserError(f"--classes goes with --weights: the run {what} knows its classes")
+        return replace(open_run(fetch_run(str(what), (WEIGHTS, RECIPE), PUBLISHED)), weights=str(what))
     what, weights = str(what), str(weights) if weights is not None else None
     is_name = is_model(what) or what in (row.name for row in known_weights())
     if weights is None and (not is_name or (Path(what) / RECIPE).is_file()):
@@ -296,8 +314,8 @@ def open_model(model: Model) -> TrainedModel:
     return trained
 
 
-def open_run(folder: Path) -> TrainedModel:
-    """Open a run folder. Raises UserError when it is none, is unfinished, or its weights do not fit its recipe."""
+def check_run(folder: Path) -> None:
+    """Raises UserError when a folder is no run's, or its run is unfinished."""
     if not (folder / RECIPE).is_file():
         known = [p.parent.name for p in folder.parent.glob(f"*/{RECIPE}")]
         if folder.name == str(folder):  # it may be meant as a name
@@ -305,6 +323,11 @@ def open_run(folder: Path) -> TrainedModel:
         raise UserError(f"{folder} is not a run folder: it has no {RECIPE}{nearest(folder.name, known)}")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is not finished: it has no {WEIGHTS}; give its `anyres train` command again")
+
+
+def open_run(folder: Path) -> TrainedModel:
+    """Open a run folder. Raises UserError when it is none, is unfinished, or its weights do not fit its recipe."""
+    check_run(folder)
     recipe = read_recipe(folder / RECIPE)
     recipe = with_channels(recipe, recipe.data.channels or 3)  # runs of earlier versions name none
     about = read_about(folder / WEIGHTS)

@@ -17,8 +17,10 @@ from anyres.evaluation.curve import EvalResult
 from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.fingerprint import Fingerprint, fingerprint
 from anyres.evaluation.page import FactGroup, ReportPage
+from anyres.evaluation.scores_file import SCORES, About, KeptScores, images_digest, write_scores
 from anyres.flow import Size, SizeResult
-from anyres.models.weights import save_weights
+from anyres.models.fetch import is_remote
+from anyres.models.weights import read_metadata, save_weights
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of, shows_whole
 from anyres.runs.kept import LAST, choose, kept_in
@@ -26,7 +28,7 @@ from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.runs.samples import best_of, samples_of
 from anyres.runs.stderr import doing
 from anyres.runs.training_record import charts_of, sheet_of
-from anyres.storage import remove_drafts, write_bytes, write_json
+from anyres.storage import parse_json, remove_drafts, write_bytes, write_json
 from anyres.tasks import Shown, Task
 from anyres.training.state import State, ended_by
 
@@ -138,6 +140,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     best, task, metric = evaluation.best, evaluation.task, results[0].headline
     trained_at = {trained.name: trained.recipe.views.parsed} if trained.folder else {}
     write_csv(results, folder / "curve.csv")
+    write_scores(kept_scores(trained, images, evaluation.results), folder / SCORES)
     plot(results, folder / "curve.png", train_sizes=trained_at)
     curves = task.curve_sections(results)
     for section in curves:
@@ -172,6 +175,26 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     write_json(folder / FACTS, trained.facts | {"evaluation": evaluation.facts()})
 
 
+def kept_scores(trained: TrainedModel, images: DecodedImages, results: Sequence[EvalResult]) -> KeptScores:
+    """What was said of each image at each size, with what decides whether another model was asked the same."""
+    source = images.source
+    about = About(
+        trained.task.name,
+        images_digest(source),
+        tuple(trained.classes or source.classes),
+        source.name,
+        source.split,
+        weights_digest(trained.folder / WEIGHTS) if trained.folder else "",
+    )
+    return KeptScores(about, {found.result.size: found.scores for found in results})
+
+
+def weights_digest(path: Path) -> str:
+    """The digest that a file of weights has of itself; "" where it has none."""
+    about = parse_json(read_metadata(path).get("anyres", "{}"), dict[str, Any])
+    return str(about.get("sha256", ""))
+
+
 def write_mistakes(evaluation: Evaluation, out: Path) -> list[Path]:
     """Write the task's tables and pictures of what was right and wrong at each size; returns them."""
     by_size = {found.result.size: found.scores for found in evaluation.results}
@@ -184,6 +207,8 @@ def folder_for(trained: TrainedModel, out: Path | None) -> Path:
     folder = out or trained.folder
     if folder is None:
         raise UserError(f"{trained.name} has no run folder: give --out a folder for curve.csv and report.html")
+    if out is None and trained.folder is not None and is_remote(trained.weights):
+        raise UserError(f"{trained.weights} is a run on the hub: give --out a folder for curve.csv and report.html")
     own = trained.folder is not None and folder.resolve() == trained.folder.resolve()
     if not own and (folder / RECIPE).exists():
         raise UserError(f"{folder} is the run folder of something else: choose another --out")

@@ -12,6 +12,7 @@ from anyres.data.annotations.builtin_sets import DRAWN
 from anyres.data.cache import DecodedImages
 from anyres.data.pace import PACE
 from anyres.data.sources import BUILTIN
+from anyres.evaluation.scores_file import SCORES
 from anyres.recipe import Recipe, differences, read_recipe
 from anyres.runs.inputs import with_channels
 from anyres.runs.kept import LAST, kept_in
@@ -33,7 +34,7 @@ FREE = frozenset(
 """Keys that decide no result, or, as the images' path, are compared by what is there."""
 
 
-RESULTS = (LAST, FACTS, "curve.csv", "curve.png", "report.html")
+RESULTS = (LAST, FACTS, "curve.csv", SCORES, "curve.png", "report.html")
 """What a finished run has beside its weights."""
 
 

@@ -143,7 +143,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
     @app.get("/about", responses={401: WRONG[401]}, summary="What is served here")
     async def tell(request: Request) -> About:
         check_token(request, service.options.token)
-        return about(service.model, lambda size: service.dispatcher.costs.batch_ms(size, 1))
+        return about(service.model, lambda size: service.dispatcher.costs.batch_ms(size, 1), service.monitor)
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from anyres.evaluation.drift import WHATS, Monitor, What
 from anyres.flow import Size
 from anyres.serve.sizing import Reason
 
@@ -16,10 +19,17 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 class Metrics:
     """One server's numbers, in a registry of its own. ``sizes``: those with a label of their own; others are
-    ``other``, so that no client makes labels without end."""
+    ``other``, so that no client makes labels without end. ``monitor``: sees every image (None: there is nothing to
+    compare with)."""
 
-    def __init__(self, sizes: frozenset[Size], queue: Callable[[], float], in_flight: Callable[[], float]) -> None:
-        self._sizes = sizes
+    def __init__(
+        self,
+        sizes: frozenset[Size],
+        queue: Callable[[], float],
+        in_flight: Callable[[], float],
+        monitor: Monitor | None = None,
+    ) -> None:
+        self._sizes, self._monitor = sizes, monitor
         self.registry = CollectorRegistry()
         here = self.registry
         ProcessCollector(registry=here)
@@ -34,6 +44,12 @@ class Metrics:
         self._confidence = Histogram("anyres_confidence", "Largest probability", buckets=SHARES, registry=here)
         Gauge("anyres_queue_images", "Images that wait", registry=here).set_function(queue)
         Gauge("anyres_in_flight", "Requests that are read or answered", registry=here).set_function(in_flight)
+        if monitor is not None:
+            drift = Gauge(
+                "anyres_drift", "Population stability index of the last images, NaN for few", ["of"], registry=here
+            )
+            for what in WHATS:
+                drift.labels(what).set_function(partial(_psi, monitor, what))
         # Triton's names
         self._success = Counter("nv_inference_request_success", "Requests answered", registry=here)
         self._failure = Counter("nv_inference_request_failure", "Requests not answered", registry=here)
@@ -61,6 +77,8 @@ class Metrics:
         """One image was answered."""
         self._chosen.labels(self._label(size), reason).inc()
         self._confidence.observe(confidence)
+        if self._monitor is not None:
+            self._monitor.add(size, confidence, cascade=reason == "cascade", chosen=reason != "asked")
         self._read.observe(read_s)
         self._queue.observe(queue_s)
         self._count.inc()
@@ -72,3 +90,8 @@ class Metrics:
 
     def _label(self, size: Size) -> str:
         return str(size) if size in self._sizes else "other"
+
+
+def _psi(monitor: Monitor, what: What) -> float:
+    drift = monitor.drift(what)
+    return math.nan if drift is None else drift.psi

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from anyres.ops.processors import processors
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.cascade import FILE as CASCADE
 from anyres.runs.cascade import predictors_for, preprocessing
+from anyres.runs.drift import held_out_of
 from anyres.runs.inputs import evaluated_sizes
 from anyres.runs.opened import TrainedModel
 from anyres.runs.stderr import doing
@@ -92,6 +93,8 @@ class ServedModel:
         known = self.qualities
         free = options.sizes or [size for size in sizes if size not in self.cuts.sizes or size in self._usual_sizes()]
         self.rungs = ladder([Rung(size, known.get(size)) for size in free])
+        held_out = held_out_of(trained)
+        self.held_out = replace(held_out, usual=str(self.rungs[-1].size)) if held_out else None
 
     @property
     def name(self) -> str:

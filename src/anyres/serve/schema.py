@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from anyres.evaluation.drift import Monitor, What
 from anyres.flow import Metric, Size
 from anyres.serve.model import ServedModel
 from anyres.serve.options import LEAST_SIDE
@@ -62,6 +63,17 @@ class SizeAbout:
 
 
 @dataclass(frozen=True)
+class DriftAbout:
+    """How far the last images are from the run's held-out ones in one respect."""
+
+    of: What  # confidence, size (of those that the server chose), exit (of a cascade)
+    psi: float  # the population stability index
+    by_chance: float  # what chance alone stays below in 95 % of cases
+    images: int  # that were looked at
+    verdict: str  # inside the noise, stable, a small shift, a shift
+
+
+@dataclass(frozen=True)
 class About:
     """What is served here."""
 
@@ -78,6 +90,8 @@ class About:
     megabytes: float  # of a body
     megapixels: float  # of an image
     engine: str
+    held_out: int | None  # images that drift is told from; null: the run has no curve of its weights
+    drift: list[DriftAbout]  # []: too few images so far
 
 
 def answered(model: ServedModel, outcome: Outcome, top: int, total_ms: float, deadline_ms: float | None) -> Answered:
@@ -92,8 +106,8 @@ def answered(model: ServedModel, outcome: Outcome, top: int, total_ms: float, de
     return Answered(guesses, str(outcome.size), outcome.reason, looks, in_time, spent, model.name)
 
 
-def about(model: ServedModel, cost_ms: Callable[[Size], float]) -> About:
-    """What is served; ``cost_ms``: predicted for one image at a size."""
+def about(model: ServedModel, cost_ms: Callable[[Size], float], monitor: Monitor | None = None) -> About:
+    """What is served; ``cost_ms``: predicted for one image at a size; ``monitor``: of drift."""
     metric: Metric | None = model.curve[0].headline if model.curve else None
     known = {result.size: result.best.value for result in model.curve}
     limits = model.options.limits
@@ -115,4 +129,9 @@ def about(model: ServedModel, cost_ms: Callable[[Size], float]) -> About:
         limits.megabytes,
         limits.megapixels,
         model.engine,
+        model.held_out.images if model.held_out else None,
+        [
+            DriftAbout(one.what, round(one.psi, 4), round(one.by_chance, 4), one.images, one.verdict)
+            for one in (monitor.drifts() if monitor else ())
+        ],
     )

@@ -10,6 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from anyres.config import UserError
+from anyres.evaluation.drift import Monitor
 from anyres.flow import Size
 from anyres.serve.body import GONE, Bodies
 from anyres.serve.costs import Costs
@@ -32,7 +33,9 @@ class Service:
         self.dispatcher = Dispatcher(model.rungs, costs, pace, model.cuts.sizes, readers(), model.engines)
         self.bodies = Bodies(model.options.limits)
         sizes = frozenset(model.lines)
-        self.metrics = Metrics(sizes, lambda: len(self.dispatcher.waiting), lambda: self.bodies.in_flight)
+        self.monitor = Monitor(model.held_out) if model.held_out else None
+        waiting = self.dispatcher.waiting
+        self.metrics = Metrics(sizes, lambda: len(waiting), lambda: self.bodies.in_flight, self.monitor)
         self.scheduler = Scheduler(model, self.dispatcher, self.metrics)
         self.draining = False
 

@@ -1,0 +1,65 @@
+"""What a run's held-out images looked like to it, from what its curve and its cascade recorded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from anyres.config import Damaged, UserError
+from anyres.deploy.cascade import Cascade
+from anyres.evaluation.drift import FEWEST, Confidences, HeldOut, Monitor, told
+from anyres.evaluation.metrics import Scores
+from anyres.evaluation.scores_file import SCORES, read_scores
+from anyres.flow import Size
+from anyres.runs.cascade import FILE as CASCADE
+from anyres.runs.opened import WEIGHTS, TrainedModel
+from anyres.runs.report import weights_digest
+
+log = logging.getLogger(__name__)
+
+
+def held_out_of(trained: TrainedModel) -> HeldOut | None:
+    """The histograms of a run's held-out images; None for a model that gives no single class, or has no curve of these
+    very weights."""
+    if trained.folder is None or trained.task.activation != "softmax":
+        return None
+    try:
+        kept = read_scores(trained.folder / SCORES)
+    except Damaged as error:
+        log.warning("%s: drift is not told; `anyres curve` writes it anew", error)
+        return None
+    weights = trained.folder / WEIGHTS
+    if kept is None or not weights.is_file() or kept.about.weights != weights_digest(weights):
+        return None
+    scores = {size: found for size, found in kept.by_size.items() if isinstance(found, Scores)}
+    if not scores:
+        return None
+    confidences = {str(size): Confidences.of(found.confidence) for size, found in scores.items()}
+    best = max(scores, key=lambda size: scores[size].top1)
+    n = next(iter(scores.values())).n
+    try:
+        cascade = Cascade.read(trained.folder / CASCADE)
+    except UserError:
+        return HeldOut(n, confidences, str(best))
+    shares = {size: share for size, share in zip(cascade.sizes, cascade.shares, strict=True) if share}
+    return HeldOut(n, confidences, str(best), shares, cascade.images)
+
+
+def drift_line(trained: TrainedModel, answered: Iterable[tuple[Size, float]], *, cascade: bool = False) -> str:
+    """How far images are from a run's held-out ones, in a sentence: ``answered`` is the size of each, and the largest
+    probability of its answer. "" for few images, or where no held-out images were measured at these sizes."""
+    seen = list(answered)
+    held_out = held_out_of(trained) if len(seen) >= FEWEST else None
+    if held_out is None:
+        return ""
+    monitor = Monitor(held_out, None)
+    for size, confidence in seen:
+        monitor.add(size, confidence, cascade=cascade, chosen=False)
+    return told(monitor.drifts(), held_out)
+
+
+def confidence_in(values: Any) -> float:
+    """The probability of the likeliest class in an answer's values; NaN where there is none."""
+    classes = values.get("classes") if isinstance(values, dict) else None
+    return float(classes[0]["probability"]) if classes and "probability" in classes[0] else float("nan")
