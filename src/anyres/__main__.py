@@ -1,5 +1,5 @@
 """``python -m anyres`` is the ``anyres`` command; torchrun starts it so."""
 
-from anyres.cli import main
+from anyres.cli import command
 
-main()
+command()

@@ -3,6 +3,6 @@
 # isort: off
 from anyres.cli import train, eval, curve, compare, pick, predict, cascade, export, serve  # noqa: F401  # as `anyres --help` lists them
 from anyres.cli import probe, look, fourier, models, recipes, show, data, check, demo, bench, doctor  # noqa: F401
-from anyres.cli.app import app, main
+from anyres.cli.app import app, command, main
 
-__all__ = ["app", "main"]
+__all__ = ["app", "command", "main"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -79,6 +80,27 @@ def main() -> None:
         _discard_stdout()
     if line:
         say(line)
+    sys.exit(code)
+
+
+def command() -> NoReturn:
+    """``main``, in a process of its own that ends when it is done: to free what PyTorch and the engines hold takes
+    Python seconds, in which a terminal shows nothing.
+    """
+    code = 1
+
+    def leave() -> None:  # the first to be registered is the last to be called: what others registered is done by then
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.exit(code)
 
 
