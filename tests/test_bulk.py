@@ -325,6 +325,8 @@ def test_ray_continues_a_job_on_two_processors_to_the_same_bytes(
         assert (done.images, done.unreadable) == (MANY, MANY // 8)
         assert begun.read_bytes() == whole.read_bytes()
     finally:
+        family = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
-        for left in set(psutil.Process().children(recursive=True)) - others:
-            left.kill()
+        _, left = psutil.wait_procs(family, timeout=3)  # some are nobody's children any more
+        for each in left:
+            each.kill()
