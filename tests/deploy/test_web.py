@@ -149,7 +149,8 @@ def test_photos_are_read_as_python_reads_them(browser: Any, web: Web, tmp_path: 
         for count, (name, (photo, kind, within)) in enumerate(photos.items(), 1):
             drop(tab, photo, kind)
             wait_for(tab, count)
-            assert guesses(tab) == pytest.approx(expected(web, photo, 64, tmp_path), abs=within), name
+            side = int(tab.input_value("#dial"))
+            assert guesses(tab) == pytest.approx(expected(web, photo, side, tmp_path), abs=within), name
         drop(tab, b"no image")
         tab.wait_for_selector("#trouble:not(:empty)")
         assert "cannot be read" in tab.inner_text("#trouble")

@@ -187,9 +187,10 @@ def count(engine: str, ask: Asked, referee: Referee, pictures: Pictures, size: S
         same += int(said.argmax() == truth.argmax())
         right, model_right = right + int(said.argmax() == label), model_right + int(truth.argmax() == label)
         apart.append((said - truth).abs())
-    scores = (right, model_right) if known else (None, None)
     every = torch.stack(apart)
-    return Count(engine, str(size), len(apart), same, *scores, float(every.mean()), float(every.max()))
+    mean, most = float(every.mean()), float(every.max())
+    scores = (right, model_right) if known else (None, None)
+    return Count(engine, str(size), len(apart), same, scores[0], scores[1], mean, most)
 
 
 def check_int8(name: str, given: Sequence[Count]) -> None:
