@@ -20,7 +20,7 @@ from anyres.data.decode import Unreadable
 from anyres.data.sources import open_source
 from anyres.deploy.cascade import Cascade, CascadePredictor, choose
 from anyres.deploy.engines.backend import Backend
-from anyres.deploy.predictor import EngineOptions, Picture, Predictor, Preprocessing
+from anyres.deploy.predictor import EngineOptions, Predictor, Preprocessing
 from anyres.evaluation.measured import TOP1
 from anyres.evaluation.metrics import wilson
 from anyres.evaluation.plots.curve import plot
@@ -124,7 +124,7 @@ def predictor_for(trained: TrainedModel, size: Size, options: EngineOptions) -> 
     )
 
 
-def calibration(trained: TrainedModel, backend: str) -> list[Picture]:
+def calibration(trained: TrainedModel, backend: str) -> list[Tensor]:
     """Some of a run's training images, for int8; none for another precision. Raises UserError."""
     if backend.partition(":")[0] == "auto" or Backend.parse(backend).precision != "int8":
         return []
@@ -135,7 +135,7 @@ def calibration(trained: TrainedModel, backend: str) -> list[Picture]:
         )
     source = open_source(data.source, data.train_split, val_share=data.val_share, wanted="optional")
     images = DecodedImages(source, data.cache_side, budget_gib=0.0)
-    found: list[Picture] = []
+    found: list[Tensor] = []
     for i in torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist():
         with suppress(Unreadable):
             found.append(images[i].image.contiguous())
