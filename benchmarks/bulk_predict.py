@@ -124,7 +124,7 @@ def kills(images: Path, work: Path, count: int) -> dict[str, Any]:
     )
 
 
-def rate(images: Path, work: Path) -> dict[str, Any]:
+def rate(images: Path, work: Path, count: int) -> dict[str, Any]:
     """The job against a plain loop, in turn."""
     import anyres
     from anyres.flow import Size
@@ -132,7 +132,7 @@ def rate(images: Path, work: Path) -> dict[str, Any]:
     from anyres.runs.bulk.run import predict_into
     from anyres.runs.opened import ModelSpec
 
-    files = [path for path in sorted(images.rglob("*.jpg")) if int(path.stem) % BROKEN != BROKEN - 1]
+    files = [path for path in sorted(images.rglob("*.jpg")) if int(path.stem) % BROKEN != BROKEN - 1][:count]
     listed = work / "readable.txt"
     listed.write_text("".join(f"{path}\n" for path in files))
     spec, options = ModelSpec(MODEL, "none"), BulkOptions((Size.parse(SIZE),), batch=BATCH)
@@ -155,10 +155,11 @@ def rate(images: Path, work: Path) -> dict[str, Any]:
             start = time.perf_counter()
             run(number)
             seconds[name].append(time.perf_counter() - start)
-            print(f"{name}: {len(files) / seconds[name][-1]:.1f} images/s")
+            print(f"{name}: {len(files) / seconds[name][-1]:.1f} images/s", flush=True)
     rates = {name: [round(len(files) / each, 1) for each in times] for name, times in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["plain loop"], seconds["predict --out"], strict=True)]
     return {
+        "images": len(files),
         "images/s": rates,
         "ratio by round": [round(r, 3) for r in ratios],
         "ratio": round(statistics.median(ratios), 3),
@@ -236,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=[], help="kills, rate, ray; all if none is named")
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--timed", type=int, help="images of the rate; all if not given")
     parser.add_argument("--work", type=Path, help="a folder to keep images and answers in")
     parser.add_argument("--cluster", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -254,7 +256,7 @@ def main() -> None:
             if what == "kills":
                 found[what] = kills(images, work, options.images)
             elif what == "rate":
-                found[what] = rate(images, work)
+                found[what] = rate(images, work, options.timed or options.images)
             else:
                 found[what] = on_ray(images, work, options.images)
             print(what, json.dumps(found[what], indent=1))
