@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeGuard
 
@@ -46,6 +46,9 @@ class Traits:
     """(style, official name) -> the options with which the official dense code builds the backbone."""
     fold: str | None = None
     """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
+    timm: Callable[[Any], tuple[str, dict[str, Any]] | None] | None = None
+    """A model -> the name and arguments with which timm by itself builds it and reads its weights, at the size of its
+    table; None: timm has no such model."""
 
 
 class Loadable(nn.Module):
