@@ -179,6 +179,19 @@ class ClassBlock(nn.Module):
         return token
 
 
+def _in_timm(model: CaiT) -> tuple[str, dict[str, Any]] | None:
+    """How timm by itself builds the model."""
+    config = model.config
+    return "cait_xxs24_224", {
+        "img_size": config.img_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.dim,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "in_chans": config.in_chans,
+    }
+
+
 class CaiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
@@ -187,6 +200,7 @@ class CaiT(Backbone):
         windows="tokens",
         fold="anyres.deploy.fuse.cait:FoldedCaiT",
         look="anyres.maps.readers:class_attention",
+        timm=_in_timm,
     )
 
     def __init__(self, config: CaiTConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeGuard
 
@@ -48,6 +48,9 @@ class Traits:
     """The deploy form as ``module:name``, which is called with the model; None: it is deployed as it is."""
     look: str | None = None
     """How its attention is read as a map, as ``module:name`` (``anyres.maps.readers``); None: by gradients alone."""
+    timm: Callable[[Any], tuple[str, dict[str, Any]] | None] | None = None
+    """A model -> the name and arguments with which timm by itself builds it and reads its weights, at the size of its
+    table; None: timm has no such model."""
 
 
 class Loadable(nn.Module):

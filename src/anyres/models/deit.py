@@ -129,6 +129,21 @@ class MeanOfHeads(nn.Module):
         return logits
 
 
+def _in_timm(model: DeiT) -> tuple[str, dict[str, Any]] | None:
+    """How timm by itself builds the model."""
+    config = model.config
+    kind = "_distilled" if config.distilled else ""
+    return f"deit_tiny{kind}_patch16_224", {
+        "img_size": config.img_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.dim,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "in_chans": config.in_chans,
+        "dynamic_img_size": True,
+    }
+
+
 class DeiT(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
@@ -137,6 +152,7 @@ class DeiT(Backbone):
         windows="tokens",
         fold="anyres.deploy.fuse.vit:FoldedViT",
         look="anyres.maps.readers:class_token",
+        attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT", timm=_in_timm
     )
 
     def __init__(self, config: DeiTConfig) -> None:

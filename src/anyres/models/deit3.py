@@ -209,6 +209,23 @@ class ParallelBlock(nn.Module):
         return x
 
 
+def _in_timm(model: DeiT3) -> tuple[str, dict[str, Any]] | None:
+    """How timm by itself builds the model."""
+    config = model.config
+    if config.parallel or config.stem != "patch":
+        return None
+    return "deit3_small_patch16_224", {
+        "img_size": config.img_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.dim,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "in_chans": config.in_chans,
+        "dynamic_img_size": True,
+        "init_values": 1e-6 if config.layer_scale else None,
+    }
+
+
 class DeiT3(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
@@ -217,6 +234,7 @@ class DeiT3(Backbone):
         windows="tokens",
         fold="anyres.deploy.fuse.vit:FoldedViT",
         look="anyres.maps.readers:class_token",
+        attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT", timm=_in_timm
     )
 
     def __init__(self, config: DeiT3Config) -> None:

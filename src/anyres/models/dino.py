@@ -141,6 +141,20 @@ class Block(nn.Module):
         return lambda y: self.attn(self.norm1(y)), lambda y: self.mlp(self.norm2(y))
 
 
+def _in_timm(model: DINO) -> tuple[str, dict[str, Any]] | None:
+    """How timm by itself builds the model."""
+    config = model.config
+    return "vit_tiny_patch16_224", {
+        "img_size": config.img_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.dim,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "in_chans": config.in_chans,
+        "dynamic_img_size": True,
+    }
+
+
 class DINO(Backbone):
     """Image (b, k, h, w) of any height and width -> class token (b, dim), or logits (b, num_classes).
 
@@ -152,6 +166,7 @@ class DINO(Backbone):
         windows="tokens",
         fold="anyres.deploy.fuse.vit:FoldedViT",
         look="anyres.maps.readers:class_token",
+        attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT", timm=_in_timm
     )
 
     def __init__(self, config: DINOConfig) -> None:

@@ -100,10 +100,18 @@ class Heads(nn.Module):
         return torch.stack(self.each(pooled)).mean(0)
 
 
+def _in_timm(model: Timm) -> tuple[str, dict[str, Any]]:
+    """How timm builds it: as it was built here."""
+    config = model.config
+    usual = tuple(_cfg(config.name).input_size[1:])
+    size = {"img_size": config.image} if config.image not in (None, usual) else {}
+    return config.name.partition(".")[0], {**model.options, **size, "in_chans": config.in_chans}
+
+
 class Timm(Backbone):
     """Image (b, k, h, w) -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(rounds_up=False)
+    traits = Traits(rounds_up=False, timm=_in_timm)
     timm: nn.Module
     """timm's model, whose members are this module's."""
 

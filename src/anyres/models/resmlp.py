@@ -143,10 +143,18 @@ class Block(nn.Module):
         )
 
 
+def _in_timm(model: ResMLP) -> tuple[str, dict[str, Any]] | None:
+    """How timm by itself builds the model."""
+    config = model.config
+    known = {(16, 12, 384): "12", (16, 24, 384): "24", (16, 36, 384): "36", (8, 24, 768): "big_24"}
+    name = known.get((config.patch_size, config.depth, config.dim))
+    return (f"resmlp_{name}_224", {"img_size": config.img_size, "in_chans": config.in_chans}) if name else None
+
+
 class ResMLP(Backbone):
     """Image (b, k, h, w) of any height and width -> logits (b, num_classes). See the module's docstring."""
 
-    traits = Traits(several_sizes={"any_size": True}, fold="anyres.deploy.fuse.resmlp:FoldedResMLP")
+    traits = Traits(several_sizes={"any_size": True}, fold="anyres.deploy.fuse.resmlp:FoldedResMLP", timm=_in_timm)
 
     def __init__(self, config: ResMLPConfig) -> None:
         super().__init__()
