@@ -166,7 +166,7 @@ class DINO(Backbone):
         windows="tokens",
         fold="anyres.deploy.fuse.vit:FoldedViT",
         look="anyres.maps.readers:class_token",
-        attention=(SelfAttention,), windows="tokens", fold="anyres.deploy.fuse.vit:FoldedViT", timm=_in_timm
+        timm=_in_timm,
     )
 
     def __init__(self, config: DINOConfig) -> None:
