@@ -268,7 +268,7 @@ def _send(folder: Path, name: str, *, private: bool) -> tuple[str, str]:
     """Make the repository and send the folder; its full name and address. Raises UserError for what the hub says."""
     import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 
     if not get_console().is_terminal and not are_progress_bars_disabled():
         disable_progress_bars()
