@@ -19,8 +19,7 @@ from anyres.deploy.engines.exported import quiet
 from anyres.deploy.export.certificate import Asked, Referee
 from anyres.deploy.export.graph import Answering, called
 from anyres.deploy.export.runtimes import Unable, running
-from anyres.deploy.fuse import fuse
-from anyres.deploy.fuse.tracing import BUILDING, tracing_for_cpu
+from anyres.deploy.fuse.tracing import BUILDING
 from anyres.flow import Size
 
 SIDES = (33, 512)
@@ -51,9 +50,10 @@ class Shown(nn.Module):
 
 
 def program(referee: Referee, size: Size | None, said: Mapping[str, Any]) -> bytes:
-    """A program of one ``size`` in pixels, folded for it, or of every height and width in ``SIDES``.
+    """A program of one ``size`` in pixels, or of every height and width in ``SIDES``.
 
-    XNNPACK runs what it can of it. Raises UserError where ExecuTorch cannot do the model.
+    XNNPACK runs what it can of it. The model is not folded: ExecuTorch (1.5) did not lower DeiT and DINO in that form.
+    Raises UserError where it cannot do the model.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # type: ignore[import-not-found,unused-ignore]
         XnnpackPartitioner,
@@ -61,13 +61,12 @@ def program(referee: Referee, size: Size | None, said: Mapping[str, Any]) -> byt
     from executorch.exir import to_edge_transform_and_lower  # type: ignore[import-not-found,unused-ignore]
 
     how = referee.how
-    model = referee.model if size is None else fuse(referee.model, (size.height, size.width))
-    shown = Shown(Answering(model, referee.activation), how.mean, how.std).eval()
+    shown = Shown(Answering(referee.model, referee.activation), how.mean, how.std).eval()
     image = torch.zeros(1, *(size or _TRACED), len(how.mean), dtype=torch.uint8)
     side = Dim.DYNAMIC(min=SIDES[0], max=SIDES[1])
     free = None if size else ({1: side, 2: side},)
     try:
-        with BUILDING, torch.no_grad(), quiet(), tracing_for_cpu(size is not None):
+        with BUILDING, torch.no_grad(), quiet():
             graph = torch.export.export(shown, (image,), dynamic_shapes=free)
             lowered = to_edge_transform_and_lower(
                 graph, partitioner=[XnnpackPartitioner()], constant_methods={SAID: json.dumps(said)}
@@ -76,7 +75,14 @@ def program(referee: Referee, size: Size | None, said: Mapping[str, Any]) -> byt
             return content
     except Exception as error:  # of an operation, or a shape it cannot follow
         at = "every size: give --sizes for programs of one size each" if size is None else f"{size} px: try --to onnx"
-        raise UserError(f"ExecuTorch cannot lower {called(referee.model)} ({first_line(error)}) for {at}") from None
+        raise UserError(f"ExecuTorch cannot lower {called(referee.model)} ({_cause(error)}) for {at}") from None
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first: passes wrap it."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return first_line(error)
 
 
 def open_executorch(path: Path, referee: Referee) -> Asked:
