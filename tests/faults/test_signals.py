@@ -3,6 +3,8 @@ group, in a step, in an evaluation, before the first step; and where a loader is
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import logging
 import multiprocessing
@@ -177,3 +179,31 @@ def test_a_signal_is_not_lost_where_python_only_prints_an_exception(number: sign
             lose(number)
         assert stop.asked == number
         time.sleep(2 * AGAIN_S)  # it does not come a third time
+
+
+def test_a_signal_that_a_library_swallowed_ends_the_command_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some catch everything where they import what may be missing, and fail later, or not."""
+    command_line = importlib.import_module("anyres.cli.app")  # anyres.cli.app is the application itself
+    with ended_by_signal():
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"), Stop():
+            raise AssertionError("a run is not begun")
+    with Stop() as stop:
+        assert stop.asked is None
+
+    def half_imported() -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(command_line, "_command", lambda: lambda *_, **__: half_imported())
+    assert command_line._run(["recipes"], [signal.SIGTERM]) == (143, "stopped by SIGTERM")
+
+    def while_it_is_imported(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(command_line, "_main", while_it_is_imported)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")

@@ -6,7 +6,7 @@ import atexit
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from anyres.config import Stopped, UserError
 from anyres.ops.processors import prepare_threads
-from anyres.training.stop import ended_by_signal
+from anyres.training.stop import ended_by_signal, stopped_by
 
 app = typer.Typer(
     help="Train one vision backbone that holds its accuracy at every input size, and run it at the cheapest size "
@@ -57,9 +57,17 @@ def options(
         silence()
 
 
-@ended_by_signal()
 def main() -> None:
     """The ``anyres`` command. Whatever ends it is one line on stderr and an exit code: see ``anyres.cli.ending``."""
+    try:
+        with ended_by_signal() as came:
+            _main(came)
+    except (Stopped, KeyboardInterrupt) as told:  # while the command line itself was imported
+        print(str(told) or "stopped", file=sys.stderr)
+        sys.exit(told.code if isinstance(told, Stopped) else 130)
+
+
+def _main(came: Sequence[int]) -> NoReturn:
     from anyres.cli.alive import alive
     from anyres.cli.console import open_streams, say, start_logging
     from anyres.cli.others import quiet_others
@@ -70,7 +78,7 @@ def main() -> None:
     start_logging()
     quiet_others()
     with alive(words):
-        code, line = _run(words)
+        code, line = _run(words, came)
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -104,8 +112,8 @@ def command() -> NoReturn:
     sys.exit(code)
 
 
-def _run(words: list[str]) -> tuple[int, str]:
-    """The exit code, and the line for stderr."""
+def _run(words: list[str], came: Sequence[int]) -> tuple[int, str]:
+    """The exit code, and the line for stderr. ``came``: the signals so far."""
     streams = sys.stdout, sys.stderr
     try:
         code = _command()(words, prog_name="anyres", standalone_mode=False)
@@ -119,7 +127,8 @@ def _run(words: list[str]) -> tuple[int, str]:
         sys.stdout, sys.stderr = streams
         return _ended(error.__context__)
     except (Exception, Stopped) as error:
-        return _ended(error)
+        # What a signal raises where a library is imported, the library may swallow, and fail as it is half there.
+        return _ended(error if isinstance(error, Stopped) or not came else stopped_by(came[-1]))
     return (code, "stopped" if code == 130 else "") if isinstance(code, int) else (0, "")
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 
 from anyres.config import Stopped
@@ -22,6 +22,8 @@ ASKING = tuple(
 """SIGTERM: a scheduler or ``kill``; SIGHUP: the terminal is closed; SIGUSR1: Slurm's usual warning before the end."""
 
 
+_CAME: list[int] = []
+"""The signals that ``ended_by_signal`` has been sent: a library that is imported may swallow what they raise."""
 AGAIN_S = 0.02
 """After so long a signal that was lost is sent once more."""
 
@@ -35,25 +37,35 @@ def exit_code(number: signal.Signals) -> int:
     return 130 if number == signal.SIGINT else 143
 
 
+def stopped_by(number: int) -> Stopped:
+    """What ends a process that this signal asked to stop."""
+    told = signal.Signals(number)
+    return Stopped("stopped" if told == signal.SIGINT else f"stopped by {told.name}", exit_code(told))
+
+
 @contextlib.contextmanager
-def ended_by_signal() -> Iterator[None]:
+def ended_by_signal() -> Iterator[Sequence[int]]:
     """Inside, SIGTERM, SIGHUP and SIGUSR1 raise Stopped wherever the program is, and Ctrl-C KeyboardInterrupt.
 
-    SIGHUP stays ignored where it was, as under ``nohup``.
+    SIGHUP stays ignored where it was, as under ``nohup``. Gives the signals that came so far.
     """
-    came: list[int] = []
+    came = _CAME
+    came.clear()
 
     def end(number: int, _frame: FrameType | None) -> None:
         came.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise Stopped(f"stopped by {signal.Signals(number).name}", exit_code(signal.Signals(number)))
+        raise stopped_by(number)
 
     def lost(error: BaseException | None) -> int | None:
         return came[-1] if came and isinstance(error, Stopped | KeyboardInterrupt) else None
 
-    with _sent_again(lost), _handled(end):
-        yield
+    try:
+        with _sent_again(lost), _handled(end):
+            yield came
+    finally:
+        came.clear()
 
 
 class Stop:
@@ -68,6 +80,8 @@ class Stop:
         self._handled = _handled(self._ask)
 
     def __enter__(self) -> Stop:
+        if _CAME:
+            raise stopped_by(_CAME[-1])
         self._handled.__enter__()
         return self
 
