@@ -61,11 +61,10 @@ FAMILIES = {
 
 def grad_cam(model: Backbone, seen: Pictures) -> Share:
     """captum's Grad-CAM at the layer that ``cam`` takes, for comparison."""
-    size = (seen.x.shape[2], seen.x.shape[3])
     _, place = cam(model, seen.x[:1], seen.y[:1])
     with torch.no_grad():
         answered = model(seen.x).argmax(1)
-    with layer_as_map(model, place, size) as probe:
+    with layer_as_map(model, place, seen.x) as probe:
         method = need("captum.attr", extra="maps").LayerGradCam(model, probe)
         maps = method.attribute(seen.x.clone().requires_grad_(), target=answered)
     return share_of(list(maps.detach()[:, 0].clamp_min(0)), int(model.feature_info[place]["reduction"]), seen)

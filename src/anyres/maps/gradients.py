@@ -68,10 +68,10 @@ def cam(
 ) -> tuple[Float[Tensor, "b rows columns"], int]:
     """Which positions of a layer speak for the target's logit, and the layer counted from 0.
 
-    At each position the sum over channels of gradient x activation (HiResCAM, Draelos and Carin 2020), at least 0.
-    Where the layer is averaged before a linear classifier, that is Grad-CAM and the class activation map. Grad-CAM
-    itself averages gradients over positions: where attention pools, it weighs those that count for nothing like those
-    that count (benchmarks/maps.py measures both).
+    At each position the sum over channels of gradient x activation (HiResCAM, Draelos and Carin 2020), at least 0, of
+    the layer as what follows reads it: after the layer norm, where one is next. Where that is averaged before a linear
+    classifier, it is Grad-CAM and the class activation map. Grad-CAM itself averages gradients over positions: where
+    attention pools, those that count for nothing weigh like those that count (benchmarks/maps.py measures both).
 
     ``layer`` counts ``model.feature_info``, negative from the end. None: the last whose positions the logit depends
     on; where a class token answers, that is not the last block, after which patches count for nothing. Class tokens
@@ -94,40 +94,10 @@ def _cam_at(
     model: Backbone, x: Float[Tensor, "b k h w"], target: Int64[Tensor, " b"], place: int
 ) -> Float[Tensor, "b rows columns"]:
     """Of one layer, with what speaks against the class below 0."""
-    with layer_as_map(model, place, (x.shape[-2], x.shape[-1])) as probe:
-        found: Tensor = _captum().LayerGradientXActivation(model, probe).attribute(_detached(x), target=target)
-    return found.detach().sum(1).float()
-
-
-@contextmanager
-def layer_as_map(model: Backbone, place: int, size: tuple[int, int]) -> Iterator[nn.Module]:
-    """Inside, a layer's positions pass through the module given, as a map (b, c, rows, columns), and are put back.
-
-    captum hooks that module. Only the layout is changed, so the model's numbers stay as they are.
-    """
-    info, probe = model.feature_info[place], nn.Identity()
-    module = model.get_submodule(str(info["module"]))
-    while isinstance(module, nn.ModuleList):  # a stage, which is never called itself: its last block
-        module = module[-1]
-    ran = False
-
-    def through(_: nn.Module, __: Any, output: Any) -> Tensor:
-        nonlocal ran
-        ran = True
-        there, back = _layout(output, info, size, model)
-        return back(probe(there(output)))
-
-    handle = module.register_forward_hook(through)
-    try:
-        yield probe
-    except AssertionError:  # captum's, of a module that was not called
-        if ran:
-            raise
-        raise UserError(
-            f"{model.called} runs a copy of itself at {size[0]}x{size[1]} px: give its own size, or method gradients"
-        ) from None
-    finally:
-        handle.remove()
+    twice, targets = torch.cat((x, x)), torch.cat((target, target))  # what is no image's comes once, and is told apart
+    with layer_as_map(model, place, twice) as probe:
+        found: Tensor = _captum().LayerGradientXActivation(model, probe).attribute(_detached(twice), target=targets)
+    return found.detach()[: len(x)].sum(1).float()
 
 
 Change = Callable[[Tensor], Tensor]
@@ -135,22 +105,80 @@ MOST_SPECIALS = 8
 """Class, distillation and register tokens of models of other libraries, at most."""
 
 
-def _layout(output: Any, info: dict[str, Any], size: tuple[int, int], model: Backbone) -> tuple[Change, Change]:
-    """How a layer's output becomes a map (b, c, rows, columns), and how that is put back. Raises UserError."""
+@contextmanager
+def layer_as_map(model: Backbone, place: int, x: Float[Tensor, "b k h w"]) -> Iterator[nn.Module]:
+    """Inside, a layer's positions pass through the module given, as a map (b, c, rows, columns), and are put back.
+
+    captum hooks that module. Only the layout is changed, so the model's numbers stay as they are. It is the layer as
+    what follows reads it: gradients before a layer norm are at right angles to what it is given, and say nothing by
+    their product. ``x``: two images or more, as will be given.
+    """
+    info, probe = model.feature_info[place], nn.Identity()
+    read = _reading(model, place, x)
+
+    def through(_: nn.Module, __: Any, output: Any) -> Tensor | None:
+        layout = _layout(output, info, x)
+        if layout is None:
+            return None
+        there, back = layout
+        return back(probe(there(output)))
+
+    handle = read.register_forward_hook(through)
+    try:
+        yield probe
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _reading(model: Backbone, place: int, x: Float[Tensor, "b k h w"]) -> nn.Module:
+    """The layer norm that is given a layer's positions next, or else the layer itself. Raises UserError."""
+    info = model.feature_info[place]
+    layer = model.get_submodule(str(info["module"]))
+    while isinstance(layer, nn.ModuleList):  # a stage, which is never called itself: its last block
+        layer = layer[-1]
+    ran: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if (ran or module is layer) and _layout(output, info, x) is not None:
+            ran.append(module)
+
+    watched = {layer, *(module for module in model.modules() if isinstance(module, nn.LayerNorm))}
+    handles = [module.register_forward_hook(note) for module in watched]
+    called: list[bool] = []
+    handles.append(layer.register_forward_hook(lambda *_: called.append(True)))
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not called:
+        size = f"{x.shape[-2]}x{x.shape[-1]}"
+        raise UserError(f"{model.called} runs a copy of itself at {size} px: give its own size, or method gradients")
+    if not ran:
+        raise UserError(f"layer {info['module']} of {model.called} gives no map: use another, or method gradients")
+    return ran[1] if len(ran) > 1 else layer
+
+
+def _layout(output: Any, info: dict[str, Any], x: Float[Tensor, "b k h w"]) -> tuple[Change, Change] | None:
+    """How a module's output becomes a map (b, c, rows, columns), and how that is put back; None: it is none of x."""
     reduction, channels = int(info["reduction"]), int(info["num_chs"])
-    if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] == channels:
+    if not isinstance(output, Tensor) or len(output) != len(x):
+        return None
+    height, width = x.shape[-2:]
+    up = (-(-height // reduction), -(-width // reduction))
+    down = (height // reduction, width // reduction)  # models of other libraries may cut what is left
+    if output.ndim == 4 and output.shape[1] == channels and tuple(output.shape[2:]) in (up, down):
         return lambda y: y, lambda y: y
-    if isinstance(output, Tensor) and output.ndim == 4 and output.shape[3] == channels:
+    if output.ndim == 4 and output.shape[3] == channels and tuple(output.shape[1:3]) in (up, down):
         return lambda y: y.permute(0, 3, 1, 2), lambda y: y.permute(0, 2, 3, 1)
-    if isinstance(output, Tensor) and output.ndim == 3:
-        up = (-(-size[0] // reduction), -(-size[1] // reduction))
-        down = (size[0] // reduction, size[1] // reduction)  # models of other libraries may cut what is left
+    if output.ndim == 3 and output.shape[2] == channels:
         for grid in (up, down):
             count = grid[0] * grid[1]
             special = output.shape[1] - count  # class tokens stand before the patches
             if 0 <= special <= MOST_SPECIALS and count:
                 return _tokens_as_map(output[:, :special], grid)
-    raise UserError(f"layer {info['module']} of {model.called} gives no map: use another layer, or method gradients")
+    return None
 
 
 def _tokens_as_map(special: Float[Tensor, "b s c"], grid: Grid) -> tuple[Change, Change]:
