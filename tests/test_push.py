@@ -62,7 +62,7 @@ def test_a_run_is_sent_and_read_back(run: Path, hub: Hub, tmp_path: Path) -> Non
     assert hub.tokens - {None} == {f"Bearer {TOKEN}"}
     assert hub.repositories == {"someone/shapes": True}
     names = {path for _, path in hub.files}
-    expected = {WEIGHTS, "recipe.yaml", "run.json", "curve.csv", "curve.png", "scores.safetensors", "config.json"}
+    expected = {WEIGHTS, "recipe.yaml", "run.json", "curve.csv", "curve.png", "config.json"}
     assert names == expected | {"README.md", ".eval_results/anyres.yaml"}
     assert hub.files["someone/shapes", WEIGHTS] == (run / WEIGHTS).read_bytes()
     for path, content in hub.files.items():

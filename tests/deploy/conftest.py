@@ -31,11 +31,12 @@ class Files(NamedTuple):
 @contextmanager
 def unchecked() -> Iterator[None]:
     """The types that are checked under test refuse a size that is free."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")

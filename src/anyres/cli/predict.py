@@ -161,6 +161,10 @@ def _print(answers: Sequence[FileAnswer]) -> None:
 
 def _tell_drift(trained: TrainedModel, size: Size, answers: Sequence[FileAnswer]) -> None:
     """How far the confidence of many answers is from that on held-out images, where that is known."""
+    from anyres.evaluation.drift import FEWEST
+
+    if len(answers) < FEWEST:  # what follows imports what few answers do not need
+        return
     from anyres.runs.drift import confidence_in, drift_line
 
     if line := drift_line(trained, [(size, confidence_in(answer.values)) for answer in answers]):

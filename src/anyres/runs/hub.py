@@ -17,7 +17,6 @@ from rich import get_console
 
 from anyres.config import UserError, first_line
 from anyres.evaluation.curve_file import read_csv
-from anyres.evaluation.scores_file import SCORES
 from anyres.flow import SizeResult
 from anyres.models.contract import Backbone
 from anyres.models.fetch import guard_hub
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 """Where timm reads what a model is."""
-SENT = ("curve.csv", "curve.png", SCORES, CASCADE)
-"""Sent as they are, beside weights, recipe and facts; pictures of images and logs stay."""
+SENT = ("curve.csv", "curve.png", CASCADE)
+"""Sent as they are, beside weights, recipe and facts; pictures of images, scores of images and logs stay: they tell
+where images lie."""
 CLOSE = 1e-4
 """How far a logit of timm's may be from ours, as a share of the largest."""
 

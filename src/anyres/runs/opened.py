@@ -52,14 +52,12 @@ log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
 FACTS = "run.json"
-PUBLISHED = (FACTS, "curve.csv", "scores.safetensors", "cascade.json")
+PUBLISHED = (FACTS, "curve.csv", "cascade.json")
 """Of a run on the hub, beside weights and recipe, where it has them."""
 UNTRAINED = "none"
 """What ``--weights`` says for a model as it is initialized."""
 TIMED_S = 0.5
 """Seconds of each of a size's two timings."""
-
-
 ABOUT = {
     "model": dict[str, Any],
     "mean": list[float],
