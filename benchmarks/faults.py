@@ -261,11 +261,14 @@ class Bench:
 def names(run: Path) -> set[str]:
     """The files and folders of a run, without TensorBoard's, which are called by the time and the process.
 
-    Checkpoints count as ``step_0`` and ``step_1``: of a stopped run the last but one may be of another step.
+    Checkpoints count as one: of a stopped run the newest two and the best may be of other steps.
     """
-    steps = {path.name: f"step_{i}" for i, path in enumerate(sorted(run.glob("step_*")))}
     parts = (path.relative_to(run).parts for path in run.rglob("*"))
-    return {str(Path(steps.get(first, first), *rest)) for first, *rest in parts if first != "tensorboard"}
+    return {
+        str(Path("step" if first.startswith("step_") else first, *rest))
+        for first, *rest in parts
+        if first != "tensorboard"
+    }
 
 
 def spread(operations: int, tries: int) -> list[int]:
