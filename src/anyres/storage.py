@@ -267,8 +267,8 @@ def remove_drafts(folder: Path, *, locked: bool = False) -> None:
     """
     for draft in (*folder.glob(f".*{DRAFT}"), *folder.glob(_SAFETENSORS_DRAFT)):
         try:
-            mine = locked if draft.suffix != DRAFT else _is_left(draft.name)
-            if draft.is_file() and (mine or time.time() - draft.stat().st_mtime > DAY):
+            left = locked if draft.suffix != DRAFT else _is_left(draft.name)
+            if draft.is_file() and (left or _is_old(draft)):
                 draft.unlink(missing_ok=True)
         except OSError:
             continue  # gone, or in a folder that may only be read
@@ -279,10 +279,15 @@ def remove_draft_folders(folder: Path, name: str, open_here: Collection[Path] = 
     for draft in folder.glob(f".{name}.*{DRAFT}"):
         try:
             left = draft not in open_here and _is_left(draft.name)
-            if draft.is_dir() and not draft.is_symlink() and (left or time.time() - draft.stat().st_mtime > DAY):
+            if draft.is_dir() and not draft.is_symlink() and (left or _is_old(draft)):
                 shutil.rmtree(draft, ignore_errors=True)
         except OSError:
             continue
+
+
+def _is_old(draft: Path) -> bool:
+    """Whether nobody has written for a day. Raises OSError where it is gone."""
+    return time.time() - draft.stat().st_mtime > DAY
 
 
 def _is_left(draft: str) -> bool:

@@ -105,8 +105,7 @@ def command() -> NoReturn:
 
     atexit.register(leave)
     try:
-        main()
-        code = 0
+        main()  # ends by SystemExit
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.exit(code)

@@ -16,7 +16,9 @@ from anyres.config import UserError
 if TYPE_CHECKING:
     from anyres.flow import Size
     from anyres.runs.answers import FileAnswer
-    from anyres.runs.opened import TrainedModel
+    from anyres.runs.opened import ModelSpec, TrainedModel
+    from anyres.runs.predict import PredictOptions
+    from anyres.tasks import AnswerOptions
 
 log = logging.getLogger(__name__)
 NAMED = 3  # unreadable files that the last line names
@@ -101,43 +103,61 @@ def predict(
         return
     if engine != "local" or address or workers:
         raise UserError("--engine, --address and --workers go with --out: name a file for the answers")
-    from rich import get_console
-    from rich.progress import track
-
-    from anyres.cli.console import is_stdout, print_json, report_, suggest
-    from anyres.data.wanted_files import wanted_files
+    from anyres.cli.console import is_stdout
     from anyres.flow import Size
-    from anyres.runs.answers import FileAnswer, write_answers_csv
-    from anyres.runs.opened import ModelSpec, open_model
-    from anyres.runs.predict import PredictOptions, predict_files
-    from anyres.runs.stderr import log_sentences
-    from anyres.storage import write_json
+    from anyres.runs.opened import ModelSpec
+    from anyres.runs.predict import PredictOptions
     from anyres.tasks import AnswerOptions
 
     if as_csv and is_stdout(as_csv):
         raise UserError("--csv writes a file: name one, or print the answers with --json -")
     options = PredictOptions(Size.parse(size) if size else None, backend, cascade, huge_pages, draw, tile)
+    _answer_now(ModelSpec(model, weights, classes), images, options, AnswerOptions(top, threshold), as_json, as_csv)
+
+
+def _answer_now(
+    spec: ModelSpec,
+    images: Sequence[str],
+    options: PredictOptions,
+    how: AnswerOptions,
+    as_json: Path | None,
+    as_csv: Path | None,
+) -> None:
+    """Answer some images, and print or write all answers at the end. Raises UserError, also for unreadable ones."""
+    from rich import get_console
+    from rich.progress import track
+
+    from anyres.cli.console import is_stdout, print_json, report_, suggest
+    from anyres.data.wanted_files import wanted_files
+    from anyres.runs.answers import FileAnswer, write_answers_csv
+    from anyres.runs.opened import open_model
+    from anyres.runs.predict import predict_files
+    from anyres.runs.stderr import log_sentences
+    from anyres.storage import write_json
+
     paths, notes = wanted_files(images)
-    trained = open_model(ModelSpec(model, weights, classes))
+    trained = open_model(spec)
     log_sentences(notes)
-    found = predict_files(trained, paths, options, AnswerOptions(top, threshold))
+    found = predict_files(trained, paths, options, how)
     shown = track(found, "images", len(paths), transient=True, disable=not get_console().is_terminal)
     answers = [FileAnswer(path, said) for path, said in shown]
     facts = {"model": trained.name, **trained.task.document([answer.values for answer in answers])}
-    if as_json:
-        print_json(facts) if is_stdout(as_json) else write_json(as_json, facts)
+    if is_stdout(as_json):
+        print_json(facts)
+    elif as_json:
+        write_json(as_json, facts)
     if as_csv:
         write_answers_csv(as_csv, answers)
-    written = [path for path in (as_json, as_csv, draw) if path and not is_stdout(path)]
+    written = [path for path in (as_json, as_csv, options.draw) if path and not is_stdout(path)]
     if written and not is_stdout(as_json):  # whose JSON stands alone
         report_(f"{len(answers)} images: written to {' and '.join(map(str, written))}")
     elif not as_json:
         _print(answers)
-    if not cascade:
+    if not options.cascade:
         _tell_drift(trained, options.size or trained.recipe.views.parsed[0], answers)
     _check_readable(answers)
     if not written and not as_json and len(answers) > 1:
-        suggest(f"anyres predict {model} {images[0]} --csv answers.csv")
+        suggest(f"anyres predict {spec.what} {images[0]} --csv answers.csv")
 
 
 def _print(answers: Sequence[FileAnswer]) -> None:

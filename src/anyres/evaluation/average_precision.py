@@ -27,7 +27,10 @@ DRAWS, AT_ONCE = 200, 20  # of the bootstrap
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """The d detections that count, with the fields of ``Matched``, and from which AP is accumulated."""
+    """What decides AP, of the d detections that count, picture after picture, the best first: ``picture``, ``klass``,
+    ``score``, and at each of t overlaps ``hit``, or ``ignored`` where a crowd took it. ``objects``: of each picture and
+    class, without crowds.
+    """
 
     picture: Int64[np.ndarray, " d"]
     klass: Int64[np.ndarray, " d"]
@@ -61,31 +64,23 @@ class Matches:
                     made[r, t, c] = precision[r, places[places < len(hits[r])]].sum() / len(RECALLS)
         return made
 
-    def ap(self, times: Int64[np.ndarray, "r n"]) -> Float64[np.ndarray, " r"]:
+    def drawn_ap(self, times: Int64[np.ndarray, "r n"]) -> Float64[np.ndarray, " r"]:
         """AP over all overlaps and classes in [0, 1], of each of r draws of the pictures."""
         means: Float64[np.ndarray, " r"] = _mean(self.drawn(times).mean(1))
         return means
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class Matched(Matches):
     """What faster-coco-eval makes of all pictures: t overlaps, 101 recalls, k classes, 4 areas.
 
     ``precision``: highest at this recall or beyond; NaN for a class without objects of the area. ``confidence``: the
-    score there. ``recall``: of all detections. Of the d detections that count, picture after picture, the best first:
-    ``picture``, ``klass``, ``score``, and at each overlap ``hit``, or ``ignored`` where a crowd took it.
-    ``objects``: of each picture and class, without crowds.
+    score there. ``recall``: of all detections.
     """
 
     precision: Float64[np.ndarray, "t 101 k 4"]
     confidence: Float64[np.ndarray, "t 101 k 4"]
     recall: Float64[np.ndarray, "t k 4"]
-    picture: Int64[np.ndarray, " d"]
-    klass: Int64[np.ndarray, " d"]
-    score: Float32[np.ndarray, " d"]
-    hit: Bool[np.ndarray, "t d"]
-    ignored: Bool[np.ndarray, "t d"]
-    objects: Int64[np.ndarray, "n k"]
 
     def ap(self, area: str = "all", overlap: float | None = None) -> float:
         """In [0, 1], over all overlaps or at one; NaN where no class has objects of the area."""
@@ -117,15 +112,6 @@ class Matched:
         aps = self._drawn[:, 0 if overlap is None else 1]
         low, high = np.percentile([*aps[~np.isnan(aps)], value], (2.5, 97.5))
         return min(float(low), value), max(float(high), value)
-
-    def drawn(self, times: Int64[np.ndarray, "r n"]) -> Float64[np.ndarray, "r t k"]:
-        """See ``Matches.drawn``."""
-        return self.matches.drawn(times)
-
-    @property
-    def matches(self) -> Matches:
-        """What decides AP, without what is drawn of it."""
-        return Matches(self.picture, self.klass, self.score, self.hit, self.ignored, self.objects)
 
 
 def match(
@@ -162,7 +148,7 @@ def match(
         np.add.at(objects[i], truth.classes[~truth.crowd], 1)
     picture, klass, score, hit, ignored = _flat(evaluation._evalImgs_cpp, found)
     curves = (values[0][..., 0], values[1][..., 0], recall[..., 0])
-    return Matched(*curves, picture, klass, score, hit, ignored, objects)
+    return Matched(picture, klass, score, hit, ignored, objects, *curves)
 
 
 def _silent(*_: object) -> None: ...

@@ -22,7 +22,7 @@ from anyres.config import UserError
 from anyres.evaluation.average_precision import DRAWS, MOST, Matched, Matches, match
 from anyres.evaluation.detections import Detections, Truth, detections_of
 from anyres.evaluation.evaluator import EvalSettings, evaluating
-from anyres.evaluation.metrics import Comparison
+from anyres.evaluation.metrics import Comparison, compare_draws
 from anyres.evaluation.ragged import Picture, gather_pictures
 from anyres.flow import Batch, Estimate, Rle, Size
 from anyres.storage import write_rows
@@ -102,7 +102,7 @@ class CocoScores:
 
     def kept(self) -> BoxScores:
         """What decides the average precision of boxes."""
-        return BoxScores(self.index, self.boxes.matches)
+        return BoxScores(self.index, self.boxes)
 
     @cached_property
     def boxes(self) -> Matched:
@@ -199,7 +199,7 @@ class BoxScores:
 
     def estimates(self) -> dict[str, Estimate]:
         """Box AP, without its interval."""
-        return {"box_ap": Estimate(float(self.matches.ap(np.ones((1, self.n), np.int64))[0]))}
+        return {"box_ap": Estimate(float(self.matches.drawn_ap(np.ones((1, self.n), np.int64))[0]))}
 
 
 def compare_boxes(a: BoxScores, b: BoxScores) -> Comparison:
@@ -215,18 +215,13 @@ def compare_boxes(a: BoxScores, b: BoxScores) -> Comparison:
     times = np.concatenate(
         [np.ones((1, n), np.int64), np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)]
     )
-    apart = 100 * (a.matches.ap(times) - b.matches.ap(times))
-    difference, drawn = float(apart[0]), apart[~np.isnan(apart)]
-    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
-    p_value = min(1.0, 2 * float(min((drawn <= 0).mean(), (drawn >= 0).mean())))
+    apart = 100 * (a.matches.drawn_ap(times) - b.matches.drawn_ap(times))
     own = [
         np.bincount(m.picture, np.where(m.ignored[0], 0.0, np.where(m.hit[0], 1.0, -1.0)), n)
         for m in (a.matches, b.matches)
     ]
-    noise = p_value >= 0.05 or low <= 0 <= high
-    return Comparison(
-        difference, low, high, p_value, int((own[0] > own[1]).sum()), int((own[1] > own[0]).sum()), n, noise
-    )
+    only_a, only_b = int((own[0] > own[1]).sum()), int((own[1] > own[0]).sum())
+    return compare_draws(float(apart[0]), apart[1:], only_a, only_b, n)
 
 
 def score_detections(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,6 +139,17 @@ def compare(correct_a: Bool[np.ndarray, " n"], correct_b: Bool[np.ndarray, " n"]
     low, high = _newcombe(both, only_a, only_b, neither)
     noise = p_value >= 0.05 or low <= 0 <= high
     return Comparison(100 * (only_a - only_b) / n, 100 * low, 100 * high, p_value, only_a, only_b, n, noise)
+
+
+def compare_draws(difference: float, drawn: Float64[np.ndarray, " r"], only_a: int, only_b: int, n: int) -> Comparison:
+    """A difference of two models on n images, and the same in r draws of the images -> Comparison of the first with the
+    second. Interval: 95 % of the draws and the difference itself, without NaN. Test: the share of them in which the
+    other is better, twice."""
+    every = np.array([*drawn[~np.isnan(drawn)], difference])
+    low, high = (float(end) for end in np.percentile(every, (2.5, 97.5)))
+    p_value = min(1.0, 2 * float(min((every <= 0).mean(), (every >= 0).mean())))
+    noise = p_value >= 0.05 or low <= 0 <= high
+    return Comparison(difference, low, high, p_value, only_a, only_b, n, noise)
 
 
 APART_SHARES = (

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from anyres.config import UserError
 from anyres.evaluation.evaluator import EvalSettings, collect
-from anyres.evaluation.metrics import Comparison
+from anyres.evaluation.metrics import Comparison, compare_draws
 from anyres.flow import Batch, Estimate, Size
 from anyres.storage import write_rows
 
@@ -167,14 +167,10 @@ def compare_labels(a: LabelScores, b: LabelScores) -> Comparison:
     for _ in range(PAIRED_DRAWS // AT_ONCE):
         weights = draws.multinomial(a.n, np.full(a.n, 1 / a.n), AT_ONCE).astype(float)
         means = [[_mean(each) for each in _average_precision(s.target, s.logits, weights)] for s in (a, b)]
-        apart += [first - second for first, second in zip(*means, strict=True) if not math.isnan(first - second)]
-    difference, drawn = a.mean_ap - b.mean_ap, np.array(apart)
-    low, high = (100 * float(end) for end in np.percentile([*apart, difference], (2.5, 97.5)))
-    p_value = min(1.0, 2 * float(min((drawn <= 0).mean(), (drawn >= 0).mean()))) if apart else 1.0
+        apart += [100 * (first - second) for first, second in zip(*means, strict=True)]
     right = [(s.predicted == s.target).sum(1) for s in (a, b)]
     only_a, only_b = int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())
-    noise = p_value >= 0.05 or low <= 0 <= high
-    return Comparison(100 * difference, low, high, p_value, only_a, only_b, a.n, noise)
+    return compare_draws(100 * (a.mean_ap - b.mean_ap), np.array(apart), only_a, only_b, a.n)
 
 
 def _average_precision(

@@ -45,7 +45,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Style, Traits, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import (
+    Backbone,
+    Format,
+    Style,
+    Traits,
+    check_pool,
+    is_table,
+    shape_in_timm,
+    take_indices,
+    timm_cfg,
+)
 from anyres.ops.attention import attend
 from anyres.ops.head import new_head
 from anyres.ops.mixed_heads import talking_heads
@@ -181,15 +191,7 @@ class ClassBlock(nn.Module):
 
 def _in_timm(model: CaiT) -> tuple[str, dict[str, Any]] | None:
     """How timm by itself builds the model."""
-    config = model.config
-    return "cait_xxs24_224", {
-        "img_size": config.img_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.dim,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "in_chans": config.in_chans,
-    }
+    return "cait_xxs24_224", shape_in_timm(model.config)
 
 
 class CaiT(Backbone):

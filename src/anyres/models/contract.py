@@ -53,6 +53,18 @@ class Traits:
     table; None: timm has no such model."""
 
 
+def shape_in_timm(config: Any) -> dict[str, Any]:
+    """The arguments by which timm builds a plain transformer of our config's shape."""
+    return {
+        "img_size": config.img_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.dim,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "in_chans": config.in_chans,
+    }
+
+
 class Loadable(nn.Module):
     """What ``load_weights`` fills: a backbone, or what is built on one."""
 

@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, shape_in_timm, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.mlp import Mlp, trunc_normal_
@@ -131,17 +131,8 @@ class MeanOfHeads(nn.Module):
 
 def _in_timm(model: DeiT) -> tuple[str, dict[str, Any]] | None:
     """How timm by itself builds the model."""
-    config = model.config
-    kind = "_distilled" if config.distilled else ""
-    return f"deit_tiny{kind}_patch16_224", {
-        "img_size": config.img_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.dim,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "in_chans": config.in_chans,
-        "dynamic_img_size": True,
-    }
+    kind = "_distilled" if model.config.distilled else ""
+    return f"deit_tiny{kind}_patch16_224", {**shape_in_timm(model.config), "dynamic_img_size": True}
 
 
 class DeiT(Backbone):

@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, shape_in_timm, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.mlp import Mlp, trunc_normal_
@@ -215,12 +215,7 @@ def _in_timm(model: DeiT3) -> tuple[str, dict[str, Any]] | None:
     if config.parallel or config.stem != "patch":
         return None
     return "deit3_small_patch16_224", {
-        "img_size": config.img_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.dim,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "in_chans": config.in_chans,
+        **shape_in_timm(config),
         "dynamic_img_size": True,
         "init_values": 1e-6 if config.layer_scale else None,
     }

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from anyres.config import UserError, config
-from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, take_indices, timm_cfg
+from anyres.models.contract import Backbone, Format, Traits, check_pool, is_table, shape_in_timm, take_indices, timm_cfg
 from anyres.ops.attention import SelfAttention
 from anyres.ops.head import new_head
 from anyres.ops.mlp import Mlp, trunc_normal_
@@ -143,16 +143,7 @@ class Block(nn.Module):
 
 def _in_timm(model: DINO) -> tuple[str, dict[str, Any]] | None:
     """How timm by itself builds the model."""
-    config = model.config
-    return "vit_tiny_patch16_224", {
-        "img_size": config.img_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.dim,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "in_chans": config.in_chans,
-        "dynamic_img_size": True,
-    }
+    return "vit_tiny_patch16_224", {**shape_in_timm(model.config), "dynamic_img_size": True}
 
 
 class DINO(Backbone):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -23,7 +23,7 @@ from anyres.models.identify_checkpoint import identify_checkpoint
 from anyres.models.index import first_weights
 from anyres.models.registry import aliases
 from anyres.models.state_files import ABOUT, read_state, readable, signed, weights_file
-from anyres.storage import atomic_write
+from anyres.storage import atomic_write, parse_json
 
 PRETRAINED = "pretrained"
 """What ``load_weights`` calls the weights that a model's own library or paper publishes."""
@@ -146,6 +146,12 @@ def read_metadata(source: str | Path) -> dict[str, str]:
     path = weights_file(source)
     with readable(path), safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def written_digest(source: str | Path) -> str:
+    """The digest that a file of weights has of itself, as ``save_weights`` put it there; "" where it has none."""
+    about = parse_json(read_metadata(source).get(ABOUT, "{}"), dict[str, Any])
+    return str(about.get("sha256", ""))
 
 
 def head_keys(model: Loadable, state: Mapping[str, Tensor]) -> set[str]:

@@ -12,9 +12,9 @@ from anyres.evaluation.drift import FEWEST, Confidences, HeldOut, Monitor, told
 from anyres.evaluation.metrics import Scores
 from anyres.evaluation.scores_file import SCORES, read_scores
 from anyres.flow import Size
+from anyres.models.weights import written_digest
 from anyres.runs.cascade import FILE as CASCADE
 from anyres.runs.opened import WEIGHTS, TrainedModel
-from anyres.runs.report import weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def held_out_of(trained: TrainedModel) -> HeldOut | None:
         log.warning("%s: drift is not told; `anyres curve` writes it anew", error)
         return None
     weights = trained.folder / WEIGHTS
-    if kept is None or not weights.is_file() or kept.about.weights != weights_digest(weights):
+    if kept is None or not weights.is_file() or kept.about.weights != written_digest(weights):
         return None
     scores = {size: found for size, found in kept.by_size.items() if isinstance(found, Scores)}
     if not scores:

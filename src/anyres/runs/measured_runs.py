@@ -16,10 +16,11 @@ from anyres.evaluation.evaluator import ImageScores
 from anyres.evaluation.measured import MEASURED
 from anyres.evaluation.scores_file import SCORES, About, KeptScores, kept_form, read_scores
 from anyres.flow import Metric, Size, SizeResult
+from anyres.models.weights import written_digest
 from anyres.recipe import Recipe, read_recipe
 from anyres.runs.inputs import evaluated_sizes
 from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, DataSpec, TrainedModel, open_run, read_facts, with_costs
-from anyres.runs.report import kept_scores, weights_digest
+from anyres.runs.report import kept_scores
 from anyres.runs.stderr import doing
 from anyres.tasks import known_metrics
 
@@ -90,7 +91,7 @@ def recorded(name: str, folder: Path, sizes: Sequence[Size]) -> MeasuredRun | No
     wanted = tuple(sizes or results)
     if not results or results.keys() != kept.by_size.keys() or not set(wanted) <= results.keys():
         return None
-    if (folder / WEIGHTS).is_file() and weights_digest(folder / WEIGHTS) != kept.about.weights:
+    if (folder / WEIGHTS).is_file() and written_digest(folder / WEIGHTS) != kept.about.weights:
         log.info("%s has other weights than those of its curve: it is measured again", folder)
         return None
     recipe = read_recipe(folder / RECIPE) if (folder / RECIPE).is_file() else None

@@ -20,7 +20,7 @@ from anyres.evaluation.page import FactGroup, ReportPage
 from anyres.evaluation.scores_file import SCORES, About, KeptScores, images_digest, write_scores
 from anyres.flow import Size, SizeResult
 from anyres.models.fetch import is_remote
-from anyres.models.weights import read_metadata, save_weights
+from anyres.models.weights import save_weights, written_digest
 from anyres.recipe import Recipe
 from anyres.runs.inputs import crop_ratio, describe_preprocessing, evaluated_sizes, interpolation_of, shows_whole
 from anyres.runs.kept import LAST, choose, kept_in
@@ -28,7 +28,7 @@ from anyres.runs.opened import FACTS, RECIPE, WEIGHTS, TrainedModel
 from anyres.runs.samples import best_of, samples_of
 from anyres.runs.stderr import doing
 from anyres.runs.training_record import charts_of, sheet_of
-from anyres.storage import parse_json, remove_drafts, write_bytes, write_json
+from anyres.storage import remove_drafts, write_bytes, write_json
 from anyres.tasks import Shown, Task
 from anyres.training.state import State, ended_by
 
@@ -184,15 +184,9 @@ def kept_scores(trained: TrainedModel, images: DecodedImages, results: Sequence[
         tuple(trained.classes or source.classes),
         source.name,
         source.split,
-        weights_digest(trained.folder / WEIGHTS) if trained.folder else "",
+        written_digest(trained.folder / WEIGHTS) if trained.folder else "",
     )
     return KeptScores(about, {found.result.size: found.scores for found in results})
-
-
-def weights_digest(path: Path) -> str:
-    """The digest that a file of weights has of itself; "" where it has none."""
-    about = parse_json(read_metadata(path).get("anyres", "{}"), dict[str, Any])
-    return str(about.get("sha256", ""))
 
 
 def write_mistakes(evaluation: Evaluation, out: Path) -> list[Path]:

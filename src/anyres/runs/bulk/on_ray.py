@@ -29,7 +29,7 @@ import numpy as np
 
 from anyres.config import UserError, first_line, need
 from anyres.data.image_list import StoredList
-from anyres.runs.bulk.identity import weights_digest
+from anyres.models.state_files import digest_of
 from anyres.runs.bulk.job import Job
 from anyres.runs.bulk.options import BulkOptions, Engine
 from anyres.runs.bulk.worker import AnswerRow, Worker
@@ -67,7 +67,7 @@ class RayWorker:
 
     def __init__(self, spec: ModelSpec, options: BulkOptions, listed: StoredList, digest: str) -> None:
         self.worker, self.listed = Worker(spec, options), listed
-        if weights_digest(self.worker.trained) != digest:
+        if digest_of(self.worker.trained.model.state_dict()) != digest:
             raise UserError(f"{spec.what} has other weights on the node {platform.node()}: copy the run there")
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:

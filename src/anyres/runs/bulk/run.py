@@ -15,7 +15,8 @@ from anyres.config import UserError
 from anyres.data.image_list import read_words, wanted_images
 from anyres.data.loader import Rank
 from anyres.flow import Size
-from anyres.runs.bulk.identity import asked_of, weights_digest
+from anyres.models.state_files import digest_of
+from anyres.runs.bulk.identity import asked_of
 from anyres.runs.bulk.job import Job, alone, begin_job, continue_job, is_begun
 from anyres.runs.bulk.joined import check_out, join, kind_of
 from anyres.runs.bulk.options import PART, BulkOptions, Engine
@@ -128,7 +129,7 @@ def _answers(
     if engine.name == "ray":
         from anyres.runs.bulk.on_ray import answers_on_ray
 
-        return answers_on_ray(job, missing, spec, options, engine, weights_digest(trained))
+        return answers_on_ray(job, missing, spec, options, engine, digest_of(trained.model.state_dict()))
     return _answers_here(job, missing, Worker(spec, options, trained))
 
 
