@@ -83,7 +83,7 @@ def measure(family: str, seconds: float, images: int) -> dict[str, Any]:
     with torch.no_grad():
         accuracy = float((model(held_out.x).argmax(1) == held_out.y).float().mean())
     methods = [method for method in METHODS if method != "attention" or model.traits.look]
-    found: dict[str, Any] = {method: asdict(share_in_corner(model, held_out, method)) for method in methods}
+    found: dict[str, dict[str, Any]] = {method: asdict(share_in_corner(model, held_out, method)) for method in methods}
     found["grad_cam"] = asdict(grad_cam(model, held_out))
     row = {
         "model": planted.name,
