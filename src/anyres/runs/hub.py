@@ -17,7 +17,7 @@ from rich import get_console
 
 from anyres.config import UserError, first_line
 from anyres.evaluation.curve_file import read_csv
-from anyres.evaluation.scores_file import SCORES, read_scores, write_scores
+from anyres.evaluation.scores_file import SCORES
 from anyres.flow import SizeResult
 from anyres.models.contract import Backbone
 from anyres.models.fetch import guard_hub
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 """Where timm reads what a model is."""
-SENT = ("curve.csv", "curve.png", CASCADE)
+SENT = ("curve.csv", "curve.png", SCORES, CASCADE)
 """Sent as they are, beside weights, recipe and facts; pictures of images and logs stay."""
 CLOSE = 1e-4
 """How far a logit of timm's may be from ours, as a share of the largest."""
@@ -106,9 +106,6 @@ def write_repository(trained: TrainedModel, name: str, folder: Path, how: PushOp
     for sent in SENT:
         if (run / sent).is_file():
             shutil.copyfile(run / sent, folder / sent)
-    if (kept := read_scores(run / SCORES)) is not None:
-        named = replace(kept.about, data=_last_name(kept.about.data) or "")
-        write_scores(replace(kept, about=named), folder / SCORES)
     write_text(folder / RECIPE, dump_recipe(without_paths(trained.recipe)))
     write_json(folder / FACTS, _facts(trained))
     for path in how.files:
@@ -271,7 +268,7 @@ def _send(folder: Path, name: str, *, private: bool) -> tuple[str, str]:
     """Make the repository and send the folder; its full name and address. Raises UserError for what the hub says."""
     import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 
     if not get_console().is_terminal and not are_progress_bars_disabled():
         disable_progress_bars()
