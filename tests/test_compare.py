@@ -100,7 +100,7 @@ def test_the_page_shows_curves_differences_cost_and_settings(out: Path) -> None:
     html = (out / "compare.html").read_text()
     for text in (
         *("second against first", "On the same images", "exact McNemar", "Benjamini and Hochberg", "Whole curves"),
-        *("optim.lr", "train.seed", "0.002", "Settings that differ", "What they are and what they took", "images/s"),
+        *("optim.lr", "train.seed", "0.002", "Settings that differ", "Model and training", "images/s"),
         *("One seed for each recipe", "Class by class", "stripes"),
     ):
         assert text in html, text

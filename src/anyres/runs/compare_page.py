@@ -28,7 +28,7 @@ MOST_CELL = 60  # characters of a setting's value
 MOST_SETTINGS = 60
 MOST_CLASSES = 8
 SEED = "train.seed"
-DASH = "\N{EN DASH}"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def write_page(found: RunComparison, folder: Path) -> None:
@@ -46,7 +46,7 @@ def page_of(found: RunComparison) -> ReportPage:
     scores = next(iter(first.scores.values()))
     return ReportPage(
         title=f"{others} against {first.name}" if len(found.runs) <= 3 else f"{len(found.runs)} runs side by side",
-        claim=f"Scored by {found.metric.name} at every size measured; differences are to {first.name}.",
+        claim=found.claim,
         cautions=found.cautions(),
         points=found.points,
         comparisons=found.pairings,
@@ -141,7 +141,10 @@ def _class_rows(a: Scores, b: Scores, classes: Sequence[str]) -> list[tuple[str,
     apart = right[0] - right[1]
     share = apart / np.maximum(images, 1)
     order = sorted(np.flatnonzero(apart).tolist(), key=lambda c: (-abs(share[c]), c))[:MOST_CLASSES]
-    return [(classes[c], f"{100 * share[c]:+.1f}", str(right[0][c]), str(right[1][c]), str(images[c])) for c in order]
+    return [
+        (classes[c], f"{100 * share[c]:+.1f}".replace("-", MINUS), str(right[0][c]), str(right[1][c]), str(images[c]))
+        for c in order
+    ]
 
 
 def differing(runs: Sequence[MeasuredRun]) -> dict[str, list[Any]]:
@@ -233,7 +236,7 @@ def _training(runs: Sequence[MeasuredRun]) -> Section:
     columns = list(zip(*(told(run) for run in runs), strict=True))
     rows = [(name, *values) for name, values in zip(names, columns, strict=True)]
     table = PageTable("Training", ("", *(run.name for run in runs)), rows, range(len(runs) + 1))
-    return Section("What they are and what they took", "As each run recorded it.", (table,), anchor="cost")
+    return Section("Model and training", "As each run recorded it.", (table,), anchor="cost")
 
 
 def parameters_of(path: Path) -> int:

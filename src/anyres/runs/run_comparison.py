@@ -13,6 +13,8 @@ from anyres.evaluation.page import Pairing
 from anyres.flow import Metric, SizeResult
 from anyres.runs.measured_runs import MeasuredRun
 
+MOST_SAID = 3  # runs of which the claim tells
+
 
 @dataclass(frozen=True, eq=False)
 class RunComparison:
@@ -99,6 +101,14 @@ class RunComparison:
         as good."""
         return [sentence for run in self.runs[1:] for sentence in self.verdict(run)]
 
+    @property
+    def claim(self) -> str:
+        """What it comes to, in a sentence or two: each run against the first, over all sizes where that can be said."""
+        said = [(self.verdict(run) or [""])[0] for run in self.runs[1:]]
+        if len(said) > MOST_SAID or not all(said):
+            return f"Scored by {self.metric.name} at every size measured; differences are to {self.first.name}."
+        return " ".join(f"{sentence}." for sentence in said)
+
     def verdict(self, run: MeasuredRun) -> list[str]:
         """What is to be said of a run against the first."""
         pairs = [pair for pair in (*self.pairings, *self.apart) if pair.first == run.name]
@@ -141,8 +151,9 @@ class RunComparison:
         ]
 
     def number(self, difference: float) -> str:
-        """``+1.8``; three significant digits where it is not in points."""
-        return f"{difference:+.1f}" if self.metric.unit == "%" else f"{difference:+.3g}"
+        """``+1.8``, or with a true minus sign ``-1.8``; three significant digits where it is not in points."""
+        shown = f"{difference:+.1f}" if self.metric.unit == "%" else f"{difference:+.3g}"
+        return shown.replace("-", "\N{MINUS SIGN}")
 
     def cautions(self) -> list[str]:
         """What to know before believing the numbers."""
