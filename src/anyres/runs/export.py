@@ -124,7 +124,7 @@ def _calibration(trained: TrainedModel, curve: Sequence[SizeResult], data: str |
     ordered = sorted(set(sizes), key=lambda size: size.height * size.width)
     step = max(1, -(-len(ordered) // MOST_SIZES))
     with doing("reading images for int8"):
-        images = calibration(trained, "onnxruntime:int8")
+        images = [each for each in calibration(trained, "onnxruntime:int8") if isinstance(each, torch.Tensor)]
         return Calibration(images, ordered[::-step][::-1], _pictures(trained, data, COUNTED_INT8))
 
 

@@ -123,10 +123,10 @@ class Certificate:
             sizes = [self._cost(size) for size in dict.fromkeys(count.size for count in self.counts)]
             return f"int8 in {' and '.join(dict.fromkeys(count.engine for count in self.counts))}: {'; '.join(sizes)}"
         engines = " and ".join(dict.fromkeys(check.engine for check in self.checks))
-        sizes = ", ".join(dict.fromkeys(check.size for check in self.checks))
+        tried = ", ".join(dict.fromkeys(check.size for check in self.checks))
         worst = max(check.probability for check in self.checks)
         same, images = (sum(getattr(count, key) for count in self.counts) for key in ("same", "images"))
-        return f"{engines} at {sizes} px: probabilities within {worst:.1g}, first class equal on {same} of {images}"
+        return f"{engines} at {tried} px: probabilities within {worst:.1g}, first class equal on {same} of {images}"
 
     def _cost(self, size: str) -> str:
         """What int8 changes at one size, in the engine where it changes most."""
