@@ -47,7 +47,7 @@ COUNTED = 32
 COUNTED_INT8 = 96
 """The same of int8, whose answers differ."""
 MOST_SIZES = 6
-"""At which int8 is measured: of more, every second or third."""
+"""At which int8 is measured, beside the best one: of more, every second or third."""
 SHORT_SIDE = 480  # pixels of these images: a larger one is no better witness, and takes long
 SAMPLE = "fingerprint.jpg"
 
@@ -123,10 +123,17 @@ def _calibration(trained: TrainedModel, curve: Sequence[SizeResult], data: str |
         raise UserError(f"{trained.name} has more weights than int8 is made of here (1.8 GB): leave --int8 out")
     sizes = [each.size for each in curve] or [*recipe.views.parsed, *evaluated_sizes(recipe)]
     ordered = sorted(set(sizes), key=lambda size: size.height * size.width)
-    step = max(1, -(-len(ordered) // MOST_SIZES))
+    spread = ordered[:: -max(1, -(-len(ordered) // MOST_SIZES))]
+    best = [max(curve, key=_quality).size] if curve else []
+    chosen = [size for size in ordered if size in (*spread, *best)]
     with doing("reading images for int8"):
-        images = calibration(trained, "onnxruntime:int8")
-        return Calibration(images, ordered[::-step][::-1], _pictures(trained, data, COUNTED_INT8))
+        images = [each for each in calibration(trained, "onnxruntime:int8") if isinstance(each, torch.Tensor)]
+        return Calibration(images, chosen, _pictures(trained, data, COUNTED_INT8))
+
+
+def _quality(result: SizeResult) -> float:
+    """More is better."""
+    return result.best.value if result.headline.higher_is_better else -result.best.value
 
 
 def tried_sizes(usual: Size) -> tuple[Size, ...]:

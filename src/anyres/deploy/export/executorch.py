@@ -55,10 +55,11 @@ def program(referee: Referee, size: Size | None, said: Mapping[str, Any]) -> byt
     XNNPACK runs what it can of it. The model is not folded: ExecuTorch (1.5) did not lower DeiT and DINO in that form.
     Raises UserError where it cannot do the model.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # type: ignore[import-not-found,unused-ignore]
-        XnnpackPartitioner,
-    )
-    from executorch.exir import to_edge_transform_and_lower  # type: ignore[import-not-found,unused-ignore]
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # type: ignore[import-not-found,unused-ignore]
+            XnnpackPartitioner,
+        )
+        from executorch.exir import to_edge_transform_and_lower  # type: ignore[import-not-found,unused-ignore]
 
     how = referee.how
     shown = Shown(Answering(referee.model, referee.activation), how.mean, how.std).eval()
@@ -88,7 +89,8 @@ def _cause(error: BaseException) -> str:
 def open_executorch(path: Path, referee: Referee) -> Asked:
     """A program in ExecuTorch's own runtime; images are prepared as evaluation does, and asked one by one. Raises
     Unable."""
-    from executorch.runtime import Runtime  # type: ignore[import-not-found,unused-ignore]
+    with quiet():
+        from executorch.runtime import Runtime  # type: ignore[import-not-found,unused-ignore]
 
     try:
         method = Runtime.get().load_program(path).load_method("forward")

@@ -240,7 +240,10 @@ def write_executorch(subject: Subject, path: Path, size: Size | None) -> Certifi
         path.write_bytes(executorch.program(subject.referee, size, subject.said))
     asked = replace(subject, sizes=(size,) if size else executorch.tried(subject.sizes))
     engines = {"executorch": executorch.open_executorch(path, subject.referee)}
-    found = _certify(asked, path.name, engines, size, {"program": file_hash(path)}, {})
+    try:
+        found = _certify(asked, path.name, engines, size, {"program": file_hash(path)}, {})
+    except Unable as error:
+        raise Unable(f"{error}: try {'--to onnx' if size else '--sizes for one size each, or --to onnx'}") from None
     told = {**subject.said, "certificate": found.facts()}
     path.with_suffix(".json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     return found
