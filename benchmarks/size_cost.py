@@ -50,16 +50,16 @@ FITTED = 224
 FORMS = {"plain": Backend("eager", "fp32"), "folded": Backend("openvino", "bf16")}
 
 
-def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:
+def cost(name: str, folded: bool, backend: Backend, size: Size, seconds: float) -> dict[str, float]:
     """Milliseconds of one image, and MiB above what the process held (in a process of its own)."""
     torch.manual_seed(0)
     model: nn.Module = create_model(name, **OPTIONS[name]).eval()
-    x = torch.randn(1, 3, side, side)
-    if form == "folded":
-        model = fuse(model, (side, side))
+    x = torch.randn(1, 3, *size)
+    if folded:
+        model = fuse(model, tuple(size))
     held = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    run = build(model, FORMS[form], x)
+    run = build(model, backend, x, tuned=folded)
     run(x)
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -68,6 +68,12 @@ def cost(name: str, form: str, side: int, seconds: float) -> dict[str, float]:
         run(x)
         times.append(time.perf_counter() - start)
     return {"ms": round(1000 * statistics.median(times), 3), "mib": round(resident("VmHWM") - held, 1)}
+
+
+def cost_alone(name: str, folded: bool, backend: Backend, size: Size, seconds: float) -> dict[str, float]:
+    """``cost``, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(cost, name, folded, backend, size, seconds).result()
 
 
 def resident(what: str) -> float:
@@ -122,9 +128,8 @@ def main() -> None:
         found: dict[str, Any] = {form: {} for form in options.forms}
         for form in found.copy():
             for side in track(SIDES, f"{name}, {form}", transient=True):
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(1, mp_context=context) as alone:
-                    found[form][str(side)] = alone.submit(cost, name, form, side, options.seconds).result()
+                size = Size(side, side)
+                found[form][str(side)] = cost_alone(name, form == "folded", FORMS[form], size, options.seconds)
         model = create_model(name, **OPTIONS[name])
         found["macs"] = {str(side): {"g": macs(model, Size(side, side)) / 1e9} for side in SIDES}
         found["exponents"] = {

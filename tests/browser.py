@@ -24,6 +24,18 @@ DROP = """([data, name, type]) => {
 """What a browser does where a file is dropped."""
 
 
+def open_page(browser: Any, address: str, **options: Any) -> tuple[Any, list[str], set[str]]:
+    """The page in a context of its own, what its console says, and what it asks for."""
+    tab = browser.new_context(**options).new_page()
+    troubles: list[str] = []
+    asked: set[str] = set()
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: asked.add(request.url))
+    tab.goto(address, wait_until="load")
+    return tab, troubles, asked
+
+
 def drop(tab: Any, content: bytes, kind: str = "PNG") -> None:
     """Let a photo fall onto the page."""
     tab.evaluate(DROP, [base64.b64encode(content).decode(), f"photo.{kind.lower()}", f"image/{kind.lower()}"])

@@ -68,6 +68,10 @@ def test_the_demo_compares_both_models_at_every_size(tmp_path: Path, monkeypatch
     assert "single-size 22 steps" in said
     assert "Points of top-1 on the same 661 test photographs, any-size minus single-size" in said
     assert "busy" not in said + page
+    assert anyres("pick", out / demo.ANY, "--min-top1", 0).code == 0, "each run has its own curve"
+    compared = anyres("compare", out / demo.SINGLE, out / demo.ANY)
+    assert "no curve recorded" not in compared.err
+    assert "any-size minus single-size, top-1" in told(compared)
 
 
 @pytest.mark.builtin

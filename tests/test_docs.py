@@ -130,7 +130,7 @@ def test_python_snippets_run(
     if re.search(r"runs/|photo\.jpg|root", text):
         tiny = request.getfixturevalue("tiny_run")
         trained = set(re.findall(r'\bout="runs/(\w+)"', text))
-        for name in {"first", "mine", *re.findall(r"runs/(\w+)", text)} - trained:
+        for name in {"first", "mine", *re.findall(r"runs/((?:demo/)?[\w-]+)", text)} - trained:
             shutil.copytree(tiny.folder, tmp_path / "runs" / name)
         shutil.copytree(tiny.data, tmp_path / "root")
         draw(0, 1).save(tmp_path / "photo.jpg")

@@ -117,6 +117,22 @@ def test_any_number_of_images_in_pieces() -> None:
     assert [shape.batch for shape in made.cache.made] == [4, 2]
 
 
+def test_batches_that_come_again_run_at_once_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stirred(build_model("resmlp", classes=4))
+    took = {1: 1.0, 3: 2.0, 4: 9.0}  # seconds
+    monkeypatch.setattr(module, "_seconds", lambda run, x: took[1] * len(x) if run == made._in_parts else took[len(x)])
+    made = Predictor(model, "onnxruntime", 64)
+    for count in (3, 4, 3, 4, 3, 35):
+        x = torch.randn(count, 3, 64, 64)
+        torch.testing.assert_close(made(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    assert [shape.batch for shape in made.cache.made] == [1]
+    assert made.wholes is not None
+    ways = {shape.batch: run for shape, run in made.wholes.made.items()}
+    assert ways.keys() == {3, 4}, "32 came once: images one by one"
+    assert ways[3] != made._in_parts == ways[4]
+    assert [len(each) for each in made.predict([torch.zeros(3, 9, 9, dtype=torch.uint8)] * 2)] == [1, 1]
+
+
 def test_auto_measures_once_and_remembers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,7 +23,7 @@ from anyres.deploy.export.write import write
 from anyres.flow import Size
 from anyres.models import create_model
 from anyres.runs.opened import TrainedModel
-from tests.browser import drop, faults, guesses, shown, static, turn_to, wait_for
+from tests.browser import drop, faults, guesses, open_page, shown, static, turn_to, wait_for
 from tests.command import refused
 from tests.deploy.conftest import Files
 from tests.models.zoo import stirred
@@ -68,18 +68,6 @@ def expected(web: Web, photo: bytes, side: int, tmp_path: Path) -> dict[int, flo
     return {web.trained.classes.index(each["name"]): each["probability"] for each in said}
 
 
-def page_of(browser: Any, address: str, **options: Any) -> tuple[Any, list[str], set[str]]:
-    """The page, what its console said, and what it asked for."""
-    tab = browser.new_context(**options).new_page()
-    troubles: list[str] = []
-    asked: set[str] = set()
-    tab.on("console", lambda message: troubles.append(message.text))
-    tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.on("request", lambda request: asked.add(request.url))
-    tab.goto(address, wait_until="load")
-    return tab, troubles, asked
-
-
 def test_the_folder_holds_all_that_a_browser_needs(web: Web, tmp_path: Path) -> None:
     model = stirred(create_model("resmlp_nano", 3, depth=1, any_size=True))
     subject = web.files.subject
@@ -101,7 +89,7 @@ def test_the_folder_holds_all_that_a_browser_needs(web: Web, tmp_path: Path) -> 
 def test_five_sizes_are_pythons(browser: Any, web: Web, width: int, theme: str, tmp_path: Path) -> None:
     photo = encoded(draw(1, 7, 120))
     with static(web.folder) as address:
-        tab, troubles, asked = page_of(
+        tab, troubles, asked = open_page(
             browser, address, viewport={"width": width, "height": 900}, color_scheme=theme, device_scale_factor=1
         )
         tab.wait_for_selector("text=Answers here are the model's")
@@ -144,7 +132,7 @@ def test_photos_are_read_as_python_reads_them(browser: Any, web: Web, tmp_path: 
         "gray": (encoded(image.convert("L")), "PNG", 1e-3),
     }
     with static(web.folder) as address:
-        tab, troubles, _ = page_of(browser, address)
+        tab, troubles, _ = open_page(browser, address)
         tab.wait_for_selector("text=Answers here are the model's")
         for count, (name, (photo, kind, within)) in enumerate(photos.items(), 1):
             drop(tab, photo, kind)
@@ -180,7 +168,7 @@ def test_a_page_that_answers_otherwise_says_so(browser: Any, web: Web, tmp_path:
     (tmp_path / "about.json").unlink()
     (tmp_path / "about.json").write_text(json.dumps(facts))
     with static(tmp_path) as address:
-        tab, _, _ = page_of(browser, address)
+        tab, _, _ = open_page(browser, address)
         tab.wait_for_selector("#trouble:not(:empty)")
         assert "this browser answers otherwise than the model" in tab.inner_text("#trouble")
         tab.goto((web.folder / "index.html").as_uri())

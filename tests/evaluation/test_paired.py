@@ -15,10 +15,11 @@ from anyres.evaluation.coco import CocoScores
 from anyres.evaluation.detections import Detections, Truth
 from anyres.evaluation.evaluator import ImageScores, ImageValues
 from anyres.evaluation.measured import BOX_AP, LOSS, MEAN_AP, MIOU, TOP1
-from anyres.evaluation.metrics import Scores, compare_apart
+from anyres.evaluation.metrics import Comparison, Scores, compare_apart
 from anyres.evaluation.miou import MapScores
 from anyres.evaluation.multilabel import LabelScores
-from anyres.evaluation.paired import adjusted, compare_curves, compare_scores, compare_sets, compare_values, compared_by
+from anyres.evaluation.page import Pairing, as_one_family
+from anyres.evaluation.paired import compare_curves, compare_scores, compare_sets, compare_values, compared_by
 from anyres.evaluation.scores_file import About, KeptScores, kept_form, read_scores, write_scores
 from anyres.flow import Estimate, Metric, Size
 
@@ -221,6 +222,12 @@ def test_a_whole_curve_is_one_test() -> None:
     assert compare_curves([maps(0)], [maps(1)], MIOU) is None, "no mean over images"
 
 
-def test_many_tests_are_adjusted() -> None:
-    assert adjusted([]) == []
-    assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+def test_many_tests_are_one_family() -> None:
+    assert as_one_family([]) == []
+    found = [Comparison(3.0, 1.0, 5.0, p_value, 40, 20, 500, p_value >= 0.05) for p_value in (0.01, 0.04, 0.03, 0.6)]
+    pairs = [Pairing("a", "b", Size(32, 32), each) for each in found]
+    assert [pair.winner for pair in pairs] == ["a", "a", "a", None]
+    assert as_one_family(pairs[:1]) == pairs[:1]
+    together = as_one_family(pairs)
+    assert [pair.p_adjusted for pair in together] == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.6])
+    assert [pair.winner for pair in together] == ["a", None, None, None]

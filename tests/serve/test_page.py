@@ -15,7 +15,7 @@ from anyres.runs.opened import TrainedModel
 from anyres.serve.app import make_app
 from anyres.serve.model import ServedModel
 from anyres.serve.server import listen
-from tests.browser import drop, faults, guesses, shown, turn_to, wait_for
+from tests.browser import drop, faults, guesses, open_page, shown, turn_to, wait_for
 from tests.pictures import draw
 from tests.serve.conftest import OPTIONS, encoded
 from tests.serve.test_predict import expected
@@ -42,14 +42,7 @@ def address(served: ServedModel) -> Iterator[str]:
 def test_drop_a_photo_and_turn_the_dial(
     browser: Any, address: str, trained: TrainedModel, photo: bytes, width: int, theme: str, tmp_path: Path
 ) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-    tab = context.new_page()
-    troubles: list[str] = []
-    asked: set[str] = set()
-    tab.on("console", lambda message: troubles.append(message.text))
-    tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.on("request", lambda request: asked.add(request.url))
-    tab.goto(address, wait_until="load")
+    tab, troubles, asked = open_page(browser, address, viewport={"width": width, "height": 900}, color_scheme=theme)
     tab.wait_for_selector("text=5 classes")
     assert tab.input_value("#dial") == "64", "the best size of the curve"
     drop(tab, photo, "JPEG")
@@ -81,14 +74,12 @@ def test_drop_a_photo_and_turn_the_dial(
     assert faults(tab) == []
     assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
     tab.screenshot(path=os.environ.get("ANYRES_SHOTS", str(tmp_path)) + f"/serve-{width}.png", full_page=True)
-    context.close()
+    tab.context.close()
 
 
 @pytest.mark.browser
 def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Any, address: str) -> None:
-    context = browser.new_context()
-    tab = context.new_page()
-    tab.goto(address, wait_until="load")
+    tab, _, _ = open_page(browser, address)
     tab.wait_for_selector("text=5 classes")
     tab.set_input_files("#file", {"name": "note.txt", "mimeType": "text/plain", "buffer": b"no image"})
     tab.wait_for_selector("#trouble:not(:empty)")
@@ -103,14 +94,12 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Any, address:
            .filter((e) => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map((e) => e.outerHTML)"""
     )
     assert unnamed == []
-    context.close()
+    tab.context.close()
 
 
 @pytest.mark.browser
 def test_five_sizes_are_pythons(browser: Any, address: str, trained: TrainedModel) -> None:
-    context = browser.new_context()
-    tab = context.new_page()
-    tab.goto(address, wait_until="load")
+    tab, _, _ = open_page(browser, address)
     tab.wait_for_selector("text=5 classes")
     photo = encoded(draw(1, 7, 120), "PNG")
     drop(tab, photo)
@@ -121,4 +110,4 @@ def test_five_sizes_are_pythons(browser: Any, address: str, trained: TrainedMode
         assert len(said) == 5
         for label, share in said.items():
             assert share == pytest.approx(python[trained.classes[label]], abs=1e-3), (side, label)
-    context.close()
+    tab.context.close()

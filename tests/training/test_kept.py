@@ -18,6 +18,7 @@ from tests.pictures import make_folder
 from tests.runs import differences, listening
 from torch import nn
 
+from anyres.config import UserError
 from anyres.runs import train as wiring
 from anyres.runs.opened import DataSpec, open_run
 from anyres.runs.report import cautions_for, report_on
@@ -95,6 +96,18 @@ def test_a_crash_changes_nothing_of_it(
     train_run(small(data, FIVE), tmp_path / "run", report=False)
     assert not differences(whole, tmp_path / "run")
     assert facts(tmp_path / "run") | {"seconds": 0} == facts(whole) | {"seconds": 0}
+
+
+def test_a_run_without_scorings_keeps_the_last(data: Path, tmp_path: Path) -> None:
+    train_run(small(data, "train.eval_every=null"), tmp_path / "run", report=False)
+    found = facts(tmp_path / "run")
+    assert (found["kept"]["rule"], found["kept"]["scored"], found["scores"]) == ("last", 0, {})
+    assert "val/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    measured = train_run(small(data, "train.eval_every=null"), tmp_path / "run")  # the page is made up for
+    assert measured is not None
+    assert measured.sizes[0].n
+    with pytest.raises(UserError, match=r"train\.keep=best chooses by scorings"):
+        small(data, "train.eval_every=null", "train.keep=best")
 
 
 def test_the_last_is_kept_where_it_is_asked_for_or_the_best_is_lost(

@@ -45,6 +45,7 @@ LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.3}
 """Largest relative distance |a - b| / |b| of an engine's logits from eager float32's that is accepted."""
 
 WARM_UP, ROUNDS = 2, 7  # of a measurement, the backends in turn; the median counts
+MOST_AT_ONCE = 32  # images that a predictor without a batch of its own runs at a time
 
 Picture = Path | str | Image.Image | Tensor | np.ndarray
 """A file, Pillow's image, a tensor uint8 (c, h, w), or an array (h, w) or (h, w, c) as images are read, in RGB."""
@@ -81,7 +82,8 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """``model``, folded where its family can be, run by ``backend`` at one ``size`` in batches of at most ``batch``.
+    """``model``, folded where its family can be, run by ``backend`` at one ``size`` in batches of at most ``batch``, or
+    of what it is given.
 
     What each argument means: see ``anyres.Predictor``, which opens runs too. ``preprocessing``: how images are prepared
     (None: as the model's ``pretrained_cfg`` says). ``model`` is copied and stays unchanged. Raises UserError.
@@ -93,7 +95,7 @@ class Predictor:
         backend: str = "auto",
         size: int | str | Size = 224,
         *,
-        batch: int = 1,
+        batch: int | None = None,
         preprocessing: Preprocessing | None = None,
         names: Sequence[str] = (),
         activation: Activation = "softmax",
@@ -101,10 +103,10 @@ class Predictor:
         any_size: bool = False,
         huge_pages: bool = False,
     ) -> None:
-        if batch < 1:
+        if batch is not None and batch < 1:
             raise UserError(f"batch={batch} must be 1 or more")
         self.size = size_of(size)
-        self.batch, self.names, self.threads = batch, tuple(names), min(torch.get_num_threads(), processors())
+        self.batch, self.names, self.threads = batch or 1, tuple(names), min(torch.get_num_threads(), processors())
         self.preprocessing = preprocessing or preprocessing_of(model, self.size)
         self.channels = int(model.pretrained_cfg["input_size"][0])
         self.activation, self.any_size, self.huge_pages = activation, any_size, huge_pages
@@ -113,12 +115,13 @@ class Predictor:
         self.multiple = next((m.patch_size for m in self.model.modules() if isinstance(m, Patches)), 1)
         self.calibration = [self.prepare([picture]) for picture in calibration]
         self.cache = CompiledCache(self._build)
+        self.wholes = CompiledCache(self._whole_or_parts, fallback=self._in_parts) if batch is None else None
         self.timings: tuple[BackendTiming, ...] = ()
         self.backend = self._choose(backend)
         if any_size:
             if self.backend.precision == "int8":
                 raise UserError("int8 is made for one size: leave any_size out")
-            eager = build(self.model, replace(self.backend, engine="eager"), self._zeros(self._shape(batch)))
+            eager = build(self.model, replace(self.backend, engine="eager"), self._zeros(self._shape(self.batch)))
             self.cache.fallback = eager
             if self.backend.engine == "eager":  # which takes any shape as it is
                 self.cache.make = lambda _: eager
@@ -133,7 +136,11 @@ class Predictor:
                 f"this predictor was made for {self.size} px, not for {Size(*x.shape[2:])}: make one for it"
             )
         x = x.to(self.device, torch.float32).contiguous()
-        return torch.cat([self._run(part) for part in torch.split(x, self.batch)])
+        if self.wholes is None:
+            return self._in_parts(x)
+        return torch.cat(
+            [self.wholes[Shape(len(part), *part.shape[2:])](part) for part in torch.split(x, MOST_AT_ONCE)]
+        )
 
     __call__ = forward
 
@@ -145,8 +152,9 @@ class Predictor:
         """
         pictures = listed(pictures)
         answers: list[list[Prediction]] = []
-        for i in range(0, len(pictures), self.batch):
-            logits = self.forward(self.prepare(pictures[i : i + self.batch]))
+        at_once = self.batch if self.wholes is None else MOST_AT_ONCE
+        for i in range(0, len(pictures), at_once):
+            logits = self.forward(self.prepare(pictures[i : i + at_once]))
             probabilities = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
             answers += likeliest(probabilities, self.names, top)
         return answers
@@ -161,6 +169,21 @@ class Predictor:
         count = torch.arange(len(views))
         made = normalize(Batch((torch.stack(views),), Labels(count), count), how.mean, how.std, self.device)
         return made.views[0]
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """Logits of any number of images, ``batch`` at a time."""
+        return torch.cat([self._run(part) for part in torch.split(x, self.batch)])
+
+    def _whole_or_parts(self, shape: Shape) -> Runner:
+        """The faster of a program for a whole batch, and of the one for single images; it came before, so may again."""
+        if shape.batch == 1:
+            return self._run
+        example = torch.randn(self._zeros(shape).shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        ways = {"at once": self._build(shape), "one by one": self._in_parts}
+        times = {name: min(_seconds(run, example) for _ in range(3)) for name, run in ways.items()}
+        best = min(times, key=times.__getitem__)
+        log.info("batches of %d run %s: %.1f ms", shape.batch, best, 1000 * times[best])
+        return ways[best]
 
     def _run(self, x: Tensor) -> Tensor:
         """Logits of at most ``batch`` images; engines are built for powers of two and ``batch``, others filled up."""
@@ -234,10 +257,9 @@ class Predictor:
         for i in range(WARM_UP + ROUNDS):
             for backend, run in runners.items():
                 run(example).cpu()  # the threads of the one before may still be spinning
-                start = time.perf_counter()
-                run(example).cpu()
+                took = _seconds(run, example)
                 if i >= WARM_UP:
-                    times[backend].append(1000 * (time.perf_counter() - start))
+                    times[backend].append(1000 * took)
         ranked = sorted(runners, key=lambda backend: statistics.median(times[backend]))
         self.cache[shape] = runners[ranked[0]]
         yield from (BackendTiming(str(b), round(statistics.median(times[b]), 3), errors[b]) for b in ranked)
@@ -254,6 +276,13 @@ class Predictor:
             "huge_pages": self.huge_pages,
             "versions": {name: version(name) for name in ("torch", "anyres")},
         }
+
+
+def _seconds(run: Runner, example: Tensor) -> float:
+    """Of one call, with its answer on the CPU."""
+    start = time.perf_counter()
+    run(example).cpu()
+    return time.perf_counter() - start
 
 
 def size_of(size: int | str | Size) -> Size:

@@ -7,7 +7,7 @@ union of at least 0.5, 0.55, ... 0.95. AP is the mean over these, over 101 recal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -112,6 +112,11 @@ class Matched(Matches):
         aps = self._drawn[:, 0 if overlap is None else 1]
         low, high = np.percentile([*aps[~np.isnan(aps)], value], (2.5, 97.5))
         return min(float(low), value), max(float(high), value)
+
+    @property
+    def matches(self) -> Matches:
+        """What decides AP, without what is drawn of it."""
+        return Matches(**{each.name: getattr(self, each.name) for each in fields(Matches)})
 
 
 def match(

@@ -102,7 +102,7 @@ class CocoScores:
 
     def kept(self) -> BoxScores:
         """What decides the average precision of boxes."""
-        return BoxScores(self.index, self.boxes)
+        return BoxScores(self.index, self.boxes.matches)
 
     @cached_property
     def boxes(self) -> Matched:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -16,7 +16,7 @@ POINTS = "percentage points"
 @dataclass(frozen=True)
 class Pairing:
     """Two models by name, compared on the same images at one size: ``first`` minus ``second``. ``p_adjusted``: the
-    test's p-value where many tests are made together; ``lower_is_better``: of an error."""
+    test's p-value as one of many that are made together (see ``as_one_family``); ``lower_is_better``: of an error."""
 
     first: str
     second: str
@@ -27,8 +27,9 @@ class Pairing:
 
     @property
     def winner(self) -> str | None:
-        """The better of the two; None where nobody can tell."""
-        if self.comparison.inside_noise:
+        """The better of the two; None where nobody can tell: the interval and the test, also as one of many, must rule
+        chance out."""
+        if self.comparison.inside_noise or (self.p_adjusted or 0) >= 0.05:
             return None
         return self.first if (self.comparison.difference > 0) != self.lower_is_better else self.second
 
@@ -36,6 +37,17 @@ class Pairing:
     def verdict(self) -> str:
         """In words: who is better, or that nobody can tell."""
         return f"clear: {self.winner} is better" if self.winner else "inside the noise"
+
+
+def as_one_family(pairings: Sequence[Pairing]) -> list[Pairing]:
+    """Pairings as one family of tests, by Benjamini and Hochberg's adjustment, which bounds the share of false finds
+    among all finds: alone, one of eight sizes would be clear by chance in every third comparison."""
+    from scipy.stats import false_discovery_control
+
+    if len(pairings) < 2:
+        return list(pairings)
+    p_values = false_discovery_control([pair.comparison.p_value for pair in pairings])
+    return [replace(pair, p_adjusted=float(p)) for pair, p in zip(pairings, p_values, strict=True)]
 
 
 @dataclass(frozen=True)

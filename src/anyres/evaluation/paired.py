@@ -121,11 +121,3 @@ def _values(scores: ImageScores) -> Float[np.ndarray, " n"]:
         return scores.values.astype(np.float64)
     assert isinstance(scores, Scores)
     return scores.correct.astype(np.float64)
-
-
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """What p-values of tests that are made together come to: Benjamini and Hochberg's, which bounds the share of false
-    finds among all finds."""
-    from scipy.stats import false_discovery_control
-
-    return [float(p) for p in false_discovery_control(p_values)] if p_values else []

@@ -216,7 +216,7 @@ def _difference(pairing: Pairing | None, metric: Metric) -> str:
     """``+1.8 to single-size (inside the noise)``, or nothing."""
     if pairing is None:
         return ""
-    verdict = "inside the noise" if pairing.comparison.inside_noise else "clear"
+    verdict = "clear" if pairing.winner else "inside the noise"
     return f"{_signed(pairing.comparison.difference, metric.unit == '%')} to {pairing.second} ({verdict})"
 
 

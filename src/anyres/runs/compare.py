@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from anyres.config import UserError
 from anyres.evaluation.metrics import Comparison
-from anyres.evaluation.page import Pairing
-from anyres.evaluation.paired import adjusted, compare_curves, compare_scores, compare_sets
+from anyres.evaluation.page import Pairing, as_one_family
+from anyres.evaluation.paired import compare_curves, compare_scores, compare_sets
 from anyres.runs.compare_page import write_page
 from anyres.runs.evaluate import Sizes, parse
 from anyres.runs.measured_runs import MeasuredRun, measured_now, recorded, runs_named
@@ -84,10 +83,7 @@ def compared(runs: Sequence[MeasuredRun]) -> RunComparison:
             whole = compare_curves([run.scores[s] for s in sizes], [first.scores[s] for s in sizes], first.metric)
             if whole is not None:
                 wholes[run.name] = whole
-    p_values = adjusted([pair.comparison.p_value for pair in pairings])
-    if len(p_values) > 1:
-        pairings = [replace(pair, p_adjusted=p) for pair, p in zip(pairings, p_values, strict=True)]
-    return RunComparison(tuple(runs), tuple(pairings), wholes, tuple(apart))
+    return RunComparison(tuple(runs), tuple(as_one_family(pairings)), wholes, tuple(as_one_family(apart)))
 
 
 def _check_alike(first: MeasuredRun, run: MeasuredRun) -> None:

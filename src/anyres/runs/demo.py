@@ -13,7 +13,7 @@ from anyres.evaluation.curve import EvalResult
 from anyres.evaluation.curve_file import write_csv
 from anyres.evaluation.metrics import PAIRED_SHARES, Comparison, Scores, compare
 from anyres.evaluation.miou import PAIRED_MAPS, compare_maps
-from anyres.evaluation.page import FactGroup, Pairing, ReportPage
+from anyres.evaluation.page import FactGroup, Pairing, ReportPage, as_one_family
 from anyres.evaluation.plots.curve import plot
 from anyres.evaluation.report import write_html
 from anyres.evaluation.speed import share_of_others
@@ -21,7 +21,7 @@ from anyres.flow import SizeResult
 from anyres.recipe import load_recipe
 from anyres.runs.inputs import evaluated_sizes
 from anyres.runs.opened import TrainedModel, measure_models, open_run
-from anyres.runs.report import facts_of
+from anyres.runs.report import facts_of, record
 from anyres.runs.samples import best_of, samples_of
 from anyres.runs.train import train_run
 from anyres.tasks import Shown
@@ -58,7 +58,7 @@ def compare_right(first: Scores, second: Scores) -> Comparison:
 
 _NOISE = (
     "The test set has {n} images, so an accuracy near 76 % has a 95 % interval of about 3 points to each side. "
-    "Differences are judged on the same images by the exact McNemar test."
+    "Differences are judged on the same images by the exact McNemar test, all sizes as one family of tests."
 )
 KINDS: dict[DemoName, DemoKind] = {
     "sizes": DemoKind(
@@ -136,7 +136,9 @@ def run_demo(out: Path, seed: int, epochs: int | None, name: DemoName = "sizes")
 
 
 def write_demo(demo: Demo, kind: DemoKind, images: DecodedImages, measured: Mapping[str, Sequence[EvalResult]]) -> None:
-    """Write the curve as table and picture, and the page."""
+    """Write the curve as table and picture, and the page; in each run's folder its own curve."""
+    for name, run in demo.runs.items():
+        record(run, images, measured[name], demo.folder / name)
     trained_at = {name: run.recipe.views.parsed for name, run in demo.runs.items()}
     write_csv(demo.results, demo.folder / "curve.csv")
     plot(demo.results, demo.folder / "curve.png", train_sizes=trained_at)
@@ -194,10 +196,12 @@ def compare_runs(
     measured: Mapping[str, Sequence[EvalResult]], compare_scores: Callable[[Any, Any], Comparison]
 ) -> list[Pairing]:
     """The any-size model minus the single-size one at every size, judged on the same images."""
-    return [
-        Pairing(ANY, SINGLE, a.result.size, compare_scores(a.scores, b.scores))
-        for a, b in zip(measured[ANY], measured[SINGLE], strict=True)
-    ]
+    return as_one_family(
+        [
+            Pairing(ANY, SINGLE, a.result.size, compare_scores(a.scores, b.scores))
+            for a, b in zip(measured[ANY], measured[SINGLE], strict=True)
+        ]
+    )
 
 
 def conclusion(pairings: Sequence[Pairing], of: SizeResult, images: str) -> str:
@@ -207,10 +211,9 @@ def conclusion(pairings: Sequence[Pairing], of: SizeResult, images: str) -> str:
     def listed(chosen: Sequence[Pairing]) -> str:
         return ", ".join(f"{p.size} ({p.comparison.difference:+.1f})" for p in chosen)
 
-    clear = [p for p in pairings if not p.comparison.inside_noise]
-    ahead = [p for p in clear if p.comparison.difference > 0]
-    behind = [p for p in clear if p.comparison.difference < 0]
-    noise = [p for p in pairings if p.comparison.inside_noise]
+    ahead = [p for p in pairings if p.winner == ANY]
+    behind = [p for p in pairings if p.winner == SINGLE]
+    noise = [p for p in pairings if p.winner is None]
     parts = [
         f"clearly ahead at {listed(ahead)}" if ahead else "",
         f"clearly behind at {listed(behind)}" if behind else "",

@@ -22,7 +22,8 @@ class Predictor(deployed.Predictor):
     int8, ``calibration`` are the run's unless given. Or a model of PyTorch: then preprocessing is as its
     ``pretrained_cfg`` says, and classes have no names. It is copied, folded where its family can be, and stays
     unchanged. ``size``: a side in pixels, ``"320x192"`` (height x width) or a Size (None: the largest it was trained
-    at, or 224 for a model of PyTorch). ``batch``: images at a time, at most.
+    at, or 224 for a model of PyTorch). ``batch``: images at a time, at most. None: a batch of up to 32 runs one by one
+    when it first comes; when it comes again soon, a program for it is built, and the faster way is kept.
 
     ``backend``: an engine with its precision, as ``openvino`` (fp32) or ``openvino:bf16``; or ``auto``, the fastest of
     what runs here. ``auto`` times all engines in turn (on a CPU eager, inductor, onnxruntime, OpenVINO; on a CUDA
@@ -47,7 +48,7 @@ class Predictor(deployed.Predictor):
         backend: str = "auto",
         size: int | str | Size | None = None,
         *,
-        batch: int = 1,
+        batch: int | None = None,
         preprocessing: Preprocessing | None = None,
         names: Sequence[str] = (),
         activation: Activation | None = None,

@@ -42,7 +42,9 @@ def finish(recipe: Recipe, task: Task, run: Path, state: State, images: tuple[De
     kept, weights = choose(recipe, run, state, len(images[0]))
     progress, sources = state.progress, [note for opened in images for note in opened.source.notes]
     found = progress.unreadable | images[0].decode_warnings() | images[1].decode_warnings()
-    best = {f"best_{task.metrics[0].key}": progress.best} if progress.best_step >= 0 else {"scored": False}
+    best = {f"best_{task.metrics[0].key}": progress.best} if progress.best_step >= 0 else {}
+    if not task.can_score(images[0].source):
+        best = {"scored": False}
     facts = {
         "images": progress.images,
         "pixels": progress.pixels,
@@ -139,8 +141,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     trained, images, results = evaluation.model, evaluation.images, evaluation.sizes
     best, task, metric = evaluation.best, evaluation.task, results[0].headline
     trained_at = {trained.name: trained.recipe.views.parsed} if trained.folder else {}
-    write_csv(results, folder / "curve.csv")
-    write_scores(kept_scores(trained, images, evaluation.results), folder / SCORES)
+    record(trained, images, evaluation.results, folder)
     plot(results, folder / "curve.png", train_sizes=trained_at)
     curves = task.curve_sections(results)
     for section in curves:
@@ -173,6 +174,12 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     )
     write_html(folder / "report.html", page)
     write_json(folder / FACTS, trained.facts | {"evaluation": evaluation.facts()})
+
+
+def record(trained: TrainedModel, images: DecodedImages, results: Sequence[EvalResult], folder: Path) -> None:
+    """Write what other verbs read of a measurement: ``curve.csv``, and what was said of each image."""
+    write_csv([found.result for found in results], folder / "curve.csv")
+    write_scores(kept_scores(trained, images, results), folder / SCORES)
 
 
 def kept_scores(trained: TrainedModel, images: DecodedImages, results: Sequence[EvalResult]) -> KeptScores:

@@ -172,14 +172,6 @@ class RunComparison:
                 "times were measured by each run's own curve, at different moments: `--fresh` measures all in turn in "
                 "one window"
             )
-        tests = [pair for pair in self.pairings if pair.p_adjusted is not None]
-        if len(tests) > 1:
-            clear = [pair for pair in tests if pair.winner]
-            stay = sum((pair.p_adjusted or 0) < 0.05 for pair in clear)
-            said.append(
-                f"{len(tests)} differences were tested, of which {len(clear)} are clear; where all are one family of "
-                f"tests (Benjamini and Hochberg), {stay} stay so"
-            )
         return said
 
 

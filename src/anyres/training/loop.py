@@ -140,6 +140,8 @@ def _mean(accelerator: Accelerator, seconds: float, plan: Plan) -> float:
 
 def _is_scored(step: int, plan: Plan) -> bool:
     """Whether the held-out images are scored after so many steps."""
+    if plan.train.eval_every is None:
+        return False
     every = plan.train.eval_every * plan.steps_per_epoch
     return step == plan.steps or (every > 0 and step % every == 0)
 

@@ -67,8 +67,8 @@ class TrainConfig:
     non_finite: Literal["stop", "skip"] = "stop"
     # more skipped steps in a row stop the run
     skip_at_most: int = 10
-    # epochs between two scorings of the held-out images (0: only at the end)
-    eval_every: int = 10
+    # epochs between two scorings of the held-out images (0: only at the end; null: never, as where a report follows)
+    eval_every: int | None = 10
     # the run ends after so many scorings in a row without a better one (null: it does not)
     patience: int | None = None
     # the run ends after so many minutes in all, scorings included, with its weights and page written; the same command
@@ -105,7 +105,9 @@ class TrainConfig:
             raise ValueError(f"train.patience={self.patience} counts scorings: set train.eval_every=1 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"train.max_minutes={self.max_minutes} must be above 0, or null for no limit")
-        if min(self.eval_every, self.seed) < 0:
+        if self.eval_every is None and self.keep == "best":
+            raise ValueError("train.keep=best chooses by scorings: set train.eval_every=0 or more")
+        if min(self.eval_every or 0, self.seed) < 0:
             raise ValueError(f"train.eval_every={self.eval_every} and train.seed={self.seed} must be 0 or more")
         if self.freeze_blocks < 0:
             raise ValueError(f"train.freeze_blocks={self.freeze_blocks} must be 0 (none) or more")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,6 +23,8 @@ from anyres.training.plan import TrainConfig, Version
 from anyres.training.shard import copy_full, shard
 
 if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
+
     from anyres.training.verdict import Verdict
 
 
@@ -202,6 +203,8 @@ def first_non_finite(state: State) -> str | None:
 def build_ema(model: nn.Module, decay: float | None, warmup: bool = True) -> ModelEmaV3 | None:
     """A moving average of the whole state (parameters and buffers): with timm's warm-up, so that short runs and small
     data sets do not end with the initial weights in it; or without, as in the papers' code."""
+    from timm.utils import ModelEmaV3  # seconds, which an evaluation need not wait for
+
     return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=warmup)
 
 
