@@ -22,6 +22,7 @@ import torch
 
 import anyres
 from anyres.deploy.engines.backend import Backend, build
+from anyres.deploy.engines.engine import Runner
 from anyres.deploy.predictor import machine
 from anyres.runs.bench import COMPARED
 
@@ -29,13 +30,13 @@ WARM_UP = 3
 
 
 @torch.no_grad()
-def contest(name: str, batches: list[int], rounds: int) -> dict[str, dict[str, object]]:
+def contest(name: str, batches: list[int], rounds: int) -> dict[str, object]:
     model = anyres.create_model(name).eval()
     ours = anyres.Predictor(model, size=224)
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, object] = {"backend": str(ours.backend)}
     for batch in batches:
         x = torch.randn(batch, 3, 224, 224)
-        ways = {"ours": ours}
+        ways: dict[str, Runner] = {"ours": ours}
         for precision in ("fp32", "bf16"):
             ways[f"openvino:{precision}"] = build(copy.deepcopy(model), Backend("openvino", precision), x, tuned=False)
         for run in ways.values():
@@ -55,7 +56,7 @@ def contest(name: str, batches: list[int], rounds: int) -> dict[str, dict[str, o
             "range": [round(min(ratios), 3), round(max(ratios), 3)],
         }
         print(name, batch, found[str(batch)], flush=True)
-    return {"backend": str(ours.backend), **found}
+    return found
 
 
 def main() -> None:
