@@ -1,6 +1,6 @@
 """`anyres serve` under load: an open-loop client at 0.5, 1, 2 and 4 x the capacity of the best size alone.
 
-    python benchmarks/serve_load.py RUN [--data DATA] [--split SPLIT] [--seconds N] [--deadline-ms 100]
+    python benchmarks/serve_load.py [--data DATA] [--split SPLIT] [--seconds N] [--deadline-ms N] -- RUN [--backend B]
 
 RUN: a folder of `anyres train`, best with a `curve.csv`; the images are its held-out ones, or those of --data. Requests
 come at random times at a fixed rate, whether or not answers do, each on a connection of its own. In turn, at each rate:

@@ -7,6 +7,7 @@ Excel's. A row that does not fit under the names is refused, not read as somethi
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -25,20 +26,21 @@ def read_rows(table: Path) -> Iterator[tuple[int, Cells]]:
     """The first line's number and its names, then every row's first line number and its cells. Raises UserError."""
     line = 1
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            skipped, first, between = _start(file)
-            reader = csv.reader(chain([first], file), delimiter=between, skipinitialspace=True, strict=True)
-            names: list[str] = []
-            while True:
-                line = skipped + reader.line_num + 1
-                cells = next(reader, None)
-                if cells is None:
-                    break
-                if not names:
-                    names = _names(f"{table}:{line}", cells, first)
-                    yield line, dict.fromkeys(names)
-                elif any(cell.strip() for cell in cells):  # spreadsheets add lines of nothing but commas
-                    yield line, _under(f"{table}:{line}", names, cells, between)
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            file = io.StringIO(opened.read(), newline="")  # whoever stops in the middle leaves nothing open
+        skipped, first, between = _start(file)
+        reader = csv.reader(chain([first], file), delimiter=between, skipinitialspace=True, strict=True)
+        names: list[str] = []
+        while True:
+            line = skipped + reader.line_num + 1
+            cells = next(reader, None)
+            if cells is None:
+                break
+            if not names:
+                names = _names(f"{table}:{line}", cells, first)
+                yield line, dict.fromkeys(names)
+            elif any(cell.strip() for cell in cells):  # spreadsheets add lines of nothing but commas
+                yield line, _under(f"{table}:{line}", names, cells, between)
     except UnicodeDecodeError as error:
         raise UserError(f"{table} is no UTF-8 table with commas: {error}; save it as CSV UTF-8") from error
     except csv.Error as error:

@@ -115,9 +115,11 @@ class Predictor:
         self.multiple = next((m.patch_size for m in self.model.modules() if isinstance(m, Patches)), 1)
         self.calibration = [self.prepare([picture]) for picture in calibration]
         self.cache = CompiledCache(self._build)
-        self.wholes = CompiledCache(self._whole_or_parts, fallback=self._in_parts) if batch is None else None
         self.timings: tuple[BackendTiming, ...] = ()
         self.backend = self._choose(backend)
+        slow = self.backend.engine == "inductor" or self.backend.precision == "int8"  # a program takes up to a minute
+        learns = batch is None and not slow
+        self.wholes = CompiledCache(self._whole_or_parts, fallback=self._in_parts) if learns else None
         if any_size:
             if self.backend.precision == "int8":
                 raise UserError("int8 is made for one size: leave any_size out")
@@ -179,7 +181,7 @@ class Predictor:
         if shape.batch == 1:
             return self._run
         example = torch.randn(self._zeros(shape).shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        ways = {"at once": self._build(shape), "one by one": self._in_parts}
+        ways = {"at once": self.cache.make(shape), "one by one": self._in_parts}
         times = {name: min(_seconds(run, example) for _ in range(3)) for name, run in ways.items()}
         best = min(times, key=times.__getitem__)
         log.info("batches of %d run %s: %.1f ms", shape.batch, best, 1000 * times[best])

@@ -23,7 +23,8 @@ class Predictor(deployed.Predictor):
     ``pretrained_cfg`` says, and classes have no names. It is copied, folded where its family can be, and stays
     unchanged. ``size``: a side in pixels, ``"320x192"`` (height x width) or a Size (None: the largest it was trained
     at, or 224 for a model of PyTorch). ``batch``: images at a time, at most. None: a batch of up to 32 runs one by one
-    when it first comes; when it comes again soon, a program for it is built, and the faster way is kept.
+    when it first comes; when it comes again soon, a program for it is built, and the faster way is kept (not with
+    inductor and int8, whose programs take up to a minute: there None is 1).
 
     ``backend``: an engine with its precision, as ``openvino`` (fp32) or ``openvino:bf16``; or ``auto``, the fastest of
     what runs here. ``auto`` times all engines in turn (on a CPU eager, inductor, onnxruntime, OpenVINO; on a CUDA
