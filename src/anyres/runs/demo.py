@@ -58,7 +58,8 @@ def compare_right(first: Scores, second: Scores) -> Comparison:
 
 _NOISE = (
     "The test set has {n} images, so an accuracy near 76 % has a 95 % interval of about 3 points to each side. "
-    "Differences are judged on the same images by the exact McNemar test, all sizes as one family of tests."
+    "Differences are judged on the same images by the exact McNemar test, all sizes as one family of tests. "
+    "Of other seeds that says nothing: they moved a difference by up to 5 points."
 )
 KINDS: dict[DemoName, DemoKind] = {
     "sizes": DemoKind(
