@@ -56,7 +56,7 @@ def cost(name: str, folded: bool, backend: Backend, size: Size, seconds: float) 
     model: nn.Module = create_model(name, **OPTIONS[name]).eval()
     x = torch.randn(1, 3, *size)
     if folded:
-        model = fuse(model, tuple(size))
+        model = fuse(model, (size.height, size.width))
     held = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     run = build(model, backend, x, tuned=folded)
