@@ -11,7 +11,6 @@ import io
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
 
 from anyres.config import UserError, nearest
 from anyres.data.raw_dataset import shorten
@@ -58,7 +57,7 @@ def lacking(where: str, column: str, names: list[str], first: str = "") -> str:
     )
 
 
-def _start(file: TextIO) -> tuple[int, str, str]:
+def _start(file: io.StringIO) -> tuple[int, str, str]:
     """How many lines stand before the names, the line of names, and the sign between cells."""
     first = file.readline()
     said = first.strip().lower()
