@@ -224,7 +224,7 @@ def test_a_whole_curve_is_one_test() -> None:
 
 def test_many_tests_are_one_family() -> None:
     assert as_one_family([]) == []
-    found = [Comparison(3.0, 1.0, 5.0, p_value, 40, 20, 500, p_value >= 0.05) for p_value in (0.01, 0.04, 0.03, 0.6)]
+    found = [Comparison(3.0, 1.0, 5.0, p_value, 40, 20, 500) for p_value in (0.01, 0.04, 0.03, 0.6)]
     pairs = [Pairing("a", "b", Size(32, 32), each) for each in found]
     assert [pair.winner for pair in pairs] == ["a", "a", "a", None]
     assert as_one_family(pairs[:1]) == pairs[:1]

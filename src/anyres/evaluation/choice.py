@@ -31,17 +31,12 @@ def pick(results: Sequence[SizeResult], bound: float | None = None, max_ms: floa
     if bound is not None and metric.unit == "%" and not 0 <= bound <= 1:
         raise UserError(f"a least {metric.name} of {bound:g} is no share: write 76.4 % as 0.764")
     least = -math.inf if bound is None else (bound if metric.higher_is_better else -bound) - SLACK
-    good = [r for r in results if bound is None or _quality(r) >= least]
+    good = [r for r in results if bound is None or r.quality >= least]
     quick = [r for r in results if max_ms is None or r.cost.latency_ms <= max_ms]
     fit = [r for r in good if r in quick]
     if not fit:
         raise NothingFits(_nothing_fits(results, good, quick, bound, max_ms))
     return max(fit, key=_quality_first) if bound is None else min(fit, key=_cost)
-
-
-def _quality(result: SizeResult) -> float:
-    """The headline's value, so that more is better."""
-    return result.best.value if result.headline.higher_is_better else -result.best.value
 
 
 def _cost(result: SizeResult) -> tuple[float, int]:
@@ -53,7 +48,7 @@ def _cost(result: SizeResult) -> tuple[float, int]:
 def _quality_first(result: SizeResult) -> tuple[float, float, int]:
     """Good last, and of equals the cheapest last, for ``max``."""
     milliseconds, count = _cost(result)
-    return _quality(result), -milliseconds, -count
+    return result.quality, -milliseconds, -count
 
 
 def _nothing_fits(

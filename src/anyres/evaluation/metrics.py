@@ -68,8 +68,7 @@ class Comparison:
     """Model a minus model b on the same n images, in percentage points, with its 95 % interval.
 
     ``p_value`` is the test's, exact McNemar in ``compare``; ``only_a`` and ``only_b`` count the images that one model
-    alone got right, or got better; ``inside_noise`` is True unless both the test and the interval rule a difference of
-    nought out.
+    alone got right, or got better.
     """
 
     difference: float
@@ -79,7 +78,11 @@ class Comparison:
     only_a: int
     only_b: int
     n: int
-    inside_noise: bool
+
+    @property
+    def inside_noise(self) -> bool:
+        """True unless both the test and the interval rule a difference of nought out."""
+        return self.p_value >= 0.05 or self.low <= 0 <= self.high
 
 
 def score(model: nn.Module, batches: Iterable[Batch], how: EvalSettings) -> Scores:
@@ -137,8 +140,7 @@ def compare(correct_a: Bool[np.ndarray, " n"], correct_b: Bool[np.ndarray, " n"]
     discordant = only_a + only_b
     p_value = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
     low, high = _newcombe(both, only_a, only_b, neither)
-    noise = p_value >= 0.05 or low <= 0 <= high
-    return Comparison(100 * (only_a - only_b) / n, 100 * low, 100 * high, p_value, only_a, only_b, n, noise)
+    return Comparison(100 * (only_a - only_b) / n, 100 * low, 100 * high, p_value, only_a, only_b, n)
 
 
 def compare_draws(difference: float, drawn: Float64[np.ndarray, " r"], only_a: int, only_b: int, n: int) -> Comparison:
@@ -148,8 +150,7 @@ def compare_draws(difference: float, drawn: Float64[np.ndarray, " r"], only_a: i
     every = np.array([*drawn[~np.isnan(drawn)], difference])
     low, high = (float(end) for end in np.percentile(every, (2.5, 97.5)))
     p_value = min(1.0, 2 * float(min((every <= 0).mean(), (every >= 0).mean())))
-    noise = p_value >= 0.05 or low <= 0 <= high
-    return Comparison(difference, low, high, p_value, only_a, only_b, n, noise)
+    return Comparison(difference, low, high, p_value, only_a, only_b, n)
 
 
 APART_SHARES = (
@@ -176,8 +177,7 @@ def compare_apart(correct_a: Bool[np.ndarray, " n"], correct_b: Bool[np.ndarray,
     low = 100 * (a - b - math.hypot(a - low_a, high_b - b))
     high = 100 * (a - b + math.hypot(high_a - a, b - low_b))
     p_value = float(fisher_exact(table).pvalue)
-    noise = p_value >= 0.05 or low <= 0 <= high
-    return Comparison(100 * (a - b), low, high, p_value, right_a, right_b, min(correct_a.size, correct_b.size), noise)
+    return Comparison(100 * (a - b), low, high, p_value, right_a, right_b, min(correct_a.size, correct_b.size))
 
 
 def _newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:

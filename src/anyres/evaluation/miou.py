@@ -178,9 +178,8 @@ def compare_maps(a: MapScores, b: MapScores) -> Comparison:
     chance = apart(first.sum(0) + moved, second.sum(0) - moved)
     p_value = (1 + int((np.abs(chance) >= abs(difference) - 1e-12).sum())) / (1 + EXCHANGES)
     own = np.asarray([[scores.of_picture(place) for place in range(n)] for scores in (a, b)])
-    noise = p_value >= 0.05 or low <= 0 <= high
     only_a, only_b = int((own[0] > own[1]).sum()), int((own[1] > own[0]).sum())
-    return Comparison(100 * difference, low, high, p_value, only_a, only_b, n, noise)
+    return Comparison(100 * difference, low, high, p_value, only_a, only_b, n)
 
 
 def classes_at(logits: Float[Tensor, "k rows columns"], size: Size) -> UInt8[Tensor, "h w"]:

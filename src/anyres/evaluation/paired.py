@@ -89,7 +89,7 @@ def compare_values(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], metri
     better = apart if metric.higher_is_better else -apart
     only_a, only_b = int((better > 0).sum()), int((better < 0).sum())
     if n < 2 or not apart.any():
-        return Comparison(difference, difference, difference, 1.0, only_a, only_b, n, True)
+        return Comparison(difference, difference, difference, 1.0, only_a, only_b, n)
     batch = max(1, _AT_ONCE // n)
     drawn = bootstrap(
         (apart,), np.mean, n_resamples=1000, batch=batch, method="percentile", rng=np.random.default_rng(0)
@@ -104,7 +104,7 @@ def compare_values(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], metri
         rng=np.random.default_rng(0),
     )
     low, high, p_value = float(drawn.low), float(drawn.high), float(tested.pvalue)
-    return Comparison(difference, low, high, p_value, only_a, only_b, n, p_value >= 0.05 or low <= 0 <= high)
+    return Comparison(difference, low, high, p_value, only_a, only_b, n)
 
 
 def compare_curves(a: Sequence[ImageScores], b: Sequence[ImageScores], metric: Metric) -> Comparison | None:

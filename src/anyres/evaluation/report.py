@@ -79,7 +79,7 @@ def page_templates(templates: Mapping[str, str] = MappingProxyType({})) -> Envir
         finalize=_shown,
     )
     room.filters.update(percent=_percent, signed=_signed, count=_count, number=_number, value=_value)
-    room.filters.update(p_value=_p_value, size=_size)
+    room.filters.update(p_value=shown_p_value, size=_size)
     return room
 
 
@@ -337,7 +337,8 @@ def _count(value: int) -> str:
     return str(value)
 
 
-def _p_value(value: float) -> str:
+def shown_p_value(value: float) -> str:
+    """``0.012``, or ``< 0.001``."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

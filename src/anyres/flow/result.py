@@ -93,6 +93,11 @@ class SizeResult:
         """The headline's value."""
         return self.metrics[self.headline.key]
 
+    @property
+    def quality(self) -> float:
+        """The headline's value, so that more is better."""
+        return self.best.value if self.headline.higher_is_better else -self.best.value
+
     def row(self) -> dict[str, str | int | float | bool]:
         """Plain values under the names that files use: ``top1``, ``top1_low``, ``latency_ms``, ..."""
         head, *others = self.described

@@ -15,7 +15,7 @@ from anyres.evaluation.metrics import Scores
 from anyres.evaluation.page import PageTable, Pairing, ReportPage, Section
 from anyres.evaluation.paired import compared_by
 from anyres.evaluation.plots.curve import plot
-from anyres.evaluation.report import write_html
+from anyres.evaluation.report import shown_p_value, write_html
 from anyres.flow import Size
 from anyres.models.state_files import readable
 from anyres.recipe import flat
@@ -77,7 +77,7 @@ def _whole(found: RunComparison) -> list[Section]:
     for run in found.runs[1:]:
         if (c := found.wholes.get(run.name)) is not None:
             count = sum(pair.first == run.name for pair in found.pairings)
-            p_value = "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"
+            p_value = shown_p_value(c.p_value)
             verdict = "inside the noise" if c.inside_noise else "clear"
             interval = f"{found.number(c.low)} to {found.number(c.high)}"
             rows.append((run.name, str(count), found.number(c.difference), interval, p_value, verdict))
@@ -97,7 +97,7 @@ def _apart(found: RunComparison) -> list[Section]:
 
     def row(pair: Pairing) -> tuple[str, ...]:
         c = pair.comparison
-        p_value = "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"
+        p_value = shown_p_value(c.p_value)
         reach = f"{found.number(c.low)} to {found.number(c.high)}"
         return pair.first, str(pair.size), found.number(c.difference), reach, p_value, f"{c.only_a} : {c.only_b}"
 

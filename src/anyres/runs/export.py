@@ -124,16 +124,11 @@ def _calibration(trained: TrainedModel, curve: Sequence[SizeResult], data: str |
     sizes = [each.size for each in curve] or [*recipe.views.parsed, *evaluated_sizes(recipe)]
     ordered = sorted(set(sizes), key=lambda size: size.height * size.width)
     spread = ordered[:: -max(1, -(-len(ordered) // MOST_SIZES))]
-    best = [max(curve, key=_quality).size] if curve else []
+    best = [max(curve, key=lambda result: result.quality).size] if curve else []
     chosen = [size for size in ordered if size in (*spread, *best)]
     with doing("reading images for int8"):
         images = [each for each in calibration(trained, "onnxruntime:int8") if isinstance(each, torch.Tensor)]
         return Calibration(images, chosen, _pictures(trained, data, COUNTED_INT8))
-
-
-def _quality(result: SizeResult) -> float:
-    """More is better."""
-    return result.best.value if result.headline.higher_is_better else -result.best.value
 
 
 def tried_sizes(usual: Size) -> tuple[Size, ...]:

@@ -55,7 +55,7 @@ def dataset_id(source: str) -> str:
 def _lines(
     trained: TrainedModel, curve: Sequence[SizeResult], name: str, folder: Path, licence: str | None, in_timm: bool
 ) -> Iterator[str]:
-    best = max(curve, key=lambda p: p.best.value if p.headline.higher_is_better else -p.best.value)
+    best = max(curve, key=lambda result: result.quality)
     head = best.headline
     yield f"# {_plain(name.rpartition('/')[2])}"
     yield ""

@@ -81,7 +81,7 @@ class RunComparison:
     def facts(self) -> dict[str, Any]:
         """The same as plain values for JSON, with the curves as a whole, and the cautions."""
         rows = [{key: None if _is_nan(value) else value for key, value in row.items()} for row in self.rows()]
-        wholes = {name: asdict(comparison) for name, comparison in self.wholes.items()}
+        wholes = {name: asdict(c) | {"inside_noise": c.inside_noise} for name, c in self.wholes.items()}
         return {
             "metric": self.metric.key,
             "unit": self.unit,
@@ -137,7 +137,7 @@ class RunComparison:
 
     def as_good(self, run: MeasuredRun) -> list[str]:
         """Where a run is as good as the best of the first, and in what time; nothing where it never is."""
-        best = max(self.first.results.values(), key=_goodness)
+        best = max(self.first.results.values(), key=lambda result: result.quality)
         try:
             found = pick(list(run.results.values()), best.best.value)
         except NothingFits:
@@ -177,7 +177,3 @@ class RunComparison:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def _goodness(result: SizeResult) -> float:
-    return result.best.value if result.headline.higher_is_better else -result.best.value

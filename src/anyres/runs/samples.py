@@ -65,9 +65,4 @@ def _sample(images: DecodedImages, scored: Scored, place: int) -> Sample:
 
 def best_of(results: Sequence[EvalResult]) -> EvalResult:
     """The one with the best headline metric."""
-
-    def quality(found: EvalResult) -> float:
-        value = found.result.best.value
-        return value if found.result.headline.higher_is_better else -value
-
-    return max(results, key=quality)
+    return max(results, key=lambda found: found.result.quality)

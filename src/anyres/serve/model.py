@@ -111,8 +111,7 @@ class ServedModel:
     @property
     def qualities(self) -> dict[Size, float]:
         """The headline metric by size, so that more is better; {} without a curve."""
-        sign = 1.0 if not self.curve or self.curve[0].headline.higher_is_better else -1.0
-        return {result.size: sign * result.best.value for result in self.curve}
+        return {result.size: result.quality for result in self.curve}
 
     def check_size(self, size: Size) -> None:
         """Raises UserError for a size that is not answered here."""
