@@ -17,6 +17,7 @@ import torch
 from faster_coco_eval.core.mask import decode as decode_mask
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
+from safetensors.torch import load_file
 
 from anyres.config import UserError
 from anyres.data.annotations.annotated import Rules
@@ -128,6 +129,20 @@ def test_four_pictures_are_learnt_and_scored_in_their_own_pixels(run: Detected) 
     heads = ("objectness", "proposals", "classes", "boxes", "masks")
     assert {f"{head}/64" for head in heads} == {key for key in steps[0] if "/" in key}
     assert steps[0]["loss"] == pytest.approx(sum(steps[0][f"{head}/64"] for head in heads), rel=1e-4)
+
+
+def test_first_blocks_stay_as_they_were_and_later_layers_learn_faster(run: Detected, tmp_path: Path) -> None:
+    values = (*run.values, f"weights={run.folder}", "train.epochs=2", "optim.warmup_epochs=0", "optim.layer_decay=0.5")
+    answer = anyres("train", "detect/lungs", *values, "train.freeze_blocks=1", "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    before, after = (load_file(folder / "model.safetensors") for folder in (run.folder, tmp_path / "run"))
+    moved = {
+        key.removeprefix("backbone.bottom_up."): (after[key] - before[key]).abs().mean()
+        for key in after
+        if key.startswith("backbone.bottom_up.") and after[key].is_floating_point()
+    }
+    assert all((distance == 0) == key.startswith(("stem.", "stage1.")) for key, distance in moved.items())
+    assert 0 < 4 * moved["stage2.0.attn.q.weight"] < moved["stage4.0.attn.q.weight"]
 
 
 def test_the_curve_has_ap_and_a_size_is_picked_by_it(run: Detected) -> None:
@@ -313,7 +328,7 @@ def test_classes_are_counted_by_name_and_sides_change_in_a_mirror(run: Detected,
 WRONG = [
     (["objective.consistency=smooth_l1"], "set objective.consistency=none"),
     (["mix.mixup=0.8"], "no classes to mix"),
-    (["optim.layer_decay=0.9"], "trains all layers alike"),
+    (["train.trainable=head"], "set train.trainable=all"),
     (["head.widht=3"], "did you mean 'width'"),
     (["head.width=wide"], "head.width: Input should be a valid integer"),
     (["head.num_classes=3"], "decided by the annotations: leave it out"),

@@ -223,7 +223,7 @@ def test_pictures_that_are_only_scored_need_no_split(tmp_path: Path) -> None:
 WRONG = [
     (["objective.consistency=smooth_l1"], "set objective.consistency=none"),
     (["mix.mixup=0.8"], "no classes to mix"),
-    (["optim.layer_decay=0.9"], "trains all layers alike"),
+    (["train.trainable=head"], "set train.trainable=all"),
     (["head.widht=3"], "did you mean 'width'"),
     (["head.width=wide"], "head.width: Input should be a valid integer"),
     (["head.num_classes=3"], "decided by the maps: leave it out"),

@@ -43,8 +43,8 @@ def check(pixels: Tensor, geometry: Geometry, box: tuple[int, int, int, int], ma
     shown = map_mask(torch.ones_like(mask), geometry)  # 0 where padding or a distortion shows nothing of the image
     bright = (pixels[0] > 125) & (shown > 0)
     mapped = map_mask(mask, geometry) > 0
-    scale = max(matrix(geometry)[0][0], matrix(geometry)[1][1], 1.0)
-    edge = 1.6 + 0.75 * abs(scale)  # half a pixel of the larger of image and view, and the filter's width
+    scale = max(abs(matrix(geometry)[0][0]), abs(matrix(geometry)[1][1]), 1.0)
+    edge = 1.6 + 0.75 * scale  # half a pixel of the larger of image and view, and the filter's width
     around = map_boxes(tv_tensors.BoundingBoxes([box], format="XYXY", canvas_size=tuple(mask.shape)), geometry)
     assert around.canvas_size == tuple(geometry.size)
     x0, y0, x1, y1 = around[0].tolist()
@@ -74,6 +74,8 @@ CROPS = (
     AugmentConfig(flip=1.0, interpolation="bilinear"),
     AugmentConfig(crop="padded"),
     AugmentConfig(crop="simple", flip=0.7),
+    AugmentConfig(flip_vertical=1.0),
+    AugmentConfig(flip=0.5, flip_vertical=0.5, crop="padded"),
 )
 
 

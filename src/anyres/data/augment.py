@@ -21,7 +21,7 @@ from torch import Tensor
 from anyres.config import UserError
 from anyres.data.augment_config import AugmentConfig
 from anyres.data.color import Step, blur, grayscale, solarize, sometimes, three_augment
-from anyres.data.geometry import View, cut, distorted, flipped, resized, whole
+from anyres.data.geometry import Affine, View, cut, distorted, flipped, resized, whole
 from anyres.data.randaugment import rand_augment
 from anyres.flow import Size
 
@@ -183,6 +183,7 @@ def steps(size: Size, how: AugmentConfig) -> tuple[tuple[str, ViewStep], ...]:
     return (
         *(("crop", step) for step in _crop(how, size)),
         *((("flip", _flip(how.flip)),) if how.flip else ()),
+        *((("flip", _flip_vertical(how.flip_vertical)),) if how.flip_vertical else ()),
         *(("colors", step) for step in _colors(how, size)),
         ("layout", _on_pixels(Tensor.contiguous)),
     )
@@ -242,13 +243,26 @@ def _resized_crop(how: AugmentConfig, size: Size) -> ViewStep:
 
 def _flip(probability: float) -> ViewStep:
     """Mirrored left to right with that probability; always, and without a draw, for 1."""
+    return _in_part(probability, lambda view: View(view.pixels.flip(-1), flipped(view.geometry)))
+
+
+def _flip_vertical(probability: float) -> ViewStep:
+    """Mirrored top to bottom likewise."""
 
     def flip(view: View) -> View:
-        if probability < 1 and float(torch.rand(())) >= probability:
-            return view
-        return View(view.pixels.flip(-1), flipped(view.geometry))
+        upside_down: Affine = ((1.0, 0.0, 0.0), (0.0, -1.0, float(view.geometry.size.height)))
+        return View(view.pixels.flip(-2), distorted(view.geometry, upside_down))
 
-    return flip
+    return _in_part(probability, flip)
+
+
+def _in_part(probability: float, step: ViewStep) -> ViewStep:
+    """The step with that probability; always, and without a draw, for 1."""
+
+    def made(view: View) -> View:
+        return view if probability < 1 and float(torch.rand(())) >= probability else step(view)
+
+    return made
 
 
 def _colors(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:

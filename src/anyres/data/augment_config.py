@@ -24,6 +24,7 @@ class AugmentConfig:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area, least and most
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, least and most
     flip: float = 0.5  # probability of mirroring left to right
+    flip_vertical: float = 0.0  # probability of mirroring top to bottom, as for pictures from the air
     brightness: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
     contrast: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
     saturation: float = 0.0  # strength of color jitter: factors from 1 - x to 1 + x
@@ -55,7 +56,7 @@ class AugmentConfig:
             raise ValueError(f"crop_ratio {self.crop_ratio} must be two ratios, 0 < low <= high")
         if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
             raise ValueError(f"flip {self.flip} and erasing {self.erasing} are probabilities: 0 to 1")
-        for name in ("jitter", "grayscale", "blur", "solarize"):
+        for name in ("flip_vertical", "jitter", "grayscale", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:

@@ -147,16 +147,15 @@ class Detect(ImageTask):
 
     def settle(self, configs: Configs) -> ObjectiveConfig:
         """The objective as it is. Raises UserError for what has no meaning for objects."""
-        given, train = super().settle(configs), configs.train
+        given = super().settle(configs)
         if given.chosen != "supervised" or given.consistency != "none":
             raise UserError(
                 "task=detect has losses of its own: set objective.consistency=none, leave out objective.name, or "
                 "begin with the recipe detect/lungs"
             )
-        if train.trainable != "all" or train.freeze_blocks or configs.optim.layer_decay < 1:
+        if configs.train.trainable != "all":
             raise UserError(
-                "task=detect trains all layers alike: set train.trainable=all, train.freeze_blocks=0, "
-                "optim.layer_decay=1"
+                "task=detect trains its heads and all of the backbone but train.freeze_blocks: set train.trainable=all"
             )
         head_of(configs.head, 1)
         return given

@@ -106,16 +106,15 @@ class Segment(ImageTask):
 
     def settle(self, configs: Configs) -> ObjectiveConfig:
         """The objective as it is. Raises UserError for what has no meaning for maps."""
-        given, train = super().settle(configs), configs.train
+        given = super().settle(configs)
         if given.chosen != "supervised" or given.consistency != "none":
             raise UserError(
                 "task=segment has a loss of its own: set objective.consistency=none, leave out objective.name, or "
                 "begin with the recipe segment/lungs"
             )
-        if train.trainable != "all" or train.freeze_blocks or configs.optim.layer_decay < 1:
+        if configs.train.trainable != "all":
             raise UserError(
-                "task=segment trains all layers alike: set train.trainable=all, train.freeze_blocks=0, "
-                "optim.layer_decay=1"
+                "task=segment trains its heads and all of the backbone but train.freeze_blocks: set train.trainable=all"
             )
         head_of(configs.head, 1)
         return given
