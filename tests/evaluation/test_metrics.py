@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import nn
 
 from anyres.config import UserError
@@ -133,6 +134,11 @@ def test_wilson_solves_its_quadratic(case: tuple[int, int]) -> None:
     assert 0 <= low <= share <= high <= 1
     for end in (low, high):  # |share - end| = z sqrt(end (1 - end) / n), or the end is at the border
         assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-9)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_scipys(case: tuple[int, int]) -> None:
+    assert wilson(*case) == pytest.approx(binomtest(*case).proportion_ci(method="wilson"), abs=1e-12)
 
 
 def test_wilson_refuses_nonsense() -> None:

@@ -27,7 +27,8 @@ from anyres.evaluation.page import (
     Sheet,
 )
 from anyres.evaluation.plots.line_chart import FRAME, drawn_chart
-from anyres.evaluation.report import console_table, write_html
+from anyres.evaluation.report import write_html
+from anyres.evaluation.tables import console_table
 from anyres.flow import Cost, Estimate, Size
 
 from .curves import SIZES, TRAINED, curve, pixel_errors

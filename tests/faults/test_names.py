@@ -25,7 +25,8 @@ from anyres.evaluation.page import FactGroup, ReportPage
 from anyres.evaluation.plots.bar_chart import bars
 from anyres.evaluation.plots.curve import png
 from anyres.evaluation.plots.heatmap import heat_map
-from anyres.evaluation.report import console_table, write_html
+from anyres.evaluation.report import write_html
+from anyres.evaluation.tables import console_table
 from anyres.flow import Cost, Estimate, Metric, Size, SizeResult
 from anyres.runs.stderr import StderrHandler
 from anyres.storage import write_rows

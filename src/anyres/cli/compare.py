@@ -37,7 +37,7 @@ def compare(
     Example: `anyres compare runs/first runs/second --out runs/compared`
     """
     from anyres.cli.console import is_stdout, print_json, report_, stdout
-    from anyres.evaluation.report import console_table
+    from anyres.evaluation.tables import console_table
     from anyres.runs.compare import compare as compare_runs
     from anyres.runs.compare_page import differing
     from anyres.storage import write_json

@@ -37,7 +37,7 @@ def demo(
     if full and segment:
         raise UserError("--full and --segment are two demos: give one of them")
     from anyres.cli.console import report_, stdout
-    from anyres.evaluation.report import console_table
+    from anyres.evaluation.tables import console_table
     from anyres.runs.demo import KINDS, DemoName, run_demo
 
     name: DemoName = "full" if full else "segment" if segment else "sizes"

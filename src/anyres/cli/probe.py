@@ -39,7 +39,7 @@ def probe(
     """
     from anyres.cli.console import is_stdout, print_json, report_, stdout
     from anyres.evaluation.probe import ProbeConfig
-    from anyres.evaluation.report import probe_table
+    from anyres.evaluation.tables import probe_table
     from anyres.flow import Size
     from anyres.runs.inputs import describe_images
     from anyres.runs.opened import DataSpec, ModelSpec, open_model

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """The table of sizes, and below it what is to be said."""
-    from anyres.evaluation.report import console_table
+    from anyres.evaluation.tables import console_table
 
     stdout().print(console_table(evaluation.sizes))
     report_(*evaluation.summary())

@@ -18,6 +18,7 @@ from anyres.flow import Record
 from anyres.ops.processors import processors
 
 _SAMPLE = 32  # images decoded to estimate the whole
+_MANY = 1000  # images from which on a faster decoder is worth the seconds of its import
 
 
 class DecodedImages:
@@ -41,7 +42,8 @@ class DecodedImages:
         view_side: int | None = None,
         progress: bool = True,
     ) -> None:
-        import torchvision.io  # noqa: F401  # reads JPEGs faster than Pillow, once it is there
+        if len(source.records) > _MANY:
+            import torchvision.io  # noqa: F401  # reads JPEGs faster than Pillow, once it is there
 
         self.source, self.short_side, self.dct_side, self.channels = source, short_side, dct_side, channels
         self.view_side = view_side

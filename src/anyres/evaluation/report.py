@@ -1,4 +1,4 @@
-"""What a run says at its end: one self-contained HTML page, and a table for the terminal."""
+"""What a run says at its end: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image
-from rich.table import Table
 
 from anyres.config import printable
 from anyres.evaluation.page import Pairing, ReportPage, Section, Sheet
 from anyres.evaluation.plots.curve import png
 from anyres.evaluation.plots.line_chart import FRAME, drawn_chart
 from anyres.evaluation.plots.theme import HEADLINE, ON_DARK, ON_LIGHT, TALL, WIDE
-from anyres.evaluation.probe import Probed
-from anyres.flow import Cost, Estimate, Metric, Size, SizeResult
+from anyres.evaluation.tables import (
+    shown_count,
+    shown_difference,
+    shown_number,
+    shown_p_value,
+    shown_percent,
+    shown_size,
+    shown_value,
+)
+from anyres.flow import Metric, SizeResult
 from anyres.storage import write_text
 
 REPORT = "report.html.j2"
 THUMBNAIL = 360  # pixels of a thumbnail's longer side: twice what the page shows
 INKS = list(zip(ON_LIGHT, ON_DARK, strict=True))
 """Colors of models, for light and dark readers."""
-DASH = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
 
 
 def write_html(path: Path, page: ReportPage) -> None:
@@ -78,8 +83,8 @@ def page_templates(templates: Mapping[str, str] = MappingProxyType({})) -> Envir
         lstrip_blocks=True,
         finalize=_shown,
     )
-    room.filters.update(percent=_percent, signed=_signed, count=_count, number=_number, value=_value)
-    room.filters.update(p_value=shown_p_value, size=_size)
+    room.filters.update(percent=shown_percent, signed=shown_difference, count=shown_count, number=shown_number)
+    room.filters.update(value=shown_value, p_value=shown_p_value, size=shown_size)
     return room
 
 
@@ -103,7 +108,7 @@ class _Columns:
 def _columns(points: Sequence[SizeResult]) -> _Columns:
     """A column whose cells all say the same is said once instead."""
     head, *others = points[0].described
-    shown = {metric.key: {_value(p.metrics[metric.key].value, metric) for p in points} for metric in others}
+    shown = {metric.key: {shown_value(p.metrics[metric.key].value, metric) for p in points} for metric in others}
     alike = [metric for metric in others if len(points) > 1 and len(shown[metric.key]) == 1]
     counts = {p.n for p in points}
     said = [f"{next(iter(counts)):,} images"] if len(counts) == 1 else []
@@ -150,74 +155,6 @@ def _sheet(sheet: Sheet) -> tuple[str, int, int]:
 def _shown(value: Any) -> Any:
     """What the page writes for a value: of a name that is no UTF-8, or holds control characters, a spelling of it."""
     return printable(value) if type(value) is str else value
-
-
-def console_table(points: Sequence[SizeResult], comparisons: Sequence[Pairing] = ()) -> Table:
-    """The same numbers for a terminal: a row per model and size, and the difference where a pairing starts there."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model", overflow="fold")
-    head, *others = points[0].described if points else (Metric("top1", "top-1"),)
-    others = [metric for metric in others if metric.unit != "%"]
-    for name in ("size", _heading(head), "95 % interval", *map(_heading, others), "ms", "images/s", "MACs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if comparisons:
-        table.add_column("difference in points" if head.unit == "%" else f"difference {head.unit}".rstrip())
-    pairings = {(p.first, p.size): p for p in comparisons}
-    for point in points:
-        pairing = pairings.get((point.model, point.size))
-        table.add_row(
-            point.model,
-            str(point.size),
-            _value(point.best.value, head),
-            _interval(point.best, head),
-            *(_value(point.metrics[metric.key].value, metric) for metric in others),
-            _latency(point.cost),
-            _number(point.cost.images_per_s),
-            _count(point.cost.macs),
-            *([_difference(pairing, head)] if comparisons else []),
-        )
-    return table
-
-
-def _heading(metric: Metric) -> str:
-    """``top-1``, a share; ``MAE px``."""
-    return metric.name if metric.unit == "%" else f"{metric.name} {metric.unit}".rstrip()
-
-
-def _interval(estimate: Estimate, metric: Metric) -> str:
-    """``74.1 - 78.6``, or a dash where no interval was worked out."""
-    if math.isnan(estimate.low):
-        return DASH
-    return f"{_value(estimate.low, metric)} {DASH} {_value(estimate.high, metric)}"
-
-
-def _latency(cost: Cost) -> str:
-    """Milliseconds; with the range of the rounds where something disturbed them."""
-    if not cost.disturbed:
-        return _number(cost.latency_ms)
-    return (
-        f"{_number(cost.latency_ms)} ({_number(cost.latency_low_ms)} {DASH} {_number(cost.latency_high_ms)}, disturbed)"
-    )
-
-
-def probe_table(found: Sequence[Probed]) -> Table:
-    """What probes say of frozen features, for a terminal: a row for each."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("probe")
-    for name in ("top-1", "95 % interval", "top-5"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in found:
-        interval = f"{_percent(one.low)} {DASH} {_percent(one.high)}"
-        table.add_row(one.name, _percent(one.top1), interval, _percent(one.top5))
-    return table
-
-
-def _difference(pairing: Pairing | None, metric: Metric) -> str:
-    """``+1.8 to single-size (inside the noise)``, or nothing."""
-    if pairing is None:
-        return ""
-    verdict = "clear" if pairing.winner else "inside the noise"
-    return f"{_signed(pairing.comparison.difference, metric.unit == '%')} to {pairing.second} ({verdict})"
 
 
 def _pictures(page: ReportPage) -> list[tuple[str, str, int, int]]:
@@ -301,47 +238,3 @@ def _scale(points: Sequence[SizeResult]) -> tuple[float, float]:
 
 def _or(value: float, otherwise: float) -> float:
     return otherwise if math.isnan(value) else value
-
-
-def _value(value: float, metric: Metric) -> str:
-    """A metric without its unit: ``76.4`` of a share, three digits of a loss, three significant ones of another."""
-    if math.isnan(value):
-        return DASH
-    if metric.unit == "%":
-        return _percent(value)
-    return f"{value:.3f}" if metric.key == "loss" else f"{metric.scale * value:.4g}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _signed(difference: float, in_points: bool = True) -> str:
-    """``+1.8`` or, with a true minus sign, ``-1.8``; three significant digits where it is not in points."""
-    return (f"{difference:+.1f}" if in_points else f"{difference:+.3g}").replace("-", MINUS)
-
-
-def _number(value: float) -> str:
-    """Three digits are enough for a measured time: ``3.14``, ``31.4``, ``1,300``; a dash for what was not measured."""
-    if not math.isfinite(value):
-        return DASH
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:,.{digits}f}"
-
-
-def _count(value: int) -> str:
-    """``1.26 G``, ``412 M``, ``87 k``."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g} {name}"
-    return str(value)
-
-
-def shown_p_value(value: float) -> str:
-    """``0.012``, or ``< 0.001``."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _size(size: Sequence[int]) -> str:
-    """Height and width -> ``224`` or ``320 x 192`` with a true multiplication sign."""
-    return str(Size(*size)).replace("x", "\N{THIN SPACE}\N{MULTIPLICATION SIGN}\N{THIN SPACE}")

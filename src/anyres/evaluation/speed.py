@@ -158,17 +158,17 @@ def macs(model: nn.Module, size: Size, channels: int = 3) -> int:
     Counted by running a float32 copy on the CPU with the mathematical form of attention, as its fused kernels are not
     all known to torch's counter. Element-wise work (norms, activations, resampling) is not counted, as usual.
     """
+    from anyres.evaluation.products import Products  # with triton
+
     copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer's fused kernel hides its products
     try:
-        from torch.utils.flop_counter import FlopCounterMode  # with triton
-
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Products() as counter:
             copied(torch.zeros(1, channels, size.height, size.width))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.macs)
 
 
 def _synchronize(device: torch.device) -> None:

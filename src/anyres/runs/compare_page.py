@@ -15,7 +15,8 @@ from anyres.evaluation.metrics import Scores
 from anyres.evaluation.page import PageTable, Pairing, ReportPage, Section
 from anyres.evaluation.paired import compared_by
 from anyres.evaluation.plots.curve import plot
-from anyres.evaluation.report import shown_p_value, write_html
+from anyres.evaluation.report import write_html
+from anyres.evaluation.tables import shown_p_value
 from anyres.flow import Size
 from anyres.models.state_files import readable
 from anyres.recipe import flat

@@ -6,26 +6,18 @@ gathered while it computes. Of checkpoints only the first process holds the whol
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-ON_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
-FROM_FIRST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+if TYPE_CHECKING:  # what splits takes two seconds to import, and most runs split nothing
+    from torch.distributed.tensor import DTensor
 
 Read = Callable[[], dict[str, Any]]
 """Reads a state from disk. Of a sharded model only the first process calls it."""
@@ -37,6 +29,9 @@ def shard(module: nn.Module, device: torch.device) -> None:
     Each member of its lists of blocks is a unit of its own, the rest is another. The module must be called as a whole,
     as ``module(...)``.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # none is written to
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for blocks in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
@@ -46,20 +41,33 @@ def shard(module: nn.Module, device: torch.device) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True)  # also where no backward pass follows
 
 
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether each process holds a share of it. Where torch's module for that is not imported, none does."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def is_sharded(module: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(map(is_split, module.parameters()))
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A split tensor gathered, by all processes at once; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Of a split tensor this process's share; any other as it is."""
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
 def gather_full_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of ``module``; of a sharded one, by all processes at once: whole on the first, {} on the others."""
     if not is_sharded(module):
         return module.state_dict()
-    gathered = get_model_state_dict(module, options=ON_FIRST)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    gathered = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {key: tensor for key, tensor in gathered.items() if isinstance(tensor, Tensor)}
 
 
@@ -70,7 +78,10 @@ def gather_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict[str,
     """
     if not (is_sharded(module) and optimizer.state):  # torch fills an empty state by making a step
         return optimizer.state_dict()
-    state: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=ON_FIRST)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    on_first = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=on_first)
     if not state:
         return {}
     names = [name for group in state["param_groups"] for name in group["params"]]
@@ -84,12 +95,15 @@ def load_full_state(module: nn.Module, read: Read) -> None:
     if not is_sharded(module):
         module.load_state_dict(read())
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
     state, shapes = _read_on_first(read, lambda state: {key: tensor.shape for key, tensor in state.items()})
     ours = module.state_dict()
     for key in ours.keys() | shapes.keys():
         if key not in ours or key not in shapes or ours[key].shape != shapes[key]:
             raise RuntimeError(f"{key} has the shape {shapes.get(key)} there")
-    set_model_state_dict(module, state, options=FROM_FIRST)
+    from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, state, options=from_first)
 
 
 def load_optimizer_state(module: nn.Module, optimizer: Optimizer, read: Read) -> None:
@@ -148,7 +162,9 @@ def _share(there: Any, outline: Any, parameter: Tensor) -> Any:
         return outline
     tensor = there if dist.get_rank() == 0 else torch.empty_like(outline, device="cpu")
     tensor = tensor.to(parameter.device)
-    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
+    if is_split(parameter) and tensor.shape == parameter.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
     dist.broadcast(tensor, 0)
     return tensor.cpu()  # the optimizer moves what belongs on the device

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from anyres.training.parallel import GlooBatchNorm
 from anyres.training.plan import TrainConfig, Version
-from anyres.training.shard import copy_full, shard
+from anyres.training.shard import copy_full, local, shard
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -189,7 +188,7 @@ def first_non_finite(state: State) -> str | None:
     Of a model that is split over processes: of this one's share.
     """
     named = {
-        f"{key} of {file}": tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        f"{key} of {file}": local(tensor)
         for file, module in state.modules.items()
         for key, tensor in module.state_dict().items()
         if tensor.is_floating_point()

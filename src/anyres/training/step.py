@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from anyres.config import UserError
 from anyres.flow import Batch
 from anyres.training.objectives import Objective, Term
 from anyres.training.optim import clip_each, set_rates
 from anyres.training.plan import Plan
-from anyres.training.shard import whole
+from anyres.training.shard import is_split, whole
 from anyres.training.state import State, seed_step, update_ema
 from anyres.training.verdict import Verdict, plain, put_back, reads_late, update_if
 
@@ -224,7 +223,7 @@ class Passes:
         if self.accelerator.num_processes == 1 or self.exchanged:
             return True
         for parameter in self.student.parameters():
-            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+            if parameter.grad is not None and not is_split(parameter.grad):
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         return not self.awaited
 
@@ -253,7 +252,7 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 def clip_norm(accelerator: Accelerator, parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
     """The norm of all gradients together, which are scaled down where it is above ``most``."""
     moved = [parameter for parameter in parameters if parameter.grad is not None]
-    if accelerator.scaler is not None or any(isinstance(parameter, DTensor) for parameter in moved):
+    if accelerator.scaler is not None or any(map(is_split, moved)):
         return whole(accelerator.clip_grad_norm_(moved, most or math.inf))
     norm = nn.utils.get_total_norm([parameter.grad for parameter in moved if parameter.grad is not None])
     if most:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from anyres.training.shard import local
 from anyres.training.state import State
 
 
@@ -98,11 +98,6 @@ def put_back(finite: Tensor, tensors: Iterable[Tensor], before: Iterable[Tensor]
     """Give ``tensors`` their values of ``before`` where ``finite`` is false; nothing is read."""
     for tensor, kept in zip(tensors, before, strict=True):
         torch.where(finite, tensor, kept, out=tensor)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Of a tensor that is split over processes, this one's share."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _keep_counters(optimizer: Optimizer, device: torch.device) -> Callable[[], None]:
