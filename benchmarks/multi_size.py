@@ -83,7 +83,7 @@ def main() -> None:
         "recipe": options.recipe,
         "changes": options.changes,
         "single": options.single,
-        "machine": machine(),
+        "machine": machine(torch.device("cpu")),
         "torch": torch.__version__,
         "headline": headline,
         "means": means,
