@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 
 from anyres.data.decode import decode
 from anyres.data.drawn_sources import open_scored
+from anyres.data.sources import Source
 from anyres.evaluation.coco import CocoScores, Detections, Truth
 from anyres.evaluation.detections import detections_of
 from anyres.evaluation.joined import merged
@@ -31,6 +33,32 @@ def found_on(model: TrainedModel, record: Record, size: Size, tile: int) -> Dete
     return merged((detections_of(output, geometry), geometry) for output, geometry in parts)
 
 
+def row(model: TrainedModel, source: Source, size: Size, tile: int) -> dict[str, Any]:
+    """Scores in per cent on the pictures of ``source``, cut into tiles of this side or seen at once (0)."""
+    targets = [record.target for record in source.records]
+    truths = tuple(Truth.of(target) for target in targets if isinstance(target, Objects))
+    start = time.perf_counter()
+    found = tuple(found_on(model, record, size, tile) for record in source.records)
+    seconds = (time.perf_counter() - start) / len(found)
+    most = max(100, *map(len, found))
+    scores = CocoScores(np.arange(len(found)), truths, found, len(model.task.classes), most).estimates()
+    made: dict[str, Any] = {
+        "tile": tile or "whole",
+        "size": str(size),
+        **{key: round(100 * scores[key].value, 1) for key in ("box_ap", "box_ap50")},
+        "boxes": sum(map(len, found)),
+        "seconds a picture": round(seconds, 2),
+    }
+    if len(found) > 1:
+        made["box_ap interval"] = [round(100 * end, 1) for end in (scores["box_ap"].low, scores["box_ap"].high)]
+    return made
+
+
+def source_of(model: TrainedModel, data: str, split: str) -> Source:
+    """Whole annotated pictures, with the model's classes."""
+    return model.task.fit(open_scored(data, split, usual="test", wanted=model.task.wanted), ())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -40,25 +68,12 @@ def main() -> None:
     parser.add_argument("--sizes", default="", help="what tiles are shown at; the recipe's sizes if not given")
     given = parser.parse_args()
     model = open_model(given.model)
-    source = model.task.fit(open_scored(given.data, given.split, usual="test", wanted=model.task.wanted), ())
+    source = source_of(model, given.data, given.split)
     sizes = parse_sizes(given.sizes.split(",")) if given.sizes else model.recipe.views.parsed
-    targets = [record.target for record in source.records]
-    truths = tuple(Truth.of(target) for target in targets if isinstance(target, Objects))
-    print(f"{len(truths)} pictures of {source.name}, {sum(map(len, truths))} objects, by {model.name}")
-    print(f"{'tile':>6} {'size':>8} {'box AP':>7} {'95 % interval':>14} {'AP50':>6} {'boxes':>6} {'s a picture':>12}")
+    print(f"{len(source.records)} pictures of {source.name}, by {model.name}")
     for tile in map(int, given.tiles.split(",")):
         for size in sizes:
-            start = time.perf_counter()
-            found = tuple(found_on(model, record, size, tile) for record in source.records)
-            seconds = (time.perf_counter() - start) / len(found)
-            most = max(100, *map(len, found))
-            scores = CocoScores(np.arange(len(found)), truths, found, len(model.task.classes), most)
-            ap, ap50 = (scores.estimates()[key] for key in ("box_ap", "box_ap50"))
-            between = f"{100 * ap.low:.1f} to {100 * ap.high:.1f}" if len(found) > 1 else "one picture"
-            print(
-                f"{tile or 'whole':>6} {size!s:>8} {100 * ap.value:7.1f} {between:>14} {100 * ap50.value:6.1f} "
-                f"{sum(map(len, found)):6} {seconds:12.2f}"
-            )
+            print(row(model, source, size, tile), flush=True)
 
 
 if __name__ == "__main__":
