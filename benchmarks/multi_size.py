@@ -1,7 +1,6 @@
 """A recipe that trains at several sizes beside the same recipe at one size: quality by size, with several seeds.
 
     python benchmarks/multi_size.py detect/lungs --single 224 --seeds 0 1 2
-    python benchmarks/multi_size.py detect/trees --single 320 --seeds 0 data.train_split=trainval
 
 Each training is `anyres train RECIPE --out FOLDER` with as many steps, scored on the test split; a folder whose
 training has ended is read, not trained again. Every figure is in per cent; what an interval is, docs/evaluation.md
@@ -13,6 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
+import re
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 
 from anyres.deploy.predictor import machine
+
+QUALITY = re.compile("box_ap|mask_ap|miou|pixel|top1")
 
 
 def train(recipe: str, out: Path, changes: list[str]) -> dict[str, Any]:
@@ -45,11 +48,9 @@ def size(row: dict[str, str]) -> str:
 
 
 def quality(row: dict[str, str]) -> dict[str, float]:
-    """Every quality of a row, with its interval where it has one: box_ap, box_ap_low, box_ap50, ..."""
-    first = list(row).index("width") + 1
-    others = {"n", "macs"}
-    kept = [name for name in list(row)[first:] if name not in others and not name.startswith(("latency", "images"))]
-    return {name: round(100 * float(row[name]), 2) for name in kept if name != "disturbed" and row[name]}
+    """Every quality of a row that could be worked out, with its interval: box_ap, box_ap_low, box_ap50, ..."""
+    values = {name: float(value) for name, value in row.items() if QUALITY.match(name) and value}
+    return {name: round(100 * value, 2) for name, value in values.items() if not math.isnan(value)}
 
 
 def main() -> None:
@@ -66,11 +67,12 @@ def main() -> None:
     out = options.out or Path(__file__).parent / "results" / f"multi_size_{name.replace('-', '_')}.json"
     both = ["data.eval_split=test", "train.eval_every=null", *options.changes]
     twins = {"multi": both, "single": [*both, f"views.sizes=[{options.single}]"]}
-    runs = [
-        {"seed": seed} | {twin: train(options.recipe, work / f"{twin}-{seed}", [*how, f"train.seed={seed}"])
-                          for twin, how in twins.items()}
-        for seed in options.seeds
-    ]  # fmt: skip
+    runs = []
+    for seed in options.seeds:
+        found: dict[str, Any] = {"seed": seed}
+        for twin, how in twins.items():
+            found[twin] = train(options.recipe, work / f"{twin}-{seed}", [*how, f"train.seed={seed}"])
+        runs.append(found)
     headline = next(iter(next(iter(runs[0]["multi"]["scores"].values()))))
     means = {
         twin: {

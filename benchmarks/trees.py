@@ -11,10 +11,7 @@ read, not made again. Writes benchmarks/results/trees.json.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from safetensors.torch import save_file
 from anyres.deploy.predictor import machine
 from anyres.flow import Size
 from anyres.runs.opened import open_model
+from multi_size import train
 from objectives import fetch_mobilenet
 from tiled_scene import row, source_of
 
@@ -54,25 +52,6 @@ def timm_names(work: Path) -> Path:
     return kept
 
 
-def train(work: Path, name: str) -> dict[str, Any]:
-    """One training's facts, and its scores in per cent on the test pictures of about 400 px."""
-    folder = work / name
-    if not (folder / "curve.csv").exists():
-        command = [sys.executable, "-m", "anyres", "train", "detect/trees", "--out", str(folder), *CHANGES]
-        command += [f"weights={timm_names(work)}", f"views.sizes={MODELS[name]}"]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    facts = json.loads((folder / "run.json").read_text())
-    with (folder / "curve.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    scores = {
-        f"{one['height']}x{one['width']}": {
-            key: round(100 * float(one[key]), 1) for key in ("box_ap", "box_ap50", "box_ap50_low", "box_ap50_high")
-        }
-        for one in rows
-    }
-    return {"steps": facts["steps"], "seconds": facts["seconds"], "pictures of about 400 px": scores}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".bench_data/trees"))
@@ -80,8 +59,9 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": machine(torch.device("cpu")), "torch": torch.__version__, "changes": CHANGES}
-    for name in MODELS:
-        found = train(options.work, name)
+    for name, sizes in MODELS.items():
+        changes = [*CHANGES, f"weights={timm_names(options.work)}", f"views.sizes={sizes}"]
+        found = train("detect/trees", options.work / name, changes)
         model = open_model(str(options.work / name))
         source = source_of(model, "trees", "test")
         asked = [(Size(side, side), side) for side in TILES] + [(size, 0) for size in AT_ONCE]

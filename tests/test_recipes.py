@@ -167,7 +167,7 @@ def test_differences_name_key_and_both_values() -> None:
         ("objective.consistency=l3", "objective.consistency: Input should be 'none', 'smooth_l1'"),
         ("objective.consistency=soft", "set objective.target=logit"),
         ("augment.crop_scale=[0.5]", "augment.crop_scale"),
-        ("augment.flip=2", "flip 2.0 and erasing 0.0 are probabilities"),
+        ("augment.flip=2", "flip 2.0 is a probability"),
         ("augment.flip_vertical=-1", "flip_vertical -1.0 is a probability"),
         ("augment.blur=2", "blur 2.0 is a probability"),
         ("views.groups=[{size: 96}]", "views.groups both give sizes"),

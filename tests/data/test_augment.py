@@ -120,7 +120,7 @@ def test_padded_crops_of_pictures_that_fit_are_shifts() -> None:
         ({"rand_augment": "randm9"}, "not of the form"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
         ({"crop_ratio": (0.0, 1.0)}, "crop_ratio"),
-        ({"flip": 1.5}, "probabilities"),
+        ({"flip": 1.5}, "is a probability"),
         ({"hue": 0.7}, r"hue is at most 0\.5"),
     ],
 )

@@ -242,27 +242,18 @@ def _resized_crop(how: AugmentConfig, size: Size) -> ViewStep:
 
 
 def _flip(probability: float) -> ViewStep:
-    """Mirrored left to right with that probability; always, and without a draw, for 1."""
-    return _in_part(probability, lambda view: View(view.pixels.flip(-1), flipped(view.geometry)))
+    """Mirrored left to right with that probability."""
+    return sometimes(probability, lambda view: View(view.pixels.flip(-1), flipped(view.geometry)))
 
 
 def _flip_vertical(probability: float) -> ViewStep:
-    """Mirrored top to bottom likewise."""
+    """Mirrored top to bottom with that probability."""
 
     def flip(view: View) -> View:
         upside_down: Affine = ((1.0, 0.0, 0.0), (0.0, -1.0, float(view.geometry.size.height)))
         return View(view.pixels.flip(-2), distorted(view.geometry, upside_down))
 
-    return _in_part(probability, flip)
-
-
-def _in_part(probability: float, step: ViewStep) -> ViewStep:
-    """The step with that probability; always, and without a draw, for 1."""
-
-    def made(view: View) -> View:
-        return view if probability < 1 and float(torch.rand(())) >= probability else step(view)
-
-    return made
+    return sometimes(probability, flip)
 
 
 def _colors(how: AugmentConfig, size: Size) -> Iterator[ViewStep]:

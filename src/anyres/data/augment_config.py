@@ -54,9 +54,7 @@ class AugmentConfig:
             raise ValueError(f"crop_scale {self.crop_scale} must be two shares of the area, 0 < low <= high <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio {self.crop_ratio} must be two ratios, 0 < low <= high")
-        if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
-            raise ValueError(f"flip {self.flip} and erasing {self.erasing} are probabilities: 0 to 1")
-        for name in ("flip_vertical", "jitter", "grayscale", "blur", "solarize"):
+        for name in ("flip", "flip_vertical", "jitter", "grayscale", "blur", "solarize", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is a probability: 0 to 1")
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:

@@ -7,6 +7,7 @@ Grayscale and blur are Pillow's, bit for bit, as in the published pipelines of D
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +15,18 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+T = TypeVar("T")
 Step = Callable[[Tensor], Tensor]
 _LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in parts of 65,536
 _RADIUS = (0.1, 2.0)  # of the Gaussian blur, in pixels
 _SOLARIZE = 128  # values from here on are inverted
 
 
-def sometimes(probability: float, step: Step) -> Step:
+def sometimes(probability: float, step: Callable[[T], T]) -> Callable[[T], T]:
     """``step`` with that probability; always, and without a draw, for 1."""
     if probability >= 1:
         return step
-    return lambda image: step(image) if float(torch.rand(())) < probability else image
+    return lambda given: step(given) if float(torch.rand(())) < probability else given
 
 
 def grayscale(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:

@@ -53,8 +53,8 @@ class Geometry:
 
     ``source``: size of the image in pixels. ``crop``: (top, left, height, width) in pixels of the image, the part that
     is resized to ``size``, the view; it may reach beyond the image where the view is padded. ``flip``: mirrored left
-    to right afterwards. ``affine``: what distortions (top to bottom, rotation, shear, translation) did after that, as
-    the 2 x 3 matrix from pixels of the undistorted view to pixels of the view; None: nothing.
+    to right afterwards. ``affine``: what was done after that (mirroring top to bottom, rotation, shear, translation),
+    as the 2 x 3 matrix from pixels of the view before it to pixels of the view; None: nothing.
     """
 
     source: Size

@@ -153,10 +153,7 @@ class Detect(ImageTask):
                 "task=detect has losses of its own: set objective.consistency=none, leave out objective.name, or "
                 "begin with the recipe detect/lungs"
             )
-        if configs.train.trainable != "all":
-            raise UserError(
-                "task=detect trains its heads and all of the backbone but train.freeze_blocks: set train.trainable=all"
-            )
+        self.check_trainable(configs)
         head_of(configs.head, 1)
         return given
 

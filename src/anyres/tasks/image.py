@@ -106,6 +106,14 @@ class ImageTask(ABC):
             raise UserError(f"task={self.name} has no classes to mix: set mix.mixup, mix.cutmix and mix.smoothing to 0")
         return given
 
+    def check_trainable(self, configs: Configs) -> None:
+        """Raises UserError where only attention or a classifier is to be trained: new heads need all of theirs."""
+        if configs.train.trainable != "all":
+            raise UserError(
+                f"task={self.name} trains its heads and all of the backbone but train.freeze_blocks: set "
+                "train.trainable=all"
+            )
+
     def with_loss(self, loss: str) -> ImageTask:
         """The task has one loss of its own."""
         return self

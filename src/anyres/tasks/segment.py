@@ -112,10 +112,7 @@ class Segment(ImageTask):
                 "task=segment has a loss of its own: set objective.consistency=none, leave out objective.name, or "
                 "begin with the recipe segment/lungs"
             )
-        if configs.train.trainable != "all":
-            raise UserError(
-                "task=segment trains its heads and all of the backbone but train.freeze_blocks: set train.trainable=all"
-            )
+        self.check_trainable(configs)
         head_of(configs.head, 1)
         return given
 
