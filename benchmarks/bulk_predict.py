@@ -147,6 +147,7 @@ def rate(images: Path, work: Path, count: int) -> dict[str, Any]:
                     rows.writerow((path, found[0].name, found[0].probability))
 
     def bulk(number: int) -> None:
+        (work / f"bulk-{number}.csv").unlink(missing_ok=True)
         predict_into(work / f"bulk-{number}.csv", spec, [str(listed)], options)
 
     seconds: dict[str, list[float]] = {"plain loop": [], "predict --out": []}

@@ -71,6 +71,15 @@ def guesses(tab: Any) -> dict[int, float]:
     }
 
 
+def map_at(tab: Any, side: int) -> str:
+    """What is said of the map at ``side`` pixels, once it is drawn."""
+    tab.wait_for_selector(f"#map[data-size='{side}'] #heat:not([hidden])", timeout=60_000)
+    assert tab.evaluate("document.getElementById('heat').naturalWidth") > 0
+    said: str = tab.get_attribute("#heat", "alt")
+    assert said == tab.inner_text("#seen")
+    return said
+
+
 def faults(tab: Any) -> list[str]:
     """What axe finds to be serious or critical for people who see, hear or move otherwise."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

@@ -15,7 +15,7 @@ from anyres.evaluation.drift import HeldOut
 from anyres.evaluation.scores_file import SCORES
 from anyres.flow import Size
 from anyres.recipe import load_recipe
-from anyres.runs.drift import confidence_in, drift_line, held_out_of
+from anyres.runs.drift import DriftCounter, confidence_in, held_out_of
 from anyres.runs.export import subject_of
 from anyres.runs.opened import ModelSpec, open_model, open_run
 from anyres.runs.train import train_run
@@ -81,15 +81,28 @@ def test_predict_tells_drift_of_many_images(kept: Kept, tmp_path: Path) -> None:
     assert "drift of" not in few.err + few.out
 
 
+def test_predict_out_tells_drift_of_all_images_that_can_be_read(kept: Kept, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = (kept.noise, tmp_path / "broken.png", "--size", "24,32", "--out", tmp_path / "answers.csv")
+    done = anyres("predict", kept.run, *words)
+    assert done.code == 0, done.err
+    assert "211 images (1 unreadable)" in done.out
+    told = re.search(r"drift of 210 images from the 120 held-out ones: confidence ([\d.]+) \((.+?);", done.err)
+    assert told, done.err
+    assert told[2] == "a shift"
+
+
 def test_a_cascades_exits_are_compared(kept: Kept, tmp_path: Path) -> None:
     path = kept.run / "cascade.json"
     Cascade(("24", "32"), (1.0, 1.0), (0.5,), 1.0, 60, 0.0, 90.0, 0.0, (0.5, 0.5), 1.5).write(path)
     try:
-        line = drift_line(open_run(kept.run), [(Size(24, 24), 0.9)] * 250, cascade=True)
+        drift = DriftCounter(open_run(kept.run), cascade=True)
+        for _ in range(250):
+            drift.add(Size(24, 24), {"classes": [{"name": "disc", "probability": 0.9}]})
     finally:
         path.unlink()
-    assert "exit" in line
-    assert "a shift" in line
+    assert "exit" in drift.line
+    assert "a shift" in drift.line
 
 
 def test_the_server_tells_drift(kept: Kept) -> None:
@@ -126,6 +139,9 @@ def test_without_a_curve_nothing_is_told(kept: Kept) -> None:
         assert held_out_of(open_run(kept.run)) is None
         path.unlink()
         assert held_out_of(open_run(kept.run)) is None
-        assert drift_line(open_run(kept.run), [(Size(24, 24), 0.9)] * 250) == ""
+        drift = DriftCounter(open_run(kept.run))
+        for _ in range(250):
+            drift.add("24", {"classes": [{"name": "disc", "probability": 0.9}]})
+        assert drift.line == ""
     finally:
         path.write_bytes(content)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 
 import anyres
 from anyres.config import UserError
@@ -23,7 +27,7 @@ from anyres.deploy.export.write import write
 from anyres.flow import Size
 from anyres.models import create_model
 from anyres.runs.opened import TrainedModel
-from tests.browser import drop, faults, guesses, open_page, shown, static, turn_to, wait_for
+from tests.browser import drop, faults, guesses, map_at, open_page, shown, static, turn_to, wait_for
 from tests.command import refused
 from tests.deploy.conftest import Files
 from tests.models.zoo import stirred
@@ -112,6 +116,51 @@ def test_five_sizes_are_pythons(browser: Any, web: Web, width: int, theme: str, 
         assert troubles == []
         assert all(url.startswith((address, "blob:")) for url in asked), asked
         tab.context.close()
+
+
+def falls(web: Web, photo: Image.Image, size: Size, windows: int) -> tuple[int, torch.Tensor]:
+    """The likeliest class, and by how much its logarithm falls where each window is of the mean color."""
+    referee, pixels = web.files.subject.referee, torch.from_numpy(np.array(photo))
+    (before,) = referee.ask(pixels[None], size)
+    best, found = int(before.argmax()), torch.zeros(windows, windows)
+    rows, columns = ([math.floor(k * side / windows + 0.5) for k in range(windows + 1)] for side in pixels.shape[:2])
+    for row, column in itertools.product(range(windows), range(windows)):
+        covered = pixels.clone()
+        window = covered[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+        window.copy_((255 * torch.tensor(referee.how.mean)).round().expand_as(window))
+        found[row, column] = (before[best] / referee.ask(covered[None], size)[0, best]).log()
+    return best, found
+
+
+@pytest.mark.browser
+def test_the_map_is_of_covered_windows(browser: Any, web: Web) -> None:
+    """Brightest where the likeliest class falls most, as Python finds it with the same windows; on a picture of the
+    mean color with a disc at its lower right."""
+    mean = tuple(round(255 * share) for share in web.files.subject.referee.how.mean)
+    size = Size.parse(json.loads((web.folder / "about.json").read_text())["usual"])
+    photos = []
+    for ink in ("white", "black", "red", "lime", "blue"):
+        photo = Image.new("RGB", (126, 90), mean)
+        ImageDraw.Draw(photo).ellipse((88, 62, 124, 88), fill=ink)
+        photos.append((float(falls(web, photo, size, 8)[1].max()), photo))
+    most, photo = max(photos, key=lambda each: each[0])
+    assert most > 1e-4, "covering the disc says nothing"
+    with static(web.folder) as address:
+        tab, troubles, _ = open_page(browser, address)
+        tab.wait_for_selector("text=Answers here are the model's")
+        drop(tab, encoded(photo))
+        said = map_at(tab, size.height)
+        assert troubles == []
+        tab.context.close()
+    windows = re.search(r"\((\d+) x (\d+) positions\)", said)
+    assert windows is not None, said
+    assert 3 <= int(windows[1]) == int(windows[2]) <= 8
+    best, fall = falls(web, photo, size, int(windows[1]))
+    place = divmod(int(fall.argmax()), int(windows[1]))
+    at = [min(2, 3 * (2 * each + 1) // (2 * int(windows[1]))) for each in place]
+    where = f"brightest at the {('top', 'middle', 'bottom')[at[0]]} {('left', 'center', 'right')[at[1]]}"
+    named = f"By how much {web.trained.classes[best]} falls where a window is covered, at {size} px; {where}"
+    assert said == f"{named} {windows[0]}"
 
 
 @pytest.mark.browser

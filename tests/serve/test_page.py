@@ -15,7 +15,7 @@ from anyres.runs.opened import TrainedModel
 from anyres.serve.app import make_app
 from anyres.serve.model import ServedModel
 from anyres.serve.server import listen
-from tests.browser import drop, faults, guesses, open_page, shown, turn_to, wait_for
+from tests.browser import drop, faults, guesses, map_at, open_page, shown, turn_to, wait_for
 from tests.pictures import draw
 from tests.serve.conftest import OPTIONS, encoded
 from tests.serve.test_predict import expected
@@ -69,6 +69,7 @@ def test_drop_a_photo_and_turn_the_dial(
     tab.click("#auto")
     wait_for(tab, 4)
     assert "the best size" in tab.inner_text("#how")
+    assert map_at(tab, 64).startswith("Attention of the last layer: where it takes its information from, at 64 px")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert troubles == []
     assert faults(tab) == []

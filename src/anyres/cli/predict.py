@@ -185,10 +185,13 @@ def _tell_drift(trained: TrainedModel, size: Size, answers: Sequence[FileAnswer]
 
     if len(answers) < FEWEST:  # what follows imports what few answers do not need
         return
-    from anyres.runs.drift import confidence_in, drift_line
+    from anyres.runs.drift import DriftCounter
 
-    if line := drift_line(trained, [(size, confidence_in(answer.values)) for answer in answers]):
-        log.info(line)
+    drift = DriftCounter(trained)
+    for answer in answers:
+        drift.add(size, answer.values)
+    if drift.line:
+        log.info(drift.line)
 
 
 def _check_readable(answers: Sequence[FileAnswer]) -> None:

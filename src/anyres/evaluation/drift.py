@@ -105,8 +105,8 @@ class Drift(NamedTuple):
 
 
 class Monitor:
-    """Compares the last WINDOW images (``most``; None: all) with the held-out ones. Its work for an image does not
-    grow with their number."""
+    """Compares the last WINDOW images (``most``; None: all) with the held-out ones. Neither its work for an image nor
+    its memory grows with their number."""
 
     def __init__(self, held_out: HeldOut, most: int | None = WINDOW) -> None:
         self.held_out, self._most = held_out, most
@@ -130,8 +130,10 @@ class Monitor:
     def _count(self, what: What, key: tuple[str, int]) -> None:
         seen, last = self._seen[what], self._last[what]
         seen[key] += 1
+        if self._most is None:
+            return
         last.append(key)
-        if self._most is not None and len(last) > self._most:
+        if len(last) > self._most:
             oldest = last.popleft()
             seen[oldest] -= 1
             if not seen[oldest]:
@@ -143,7 +145,7 @@ class Monitor:
 
     def drift(self, what: What) -> Drift | None:
         """None for fewer than FEWEST images."""
-        images = len(self._last[what])
+        images = self._seen[what].total()
         if images < FEWEST:
             return None
         if what == "confidence":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 
 import numpy as np
@@ -62,3 +64,10 @@ def lit(picture: UInt8[Tensor, "c h w"], mask: Bool[Tensor, "h w"]) -> Image.Ima
     factor = colors.shape[0] // mask.shape[0]
     inside = mask.repeat_interleave(factor, 0).repeat_interleave(factor, 1).cpu().numpy()
     return Image.fromarray((colors * np.where(inside, 1, SHADE)[:, :, None]).round().astype(np.uint8))
+
+
+def data_url(drawing: Image.Image) -> str:
+    """A drawing as an address that carries it along: JPEG, as a photograph is under it."""
+    buffer = io.BytesIO()
+    drawing.save(buffer, "JPEG", quality=86, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

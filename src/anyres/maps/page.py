@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from anyres.evaluation.report import INKS, page_templates
+from anyres.maps.draw import data_url
 from anyres.storage import write_text
 
 TEMPLATE = "look.html.j2"
@@ -50,11 +49,4 @@ def write_page(path: Path, page: LookPage) -> None:
     """Write ``page`` to ``path``."""
     own = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     made = page_templates({TEMPLATE: own}).get_template(TEMPLATE)
-    write_text(path, made.render(page=page, inks=INKS, address=_address))
-
-
-def _address(image: Image.Image) -> str:
-    """A drawing as an address that carries it along: JPEG, as a photograph is under it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=86, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    write_text(path, made.render(page=page, inks=INKS, address=data_url))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from anyres.config import Damaged, UserError
 from anyres.deploy.cascade import Cascade
-from anyres.evaluation.drift import FEWEST, Confidences, HeldOut, Monitor, told
+from anyres.evaluation.drift import Confidences, HeldOut, Monitor, told
 from anyres.evaluation.metrics import Scores
 from anyres.evaluation.scores_file import SCORES, read_scores
 from anyres.flow import Size
@@ -46,17 +45,26 @@ def held_out_of(trained: TrainedModel) -> HeldOut | None:
     return HeldOut(n, confidences, str(best), shares, cascade.images)
 
 
-def drift_line(trained: TrainedModel, answered: Iterable[tuple[Size, float]], *, cascade: bool = False) -> str:
-    """How far images are from a run's held-out ones, in a sentence: ``answered`` is the size of each, and the largest
-    probability of its answer. "" for few images, or where no held-out images were measured at these sizes."""
-    seen = list(answered)
-    held_out = held_out_of(trained) if len(seen) >= FEWEST else None
-    if held_out is None:
-        return ""
-    monitor = Monitor(held_out, None)
-    for size, confidence in seen:
-        monitor.add(size, confidence, cascade=cascade, chosen=False)
-    return told(monitor.drifts(), held_out)
+class DriftCounter:
+    """Counts a trained model's answers as they pass, and says how far the images are from its held-out ones.
+
+    ``cascade``: the answers are those of its cascade. Where no held-out images were measured there is nothing to say.
+    """
+
+    def __init__(self, trained: TrainedModel, *, cascade: bool = False) -> None:
+        held_out = held_out_of(trained)
+        self._monitor = Monitor(held_out, None) if held_out else None
+        self._cascade = cascade
+
+    def add(self, size: Size | str, values: Any) -> None:
+        """An image was answered at ``size`` with ``values``, those of the task's answer."""
+        if self._monitor:
+            self._monitor.add(size, confidence_in(values), cascade=self._cascade, chosen=False)
+
+    @property
+    def line(self) -> str:
+        """In a sentence; "" for fewer than FEWEST images."""
+        return told(self._monitor.drifts(), self._monitor.held_out) if self._monitor else ""
 
 
 def confidence_in(values: Any) -> float:

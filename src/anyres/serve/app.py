@@ -19,12 +19,14 @@ from anyres.serve import open_inference
 from anyres.serve.body import image_in
 from anyres.serve.errors import Refused, plain
 from anyres.serve.guard import Guard, check_token
+from anyres.serve.looking import Looked
 from anyres.serve.model import ServedModel
 from anyres.serve.schema import About, Answered, Wrong, about, answered
 from anyres.serve.service import Service
 
 log = logging.getLogger(__name__)
 MOST_DEADLINE_MS = 60_000.0
+SIZE = "[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?"
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -119,7 +121,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             str,
             Query(
                 description="auto (the server chooses), cascade, or a size such as 224 or 320x192 (height x width)",
-                pattern="^(auto|cascade|[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?)$",
+                pattern=f"^(auto|cascade|{SIZE})$",
             ),
         ] = "auto",
         deadline_ms: Annotated[
@@ -140,10 +142,28 @@ def _add_predict(app: FastAPI, service: Service) -> None:
 
         return await service.answering(request, answer)
 
+    @app.post("/map", responses=WRONG, openapi_extra=BODY, summary="Where the model looks in an image")
+    async def look(
+        request: Request,
+        size: Annotated[
+            str, Query(description="auto (the best size), or one such as 224 or 320x192", pattern=f"^(auto|{SIZE})$")
+        ] = "auto",
+    ) -> Looked:
+        """Send the image as to `/predict`. Maps are made one at a time, and only while no image waits for an answer:
+        else 503."""
+
+        async def answer(_: float) -> Looked:
+            wish = service.wish(size, None)
+            content = image_in(request, await service.bodies.read(request))
+            return await service.unless_gone(request, service.looking.answer(content, wish.size))
+
+        return await service.answering(request, answer)
+
     @app.get("/about", responses={401: WRONG[401]}, summary="What is served here")
     async def tell(request: Request) -> About:
         check_token(request, service.options.token)
-        return about(service.model, lambda size: service.dispatcher.costs.batch_ms(size, 1), service.monitor)
+        costs = service.dispatcher.costs
+        return about(service.model, lambda size: costs.batch_ms(size, 1), service.looking.method, service.monitor)
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:

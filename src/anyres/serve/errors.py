@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from starlette.responses import JSONResponse
 
 from anyres.config import first_line, printable
+from anyres.data.decode import Unreadable
+from anyres.serve.pictures import TooLarge
 
 MOST = 500
 """Characters of a line; what is longer is cut in the middle."""
@@ -42,9 +45,15 @@ class Refused(Exception):
         return JSONResponse(content, self.status, headers)
 
 
-def refusal_of(error: BaseException, status: int, reason: str) -> Refused:
-    """What an exception says, as a refusal."""
-    return Refused(status, reason, first_line(error))
+@contextmanager
+def reading() -> Iterator[None]:
+    """Inside, an image that cannot be read, or is too large, is Refused."""
+    try:
+        yield
+    except TooLarge as error:
+        raise Refused(413, "pixels", first_line(error)) from None
+    except Unreadable as error:
+        raise Refused(422, "unreadable", f"the image cannot be read: {error.reason}") from None
 
 
 def plain(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

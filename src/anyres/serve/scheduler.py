@@ -15,14 +15,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from anyres.data.decode import Unreadable
 from anyres.flow import Size
 from anyres.ops.processors import processors
 from anyres.serve.dispatcher import Dispatcher, Refusal, Wish
-from anyres.serve.errors import Refused, refusal_of
+from anyres.serve.errors import Refused, reading
 from anyres.serve.metrics import Metrics
 from anyres.serve.model import ServedModel
-from anyres.serve.pictures import TooLarge
 from anyres.serve.sizing import Reason
 
 log = logging.getLogger(__name__)
@@ -156,12 +154,8 @@ class Scheduler:
     async def _decoded(self, source: Source, spent: _Spent) -> Tensor:
         if isinstance(source, Tensor):
             return source
-        try:
+        with reading():
             return await self._timed(partial(self.model.read, source), spent)
-        except TooLarge as error:
-            raise refusal_of(error, 413, "pixels") from None
-        except Unreadable as error:
-            raise Refused(422, "unreadable", f"the image cannot be read: {error.reason}") from None
 
     async def _timed(self, call: Callable[[], Tensor], spent: _Spent) -> Tensor:
         """What ``call`` gives in a reader's thread; its own time, without the wait for a thread, counts as reading."""

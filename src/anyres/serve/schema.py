@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from anyres.evaluation.drift import Monitor, What
 from anyres.flow import Metric, Size
+from anyres.maps.look import Method
 from anyres.serve.model import ServedModel
 from anyres.serve.options import LEAST_SIDE
 from anyres.serve.scheduler import Outcome
@@ -90,6 +91,7 @@ class About:
     megabytes: float  # of a body
     megapixels: float  # of an image
     engine: str
+    map: Method | None  # how POST /map looks; null: this model has no map here
     held_out: int | None  # images that drift is told from; null: the run has no curve of its weights
     drift: list[DriftAbout]  # []: too few images so far
 
@@ -106,8 +108,11 @@ def answered(model: ServedModel, outcome: Outcome, top: int, total_ms: float, de
     return Answered(guesses, str(outcome.size), outcome.reason, looks, in_time, spent, model.name)
 
 
-def about(model: ServedModel, cost_ms: Callable[[Size], float], monitor: Monitor | None = None) -> About:
-    """What is served; ``cost_ms``: predicted for one image at a size; ``monitor``: of drift."""
+def about(
+    model: ServedModel, cost_ms: Callable[[Size], float], maps: Method | None, monitor: Monitor | None = None
+) -> About:
+    """What is served; ``cost_ms``: predicted for one image at a size; ``maps``: how they are made; ``monitor``: of
+    drift."""
     metric: Metric | None = model.curve[0].headline if model.curve else None
     known = {result.size: result.best.value for result in model.curve}
     limits = model.options.limits
@@ -129,6 +134,7 @@ def about(model: ServedModel, cost_ms: Callable[[Size], float], monitor: Monitor
         limits.megabytes,
         limits.megapixels,
         model.engine,
+        maps,
         model.held_out.images if model.held_out else None,
         [
             DriftAbout(one.what, round(one.psi, 4), round(one.by_chance, 4), one.images, one.verdict)

@@ -17,6 +17,7 @@ from anyres.serve.costs import Costs
 from anyres.serve.dispatcher import Dispatcher, Wish
 from anyres.serve.errors import Refused
 from anyres.serve.guard import check_token
+from anyres.serve.looking import Looking
 from anyres.serve.metrics import Metrics
 from anyres.serve.model import ServedModel
 from anyres.serve.scheduler import Scheduler, readers
@@ -37,6 +38,7 @@ class Service:
         waiting = self.dispatcher.waiting
         self.metrics = Metrics(sizes, lambda: len(waiting), lambda: self.bodies.in_flight, self.monitor)
         self.scheduler = Scheduler(model, self.dispatcher, self.metrics)
+        self.looking = Looking(model, self.scheduler)
         self.draining = False
 
     @property

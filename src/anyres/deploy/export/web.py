@@ -64,6 +64,7 @@ class WebFacts:
     model: str
     names: list[str]  # of the classes
     channels: int
+    mean: list[float]  # of each channel, of pixels in [0, 1]: the color that covers windows for a map
     metric: str | None  # of ``quality``: its name
     unit: str  # what follows a quality; % : shares in [0, 1]
     sizes: list[WebSize]  # smallest first
@@ -117,6 +118,7 @@ def _facts(subject: Subject, file: str) -> WebFacts:
         subject.name,
         list(said["classes"]) or [str(k) for k in range(len(checks[0].probabilities))],
         len(referee.how.mean),
+        list(referee.how.mean),
         metric.name if metric else None,
         metric.unit if metric else "",
         [WebSize(str(size), qualities.get(str(size))) for size in ordered],

@@ -1,6 +1,8 @@
 // Asks the exported file beside this page: it runs in a worker of this browser, and no image leaves the machine.
 const TOP = 5;
 const WITHIN = 1e-3; // of a probability, between this browser and the model
+const WINDOWS = [3, 8]; // the fewest and the most of a map, on a side
+const LOOK_MS = 3000; // for a map, about
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 const waiting = new Map();
 let about = null;
@@ -48,12 +50,19 @@ export async function describe() {
   const response = await fetch("about.json");
   if (!response.ok) throw new Error(`about.json cannot be read: ${response.statusText || response.status}`);
   about = await response.json();
-  await call({ file: about.file, channels: about.channels });
+  await call({ file: about.file, channels: about.channels, mean: about.mean });
   return { ...about, classes: about.names.length, engine: "onnxruntime-web in this browser", note: await check() };
 }
 
+// One after another: the worker has one engine.
+function inTurn(work) {
+  const mine = turn.then(work);
+  turn = mine.catch(() => {});
+  return mine;
+}
+
 export function ask(image, size, _token, signal) {
-  const mine = turn.then(async () => {
+  return inTurn(async () => {
     signal.throwIfAborted();
     const wanted = size === "auto" ? about.usual : size;
     const news = image === given ? {} : { image };
@@ -71,6 +80,22 @@ export function ask(image, size, _token, signal) {
       milliseconds: { read, compute },
     };
   });
-  turn = mine.catch(() => {});
-  return mine;
+}
+
+// By how much the likeliest class falls where a window is covered: of any model, and from the answers alone.
+export function look(_image, answer, _token, signal) {
+  const [best] = answer.predictions;
+  const across = Math.floor(Math.sqrt(LOOK_MS / answer.milliseconds.compute));
+  const windows = Math.max(WINDOWS[0], Math.min(WINDOWS[1], across));
+  return inTurn(async () => {
+    const values = [];
+    for (let row = 0; row < windows; row++) {
+      signal.throwIfAborted();
+      const { shares } = await call({ cover: { row, windows, label: best.label }, size: sides(answer.size) });
+      values.push(shares.map((share) => Math.max(0, Math.log(best.probability / share))));
+    }
+    signal.throwIfAborted();
+    const { blob } = await call({ paint: values });
+    return { what: `By how much ${best.name} falls where a window is covered`, values, picture: URL.createObjectURL(blob) };
+  });
 }

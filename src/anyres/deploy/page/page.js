@@ -1,6 +1,6 @@
 // One image, asked at every size: one after the other, so that the times are those of an idle model.
 // model.js answers: server.js asks the server that sent this page, browser.js runs an exported file right here.
-import { ask, describe } from "./model.js";
+import { ask, describe, look } from "./model.js";
 
 const at = (id) => document.getElementById(id);
 const CARDS = 7;
@@ -96,23 +96,53 @@ function mark(size) {
   for (const [each, made] of state.shown) made.classList.toggle("best", each === size);
 }
 
-async function answer(sizes, begin) {
+function place(values) {
+  const [rows, columns] = [values.length, values[0].length];
+  const all = values.flat();
+  const best = all.indexOf(Math.max(...all));
+  const of = (at, count, names) => names[Math.min(2, Math.floor((3 * (at + 0.5)) / count))];
+  const row = of(Math.floor(best / columns), rows, ["top", "middle", "bottom"]);
+  const column = of(best % columns, columns, ["left", "center", "right"]);
+  return `brightest at the ${row} ${column} (${rows} x ${columns} positions)`;
+}
+
+async function showMap(answer, signal) {
+  if (state.about.map === null) return;
+  at("map").hidden = false;
+  at("heat").hidden = true;
+  at("seen").textContent = "Looking ...";
+  try {
+    const { what, values, picture } = await look(state.image, answer, state.token, signal);
+    const said = `${what}, at ${answer.size} px; ${place(values)}`;
+    URL.revokeObjectURL(at("heat").src);
+    at("heat").src = picture;
+    at("heat").alt = said;
+    at("heat").hidden = false;
+    at("seen").textContent = said;
+    at("map").dataset.size = answer.size;
+  } catch (error) {
+    if (error.name !== "AbortError") at("seen").textContent = `No map: ${error.message}`;
+  }
+}
+
+async function answer(sizes) {
   state.asking?.abort();
   const asking = (state.asking = new AbortController());
   at("answer").setAttribute("aria-busy", "true");
   at("trouble").textContent = "";
   try {
-    let first = begin;
+    let first = null;
     for (const size of sizes) {
       const found = await ask(state.image, size, state.token, asking.signal);
-      if (first) {
+      if (!first) {
         show(found);
         mark(found.size);
-        first = false;
+        first = found;
       }
       fill(found.size, found);
     }
     at("answer").dataset.done = String(Number(at("answer").dataset.done ?? 0) + 1);
+    await showMap(first, asking.signal);
   } catch (error) {
     tell(error);
   } finally {
@@ -121,7 +151,7 @@ async function answer(sizes, begin) {
 }
 
 function everySize(first) {
-  answer([...new Set([first, ...sides()])], true);
+  answer([...new Set([first, ...sides()])]);
 }
 
 function take(file) {
@@ -142,7 +172,7 @@ function turn() {
   state.later = setTimeout(() => {
     if (!state.image) return;
     const left = sides().filter((size) => !state.shown.get(size)?.dataset.probability);
-    answer([at("dial").value, ...left], true);
+    answer([at("dial").value, ...left]);
   }, SOON_MS);
 }
 
@@ -170,7 +200,7 @@ function tell(error) {
 
 at("file").addEventListener("change", (event) => take(event.target.files[0]));
 at("dial").addEventListener("input", turn);
-at("auto").addEventListener("click", () => answer(["auto"], true));
+at("auto").addEventListener("click", () => answer(["auto"]));
 at("access").addEventListener("submit", (event) => {
   event.preventDefault();
   state.token = at("token").value.trim();

@@ -3,11 +3,16 @@ import * as ort from "./ort.wasm.bundle.min.mjs";
 
 const LARGE = 2 ** 25; // pixels, beyond which an image is read at a whole fraction
 const ROOM = 4; // times the longest side that the model sees: the least short side of a fraction
+const SIDE = 336; // pixels of a map's longer side
+const [LEAST, MOST] = [0.15, 0.75]; // how much of a map's color covers the picture
+const INFERNO = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
 let session = null;
 let channels = 3;
+let mean = [0, 0, 0]; // of each channel, 0 to 255
 let whole = null; // the last picture that was given
+let basis = null; // the same for a map, perhaps smaller
 
 async function open(file) {
   const response = await fetch(file);
@@ -83,13 +88,65 @@ async function answer({ image, picture, size }) {
   return { probabilities: probabilities.data, read: ready - start, compute };
 }
 
-self.addEventListener("message", async ({ data: { id, file, ...given } }) => {
+// A class's share where one window after another of a row is of the mean color.
+async function covered({ cover: { row, windows, label }, size }) {
+  if (row === 0) {
+    const factor = Math.floor(Math.min(whole.width, whole.height) / Math.max(...size));
+    basis = factor < 2 ? whole : reduced(whole, factor);
+  }
+  const { data, width, height } = basis;
+  const [top, bottom] = [row, row + 1].map((edge) => Math.round((edge * height) / windows));
+  const shares = [];
+  for (let column = 0; column < windows; column++) {
+    const [left, right] = [column, column + 1].map((edge) => Math.round((edge * width) / windows));
+    const made = data.slice();
+    for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) made.set(mean, (y * width + x) * channels);
+    const { probabilities } = await answer({ picture: { data: made, width, height }, size });
+    shares.push(Math.max(probabilities[label], Number.MIN_VALUE));
+  }
+  return { shares };
+}
+
+// The picture in gray with the map over it, as `anyres look` draws it.
+async function painted(values) {
+  const scale = Math.min(1, SIDE / Math.max(whole.width, whole.height));
+  const [width, height] = [whole.width, whole.height].map((side) => Math.max(1, Math.round(scale * side)));
+  const paper = new OffscreenCanvas(width, height);
+  const drawn = paper.getContext("2d");
+  const pixels = drawn.createImageData(width, height);
+  const most = Math.max(...values.flat()) || 1;
+  for (let y = 0, to = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, to += 4) {
+      const from = (Math.floor((y * whole.height) / height) * whole.width + Math.floor((x * whole.width) / width)) * channels;
+      const [r, g, b] = channels === 1 ? Array(3).fill(whole.data[from]) : whole.data.subarray(from, from + 3);
+      const gray = 0.299 * r + 0.587 * g + 0.114 * b;
+      const row = values[Math.floor((y * values.length) / height)];
+      const heat = row[Math.floor((x * row.length) / width)] / most;
+      const share = LEAST + (MOST - LEAST) * heat;
+      const at = heat * (INFERNO.length - 1);
+      const [below, above] = [INFERNO[Math.floor(at)], INFERNO[Math.ceil(at)]];
+      for (let c = 0; c < 3; c++)
+        pixels.data[to + c] = (1 - share) * gray + share * (below[c] + (at % 1) * (above[c] - below[c]));
+      pixels.data[to + 3] = 255;
+    }
+  }
+  drawn.putImageData(pixels, 0, 0);
+  return { blob: await paper.convertToBlob({ type: "image/jpeg", quality: 0.86 }) };
+}
+
+async function work({ file, ...given }) {
+  if (given.cover) return covered(given);
+  if (given.paint) return painted(given.paint);
+  if (!file) return answer(given);
+  channels = given.channels;
+  mean = given.mean.map((share) => Math.round(255 * share));
+  await open(file);
+  return {};
+}
+
+self.addEventListener("message", async ({ data: { id, ...given } }) => {
   try {
-    if (file) {
-      ({ channels } = given);
-      await open(file);
-      self.postMessage({ id });
-    } else self.postMessage({ id, ...(await answer(given)) });
+    self.postMessage({ id, ...(await work(given)) });
   } catch (error) {
     self.postMessage({ id, error: error?.message || String(error) });
   }

@@ -13,6 +13,7 @@ from anyres.config import UserError, printable
 from anyres.data.answer_table import COLUMNS, check_parquet, write_answer_parquet
 from anyres.runs.bulk.job import Job
 from anyres.runs.bulk.worker import AnswerRow
+from anyres.runs.drift import DriftCounter
 from anyres.runs.opened import TrainedModel
 from anyres.storage import atomic_write, write_rows
 
@@ -40,14 +41,19 @@ def check_out(out: Path, kind: Kind | None = None) -> None:
         raise UserError(f"--out {out}: answers with a place in the image are no row of a table: use .jsonl")
 
 
-def join(job: Job, kind: Kind) -> int:
-    """Write the answers of all parts to ``job.out``, whole or not at all; how many images could not be read."""
+def join(job: Job, kind: Kind, drift: DriftCounter) -> int:
+    """Write the answers of all parts to ``job.out``, whole or not at all; how many images could not be read. ``drift``
+    counts those that could."""
     broken = 0
 
     def parts() -> Iterator[list[AnswerRow]]:
         nonlocal broken
         for rows in job.parts():
-            broken += sum(bool(row["error"]) for row in rows)
+            for row in rows:
+                if row["error"]:
+                    broken += 1
+                else:
+                    drift.add(row["size"], row["answer"])
             yield rows
 
     WRITERS[job.out.suffix.lower()](job.out, parts(), kind)

@@ -22,6 +22,7 @@ from anyres.runs.bulk.joined import check_out, join, kind_of
 from anyres.runs.bulk.options import PART, BulkOptions, Engine
 from anyres.runs.bulk.ranks import own_gpu, own_rank, wait_for
 from anyres.runs.bulk.worker import AnswerRow, Worker
+from anyres.runs.drift import DriftCounter
 from anyres.runs.opened import ModelSpec, TrainedModel, open_model
 from anyres.runs.stderr import log_sentences
 
@@ -87,8 +88,11 @@ def predict_into(
         if rank.rank:
             return Done(out, sum(map(job.listed.rows_of, missing)), None)
         wait_for(lambda: None if job.missing() else True, "the parts of other processes")
-        done = Done(out, len(job), join(job, kind_of(trained)))
+        drift = DriftCounter(trained, cascade=options.cascade)
+        done = Done(out, len(job), join(job, kind_of(trained), drift))
         job.remove()
+    if drift.line:
+        log.info(drift.line)
     return done
 
 

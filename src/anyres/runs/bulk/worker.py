@@ -31,8 +31,8 @@ from anyres.runs.opened import ModelSpec, TrainedModel, open_model
 from anyres.runs.predict import PredictOptions, answerer, seen_side
 from anyres.tasks import AnswerOptions
 
-MOST_READERS = 8
-"""Threads that decode."""
+MOST_THREADS = 8
+"""That decode, or that answer side by side."""
 HELD_BYTES = 2**27
 """Of decoded images that wait for a model which answers them one by one."""
 
@@ -58,6 +58,12 @@ class Said(NamedTuple):
 
     values: Mapping[str, Any]  # of the task's answer
     size: str
+
+
+Part = tuple[int, Sequence[ListedImage]]
+"""Its number, and its images."""
+Answers = Sequence[Said | Unreadable]
+"""Of some images, in their order."""
 
 
 class Worker:
@@ -86,22 +92,26 @@ class Worker:
             self.gathered = self._through_cascade(engine)
         else:
             self.gathered = self._one_by_one(one)
-        self.readers = ThreadPoolExecutor(min(MOST_READERS, processors()), "reader", torch.set_num_threads, (1,))
+        self.side_by_side = self._thinks_in_threads()
+        threads = torch.get_num_threads() if self.side_by_side else processors()
+        count = min(MOST_THREADS, threads)
+        each = threads // count if self.side_by_side else 1
+        self.threads = ThreadPoolExecutor(count, "answers", torch.set_num_threads, (each,))
 
     def answer(self, images: Sequence[ListedImage]) -> list[AnswerRow]:
         """A row for each image, in their order."""
         return next(rows for _, rows in self.answer_parts([(0, images)]))
 
-    def answer_parts(self, parts: Iterable[tuple[int, Sequence[ListedImage]]]) -> Iterator[tuple[int, list[AnswerRow]]]:
-        """The same of numbered parts, one after another; the images of the next are decoded meanwhile."""
+    def answer_parts(self, parts: Iterable[Part]) -> Iterator[tuple[int, list[AnswerRow]]]:
+        """The same of numbered parts, one after another; the images of the next are read meanwhile."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, in all threads
-            for number, images, seen in self._read_ahead(parts):
-                yield number, list(self._rows(images, seen))
+            for number, images, said in self._side_by_side(parts) if self.side_by_side else self._in_turn(parts):
+                yield number, [_row(image, found) for image, found in zip(images, said, strict=True)]
 
     def close(self) -> None:
         """End the threads."""
-        self.readers.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)
 
     def _check(self) -> None:
         trained = self.trained
@@ -116,13 +126,44 @@ class Worker:
         trained.model.check_sizes(self.sizes)
         check_sizes_fit(self.sizes, trained.recipe, self.options.batch)
 
+    def _thinks_in_threads(self) -> bool:
+        """Whether several threads can run the model at a time, and gain by it: eager PyTorch, on a CPU."""
+        eager = all(each.backend.engine == "eager" and each.device.type == "cpu" for each in self.predictors.values())
+        return self.batched and eager and torch.get_num_threads() > 1
+
+    def _side_by_side(self, parts: Iterable[Part]) -> Iterator[tuple[*Part, Answers]]:
+        """Each thread reads some images and answers them, so that none waits for another: small images cost more in
+        Python, which one thread runs at a time, than in the model."""
+        at_once = self.options.batch * len(self.sizes)
+        begun: deque[tuple[int, Sequence[ListedImage], list[Future[Answers]]]] = deque()
+
+        def ended() -> tuple[*Part, Answers]:
+            number, images, some = begun.popleft()
+            return number, images, [found for each in some for found in each.result()]
+
+        for number, images in parts:
+            cut = [images[i : i + at_once] for i in range(0, len(images), at_once)]
+            begun.append((number, images, [self.threads.submit(self._answer_some, some) for some in cut]))
+            if len(begun) > 1:
+                yield ended()
+        while begun:
+            yield ended()
+
+    def _answer_some(self, images: Sequence[ListedImage]) -> Answers:
+        return _in_order(self._in_batches(map(self._read, images)))
+
+    def _in_turn(self, parts: Iterable[Part]) -> Iterator[tuple[*Part, Answers]]:
+        """This thread runs the model, and others decode for it."""
+        for number, images, seen in self._read_ahead(parts):
+            yield number, images, _in_order(self._in_batches(seen) if self.batched else self._in_groups(seen))
+
     def _read_ahead(
-        self, parts: Iterable[tuple[int, Sequence[ListedImage]]]
+        self, parts: Iterable[Part]
     ) -> Iterator[tuple[int, Sequence[ListedImage], Iterator[Seen | Unreadable]]]:
         """Each part with its images, which threads decode: so many ahead that none waits, whatever part they are of."""
-        ahead = 2 * self.options.batch if self.batched else 2 * MOST_READERS
+        ahead = 2 * self.options.batch if self.batched else 2 * MOST_THREADS
         waiting: deque[Future[Seen | Unreadable]] = deque()
-        begun: deque[tuple[int, Sequence[ListedImage]]] = deque()
+        begun: deque[Part] = deque()
 
         def images() -> Iterator[ListedImage]:
             for number, some in parts:
@@ -133,7 +174,7 @@ class Worker:
 
         def fill() -> None:
             while len(waiting) < ahead and (image := next(unread, None)) is not None:
-                waiting.append(self.readers.submit(self._read, image))
+                waiting.append(self.threads.submit(self._read, image))
 
         def taken(count: int) -> Iterator[Seen | Unreadable]:
             for _ in range(count):
@@ -176,15 +217,6 @@ class Worker:
     def _enlarges(self, own: Size, size: Size) -> bool:
         how = self.predictors[size].preprocessing
         return eval_plan(own, size, how.crop, how.warp).enlarges
-
-    def _rows(self, images: Sequence[ListedImage], seen: Iterator[Seen | Unreadable]) -> Iterator[AnswerRow]:
-        said = dict(self._in_batches(seen) if self.batched else self._in_groups(seen))
-        for place, image in enumerate(images):
-            found = said[place]
-            if isinstance(found, Unreadable):
-                yield AnswerRow(image=image.name, answer={}, size="", error=found.reason)
-            else:
-                yield AnswerRow(image=image.name, answer=dict(found.values), size=found.size, error="")
 
     def _in_batches(self, seen: Iterator[Seen | Unreadable]) -> Iterator[tuple[int, Said | Unreadable]]:
         """Answers by the image's place in its part: a batch for each size, as soon as it is full."""
@@ -255,6 +287,17 @@ class Worker:
         if not probabilities.isfinite().all():
             raise UserError(f"{self.trained.name} answers with numbers that are not finite: its weights are of no use")
         return probabilities
+
+
+def _in_order(said: Iterable[tuple[int, Said | Unreadable]]) -> Answers:
+    """Answers by their place."""
+    return [found for _, found in sorted(said, key=lambda each: each[0])]
+
+
+def _row(image: ListedImage, found: Said | Unreadable) -> AnswerRow:
+    if isinstance(found, Unreadable):
+        return AnswerRow(image=image.name, answer={}, size="", error=found.reason)
+    return AnswerRow(image=image.name, answer=dict(found.values), size=found.size, error="")
 
 
 def _is_plain(trained: TrainedModel, options: BulkOptions) -> bool:
