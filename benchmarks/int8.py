@@ -1,8 +1,8 @@
-"""What int8 gives here: its speed beside our own bf16, and the accuracy that it costs.
+"""What int8 gives here: its speed beside our own bf16 (float32 without bf16), and the accuracy that it costs.
 
     python benchmarks/int8.py
 
-Speed: each model at 224 px, 8 at a time, folded, OpenVINO in bf16 and in int8 (NNCF, post-training), taken in turn;
+Speed: each model at 224 px, 8 at a time, folded, OpenVINO in both precisions (int8 by NNCF, post-training), in turn;
 weights and calibration images are random, which speed does not depend on. Accuracy: a small model of four families
 trained here on Groceries' 14 classes at 96 px for the same epochs, its ranges read from 128 training images; top-1 of
 the 661 test images in per cent, by eager float32, bf16 and int8, and how many answers differ.
@@ -22,10 +22,11 @@ import torch
 
 from anyres.config import UserError
 from anyres.deploy.engines.backend import Backend
+from anyres.deploy.engines.engine import Precision
 from anyres.deploy.predictor import Predictor
 from anyres.deploy.timing import Job, measure
 from anyres.evaluation.speed import macs
-from anyres.flow import Size
+from anyres.flow import Size, has_bf16
 from anyres.models import create_model
 from anyres.recipe import build_recipe
 from anyres.runs.bench import COMPARED
@@ -34,6 +35,7 @@ from anyres.runs.inputs import open_images
 from anyres.runs.opened import open_run
 from anyres.runs.train import train_run
 
+FLOAT: Precision = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
 SIZE, BATCH = Size(224, 224), 8
 SIDE, CALIBRATION = Size(96, 96), 128
 SMALL: dict[str, dict[str, Any]] = {
@@ -45,11 +47,12 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def speed(name: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """images/s of bf16 and int8, and their ratio."""
+    """images/s of the fastest float precision and of int8, and their ratio."""
     make = partial(create_model, name)
     flops = 2 * macs(make(), SIZE)
     images = tuple(torch.randn(BATCH, 3, *SIZE, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    choices = {precision: Backend("openvino", precision) for precision in ("bf16", "int8")}
+    precisions: tuple[Precision, ...] = (FLOAT, "int8")
+    choices = {precision: Backend("openvino", precision) for precision in precisions}
     jobs = [Job(name, make, True, choice, SIZE, BATCH, flops, None, images) for choice in choices.values()]
     rows, failed, matrix = measure(jobs, rounds=rounds, seconds=seconds, progress=print)
     facts: dict[str, Any] = {"matrix GFLOP/s": matrix, "rows": [row.facts() for row in rows]}
@@ -82,7 +85,7 @@ def accuracy(name: str, epochs: int, work: Path) -> dict[str, Any]:
     pictures = [training[i].image.contiguous() for i in chosen]
     answers: dict[str, torch.Tensor] = {}
     found: dict[str, Any] = {"top1": {}}
-    for text in ("eager:fp32", "openvino:bf16", "openvino:int8"):
+    for text in ("eager:fp32", f"openvino:{FLOAT}", "openvino:int8"):
         try:
             how = preprocessing(trained, SIDE)
             predictor = Predictor(trained.backbone, text, SIDE, batch=BATCH, preprocessing=how, calibration=pictures)

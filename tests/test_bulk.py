@@ -14,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import anyres
 from anyres.config import UserError
@@ -26,7 +27,7 @@ from anyres.runs.bulk.joined import check_out, columns_of
 from anyres.runs.bulk.on_ray import Pool, blocks_of, pool_for
 from anyres.runs.bulk.options import BulkOptions, Engine
 from anyres.runs.bulk.run import predict_into
-from anyres.runs.bulk.worker import AnswerRow
+from anyres.runs.bulk.worker import AnswerRow, Worker
 from anyres.runs.opened import ModelSpec
 from tests.command import anyres as command
 from tests.command import refused
@@ -84,6 +85,35 @@ def test_every_image_is_a_row_with_the_answer_that_one_image_gets(
         assert (row["class"], row["size"]) == (best["name"], "48")
         assert float(row["probability"]) == pytest.approx(best["probability"], abs=1e-5)
     assert [path.name for path in unbroken.parent.iterdir()] == ["a.csv"]
+
+
+def test_threads_answer_side_by_side_as_one_does(spec: ModelSpec, photos: Path) -> None:
+    """Two threads that each read and answer, over parts and two sizes; where something fails, it is told."""
+    (listed, _), options = wanted_images(read_words([str(photos)])), BulkOptions((Size(24, 24), Size(48, 48)), batch=2)
+    parts = [(number, listed[3 * number : 3 * number + 3]) for number in range(3)]
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            worker = Worker(spec, options)
+            assert worker.side_by_side == (threads == 2)
+            found[threads] = list(worker.answer_parts(iter(parts)))
+            if threads == 2:
+                worker.predictors.clear()
+                with pytest.raises(KeyError):
+                    worker.answer(listed)
+            worker.close()
+    finally:
+        torch.set_num_threads(before)
+    assert [number for number, _ in found[2]] == [0, 1, 2]
+    one, two = ([row for _, rows in found[threads] for row in rows] for threads in (1, 2))
+    assert [(row["image"], row["size"], row["error"]) for row in one] == [
+        (row["image"], row["size"], row["error"]) for row in two
+    ]
+    assert {row["size"] for row in two} == {"24", "48", ""}
+    for a, b in zip(one, two, strict=True):
+        if not a["error"]:
+            assert a["answer"]["classes"][0] == pytest.approx(b["answer"]["classes"][0], abs=1e-5)
 
 
 def test_the_three_forms_say_the_same(tiny_run: TinyRun, photos: Path, unbroken: Path, tmp_path: Path) -> None:

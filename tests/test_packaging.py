@@ -1,20 +1,28 @@
-"""What is installed works: the wheel in an empty environment, and the lowest versions that pyproject.toml allows.
+"""What is installed works: the wheel in an empty environment, the lowest versions that pyproject.toml allows, and the
+containers' commands without a container.
 
 `make packaging` runs these; `make test` leaves them out, since they fetch a second PyTorch.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.pictures import make_folder
+from tests.pictures import draw, make_folder
+from tests.runs import free_port
 
 ROOT = Path(__file__).parents[1]
 UV = (sys.executable, "-m", "uv")
@@ -92,3 +100,74 @@ def test_the_lowest_versions_train_and_draw_a_curve(wheel: Path, tmp_path: Path)
     words = ["train", "restv2_nano", "--data", str(data), "--out", str(out), *values]
     run(python, "-c", SMOKE.format(torch=torch, words=words), cwd=tmp_path)
     assert (out / "curve.csv").read_text().count("\n") == 3
+
+
+def container(name: str, folder: Path) -> tuple[list[str], dict[str, str], str]:
+    """What ``docker/NAME.Dockerfile`` starts, with its environment, and its health check; installed as it says, from
+    the files that it copies, into an environment in ``folder`` in place of the system's."""
+    text = (ROOT / "docker" / f"{name}.Dockerfile").read_text().replace("\\\n", " ")
+    said = {word: re.findall(rf"^{word} (.+)$", text, re.M) for word in ("COPY", "ENV", "ENTRYPOINT", "CMD")}
+    app = folder / "app"
+    app.mkdir(parents=True)
+    for line in said["COPY"]:
+        for source in line.split()[:-1]:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, app / source)
+            else:
+                shutil.copy(ROOT / source, app)
+    (install,) = re.findall(r"&& uv (pip install .+?) +&&", text)
+    words = [word for word in shlex.split(install) if word not in ("--system", "--no-cache")]
+    python = environment(folder / "venv", "3.12")
+    run(*UV, *words, "--quiet", "--python", python, cwd=app)
+    values = dict(word.split("=", 1) for line in said["ENV"] for word in shlex.split(line))
+    places = {value: str(folder / value.strip("/").replace("/", "-")) for value in values.values() if value[0] == "/"}
+    command = json.loads(said["ENTRYPOINT"][0]) + json.loads(said["CMD"][0])
+    set_here = {name: places.get(value, value) for name, value in values.items()}
+    path = f"{python.parent}:{os.environ['PATH']}"
+    health = re.findall(r"HEALTHCHECK.+?CMD (\[.+\])$", text, re.M)
+    return command, {**ENVIRONMENT, **set_here, "PATH": path}, health[0] if health else ""
+
+
+def test_the_containers_commands_run_bare(tmp_path: Path) -> None:
+    """The training image trains and says what it has; the serving image serves that run behind a token, is healthy,
+    and ends in order."""
+    doctor, values, _ = container("train", tmp_path / "train")
+    done = subprocess.run(doctor, check=False, capture_output=True, text=True, env=values, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data, out = make_folder(tmp_path / "shapes", per_class=8), tmp_path / "run"
+    how = ("views.sizes=[32,24]", "data.batch_size=6", "train.epochs=1", "evaluate.sizes=[24,32]", "data.workers=0")
+    words = [doctor[0], "train", "restv2_nano", "--data", str(data), "--out", str(out), *how]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, env=values, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    command, values, health = container("serve", tmp_path / "serve")
+    port = str(free_port())
+    here = {"/run": str(out), "0.0.0.0": "127.0.0.1", "8000": port}
+    command = [here.get(word, word) for word in command]
+    token = "a-token-for-this-test-alone"
+    served = subprocess.Popen(
+        command, env={**values, "ANYRES_TOKEN": token}, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        check = [word.replace("8000", port) for word in json.loads(health)]
+        end = time.monotonic() + 120
+        while subprocess.run(check, check=False, capture_output=True, env=values).returncode:
+            assert served.poll() is None, served.communicate()
+            assert time.monotonic() < end, "it does not become healthy"
+            time.sleep(0.5)
+        picture = tmp_path / "one.png"
+        draw(0, 1).save(picture)
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/predict?size=32", picture.read_bytes())
+        asked.add_header("Content-Type", "image/png")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(asked, timeout=20)
+        asked.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            assert len(json.loads(answer.read())["predictions"]) == 3
+        served.send_signal(signal.SIGTERM)
+        _, errors = served.communicate(timeout=60)
+        assert served.returncode == 143, errors
+        assert "everything that was accepted has been answered" in errors
+    finally:
+        served.kill()
+        served.wait()

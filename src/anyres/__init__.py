@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anyres.runs.compare import compare
     from anyres.runs.evaluate import curve, evaluate
     from anyres.runs.export import export
+    from anyres.runs.fourier import fourier
     from anyres.runs.look import look
     from anyres.runs.opened import load
     from anyres.runs.pick import pick
@@ -47,6 +48,7 @@ _HOMES = {
     "curve": "anyres.runs.evaluate",
     "evaluate": "anyres.runs.evaluate",
     "export": "anyres.runs.export",
+    "fourier": "anyres.runs.fourier",
     "fuse": "anyres.deploy.fuse",
     "list_models": "anyres.models.registry",
     "load": "anyres.runs.opened",
@@ -74,6 +76,7 @@ __all__ = [
     "curve",
     "evaluate",
     "export",
+    "fourier",
     "fuse",
     "list_models",
     "load",

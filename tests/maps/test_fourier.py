@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anyres import fourier, load
 from anyres.maps.fourier import EPS, Fourier, diagonal, log_amplitude
 from tests.command import anyres
 from tests.models.zoo import SMALL, build, image, stirred
@@ -85,6 +86,12 @@ def test_the_verb_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert [float(row["frequency"]) for row in first] == pytest.approx([i / 7 for i in range(8)], abs=1e-5)
     with Image.open(tmp_path / "out" / "fourier.png") as picture:
         assert picture.width > picture.height
+    trained = load("restv2_nano", weights="none")
+    spectra = fourier(trained, data=data, size="64x96", images=4)
+    assert [(s.part, str(s.layer), s.module) for s in spectra] == list(
+        dict.fromkeys((row["part"], row["layer"], row["module"]) for row in rows)
+    )
+    assert [float(row["log_amplitude"]) for row in first] == pytest.approx(spectra[0].values, abs=1e-4)
 
 
 def test_a_set_without_a_readable_image_is_one_line(tmp_path: Path) -> None:

@@ -33,15 +33,14 @@ def fourier(
     """
     from anyres.cli.console import report_
     from anyres.flow import Size
-    from anyres.runs.fourier import fourier as run
-    from anyres.runs.fourier import write_spectra
+    from anyres.runs.fourier import spectra_of, write_spectra
     from anyres.runs.inputs import describe_images
     from anyres.runs.opened import DataSpec, ModelSpec, open_model
     from anyres.runs.stderr import log_sentences
 
     wanted = Size.parse(size) if size else None
     trained = open_model(ModelSpec(model, weights))
-    spectra, seen = run(trained, DataSpec(data, split), wanted, images)
+    spectra, seen = spectra_of(trained, DataSpec(data, split), wanted, images)
     log_sentences((*seen.source.notes, *describe_images(seen, seen.source.split)))
     at = wanted or trained.recipe.views.parsed[0]
     title = f"{trained.name} at {at} px, {spectra[0].images} images"

@@ -46,6 +46,16 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option("--drain-seconds", help="After SIGTERM new requests are still answered for so long.")
     ] = 3.0,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray for Ray Serve on a cluster (pip install 'anyres[ray]').")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="The Ray cluster's; without it one is started on this machine.")
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option("--replicas", min=1, help="Servers of the Ray cluster; one for each node if not given."),
+    ] = None,
 ) -> None:
     """Answer images over HTTP, each at the size that the request, its deadline or the load calls for; with a page.
 
@@ -55,7 +65,7 @@ def serve(
     Example: `anyres serve runs/first --port 8000`
     """
     from anyres.cli.console import report_
-    from anyres.config import Stopped
+    from anyres.config import Stopped, UserError
     from anyres.flow import parse_sizes
     from anyres.runs.opened import ModelSpec
     from anyres.serve.options import Limits, Pace, ServeOptions
@@ -85,5 +95,13 @@ def serve(
     def began(address: str, what: str) -> None:
         report_(f"serving {what}", f"page and API at {address} (Ctrl-C ends it)")
 
-    asked = run(ModelSpec(model, weights, classes), options, began)
+    spec = ModelSpec(model, weights, classes)
+    if engine == "ray":
+        from anyres.serve.start import serve_on_cluster
+
+        asked = serve_on_cluster(spec, options, address, replicas, began)
+    elif engine != "local" or address or replicas:
+        raise UserError(f"--engine {engine}: local or ray; --address and --replicas go with ray")
+    else:
+        asked = run(spec, options, began)
     raise Stopped(f"stopped by {asked.name}: everything that was accepted has been answered", exit_code(asked))

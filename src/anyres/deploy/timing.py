@@ -56,7 +56,7 @@ class Row:
     p99_ms: float
     peak_mib: float  # resident memory of its process
     gflops_per_s: float
-    share: float  # of the matrix rate in its precision (int8: of bf16's)
+    share: float  # of the matrix rate in its precision (int8: of bf16's; without bf16 here: of float32's)
 
     @property
     def disturbed(self) -> bool:
@@ -153,7 +153,7 @@ def _row(timed: JobTimes, matrix: dict[str, float]) -> Row:
     per_round = tuple(job.batch / statistics.median(turn) for turn in timed.rounds)
     speed = statistics.median(per_round)
     done = speed * job.flops / 1e9
-    reference = matrix["fp32" if job.backend.precision == "fp32" else "bf16"]
+    reference = matrix["fp32"] if job.backend.precision == "fp32" else matrix.get("bf16", matrix["fp32"])
     p50, p99 = (1000 * float(q) for q in np.percentile(calls, (50, 99)))
     return Row(job, speed, per_round, p50, p99, timed.peak, done, done / reference)
 

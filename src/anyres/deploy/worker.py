@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from anyres.config import UserError
+from anyres.flow import has_bf16
 from anyres.ops.processors import peak_memory
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
@@ -84,10 +85,13 @@ def _serve(pipe: Connection, work: Callable[[Any], Timer | str], what: object) -
 
 
 def matrix_product(threads: int | None) -> Timer:
-    """For a worker: the machine's matrix product, GFLOP/s in float32 and bf16."""
+    """For a worker: the machine's matrix product, GFLOP/s in float32, and in bf16 where it has instructions for it:
+    elsewhere one such product takes minutes."""
     if threads:
         torch.set_num_threads(threads)
-    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    precisions = {"fp32": torch.float32}
+    if has_bf16(torch.device("cpu")):
+        precisions["bf16"] = torch.bfloat16
     pairs = {name: torch.randn(2, SIDE, SIDE).to(dtype) for name, dtype in precisions.items()}
 
     def rates(seconds: float) -> dict[str, float]:

@@ -11,12 +11,14 @@ from rich.progress import track
 
 from anyres.data.cache import DecodedImages
 from anyres.data.sources import Source
+from anyres.deploy.predictor import size_of
 from anyres.flow import Size
 from anyres.maps.fourier import Fourier, Spectrum
 from anyres.maps.fourier_plot import fourier_png
 from anyres.runs.bounds import check_sizes_fit
 from anyres.runs.inputs import open_test_images, scored_batches
-from anyres.runs.opened import DataSpec, TrainedModel
+from anyres.runs.opened import DataSpec, Model, TrainedModel, open_model
+from anyres.runs.stderr import show_log
 from anyres.storage import write_bytes, write_rows
 from anyres.tasks import task_of
 
@@ -24,6 +26,27 @@ HEAD = ("part", "layer", "module", "rows", "columns", "images", "frequency", "lo
 
 
 def fourier(
+    model: Model,
+    *,
+    data: str | Path | None = None,
+    split: str | None = None,
+    size: str | int | Size | None = None,
+    images: int | None = None,
+) -> list[Spectrum]:
+    """Which frequencies each layer of a model keeps, over a set of images (ResTv2, section 4).
+
+    ``model``: see ``Model``. ``data``, ``split``: the images (the recipe's own held-out ones). ``size``: a side in
+    pixels or ``"320x192"`` (None: the largest it was trained at). ``images``: so many, the first ones (None: all).
+
+    Returns a Spectrum for each layer and part of it: ``.frequencies`` in [0, 1], as shares of π, and ``.values``, the
+    log amplitudes relative to the first. Raises UserError.
+    """
+    show_log()
+    where = DataSpec(str(data) if data is not None else None, split)
+    return spectra_of(open_model(model), where, size_of(size) if size is not None else None, images)[0]
+
+
+def spectra_of(
     trained: TrainedModel, where: DataSpec = DataSpec(), size: Size | None = None, most: int | None = None
 ) -> tuple[list[Spectrum], DecodedImages]:
     """Spectra of every layer at ``size`` (None: the largest it was trained at), and the images.

@@ -54,7 +54,7 @@ class ServedModel:
     """``trained`` at every size: those to choose from by the engine of ``options``, others by eager PyTorch.
 
     Both answer as ``anyres.Predictor`` does in fp32. ``engines`` threads at a time may call ``run``, any number the
-    others. On a CPU eager PyTorch has as many engines as processors, of one thread each: where several threads begin
+    others. On a CPU eager PyTorch has as many engines as threads, of one thread each: where several threads begin
     parallel work, their OpenMP teams sleep while they wait, and two threads took twice as long as one.
 
     Raises UserError for a model that gives no classes, or cannot take the sizes.
@@ -86,7 +86,7 @@ class ServedModel:
         if options.backend != "eager":
             self.fixed = predictors_for(trained, sizes, EngineOptions(options.backend, batch))
         on_cpu = self.any_size.device.type == "cpu"
-        self.engines = processors() if on_cpu and not self.fixed else 1
+        self.engines = min(processors(), torch.get_num_threads()) if on_cpu and not self.fixed else 1
         self.engine = str(next(iter(self.fixed.values())).backend) if self.fixed else "eager"
         with one_thread() if on_cpu else nullcontext():
             self.lines = {size: self._time(size) for size in sizes}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anyres.config import UserError, first_line, need
-from anyres.runs.opened import Model, open_model
+from anyres.runs.opened import Model, ModelSpec, open_model
 from anyres.serve.options import TOKEN, ServeOptions
 from anyres.storage import read_bytes
 
@@ -26,8 +26,7 @@ def serve(model: Model, options: ServeOptions, began: Callable[[str, str], None]
     Raises UserError.
     """
     options.check()
-    for module in NEEDED:
-        need(module, extra="serve", purpose="anyres serve")
+    _check_installed()
     from anyres.serve.app import make_app
     from anyres.serve.model import ServedModel
     from anyres.serve.pictures import ignore_warnings
@@ -41,6 +40,25 @@ def serve(model: Model, options: ServeOptions, began: Callable[[str, str], None]
     finally:
         listener.close()
     return asked or signal.SIGTERM
+
+
+def serve_on_cluster(
+    spec: ModelSpec,
+    options: ServeOptions,
+    address: str | None,
+    replicas: int | None,
+    began: Callable[[str, str], None],
+) -> signal.Signals:
+    """The same by Ray Serve; see ``serve.on_ray.serve_on_ray``. Raises UserError."""
+    _check_installed()
+    from anyres.serve.on_ray import RayOptions, serve_on_ray
+
+    return serve_on_ray(spec, options, RayOptions(address, replicas), began)
+
+
+def _check_installed() -> None:
+    for module in NEEDED:
+        need(module, extra="serve", purpose="anyres serve")
 
 
 def read_token(file: Path | None) -> str | None:

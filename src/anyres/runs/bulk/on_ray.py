@@ -14,26 +14,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
-import re
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anyres.config import UserError, first_line, need
+from anyres.config import UserError
 from anyres.data.image_list import StoredList
 from anyres.models.state_files import digest_of
 from anyres.runs.bulk.job import Job
 from anyres.runs.bulk.options import BulkOptions, Engine
 from anyres.runs.bulk.worker import AnswerRow, Worker
 from anyres.runs.opened import ModelSpec
+from anyres.runs.ray_cluster import cluster, everywhere, reason_of
 
 log = logging.getLogger(__name__)
 SPARE = 2
@@ -80,7 +77,7 @@ def answers_on_ray(
 ) -> Iterator[tuple[int, Sequence[AnswerRow]]]:
     """The rows of the ``missing`` parts, in the order in which they come; those of a node that is lost come from
     another. ``digest``: of the weights. Raises UserError where the cluster or a worker fails."""
-    with _cluster(engine) as ray:
+    with cluster(engine.address, "--engine ray", "ray.data") as ray:
         from ray.data import ActorPoolStrategy, DataContext
 
         context = DataContext.get_current()
@@ -91,7 +88,7 @@ def answers_on_ray(
         log.info("ray: up to %d workers on %d nodes", pool.workers, sum(node["Alive"] for node in ray.nodes()))
         answered = blocks_of(missing).map_batches(
             RayWorker,
-            fn_constructor_args=(_everywhere(spec), options, job.listed.everywhere(), digest),
+            fn_constructor_args=(everywhere(spec), options, job.listed.everywhere(), digest),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
             num_cpus=pool.cpus,
@@ -111,42 +108,6 @@ def blocks_of(parts: Sequence[int]) -> Any:
     return from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
 
 
-def _everywhere(spec: ModelSpec) -> ModelSpec:
-    """The same with full paths, for processes that run in other folders."""
-
-    def full(what: str | Path | None) -> str | None:
-        return None if what is None else str(Path(what).absolute()) if Path(what).exists() else str(what)
-
-    return ModelSpec(full(spec.what) or spec.what, full(spec.weights), full(spec.classes))
-
-
-@contextmanager
-def _cluster(engine: Engine) -> Iterator[Any]:
-    """Ray, connected to the cluster, or to one of this machine that ends with the work. Raises UserError."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before it is imported
-    ray = need("ray", extra="ray", purpose="--engine ray")
-    need("ray.data", extra="ray", purpose="--engine ray")
-    if ray.is_initialized():  # by the program around
-        yield ray
-        return
-    address = engine.address or os.environ.get("RAY_ADDRESS") or "local"
-    ours = {"include_dashboard": False} if address == "local" else {}
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if in_main else None
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address} ({first_line(error)}): `ray start --head` starts one") from None
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)  # Ray sets its own
-    try:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told in one line
-        yield ray
-    finally:
-        ray.shutdown()
-
-
 @contextmanager
 def _told(ray: Any) -> Iterator[None]:
     """What a worker or the cluster raises inside, as one line."""
@@ -155,15 +116,7 @@ def _told(ray: Any) -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        raise UserError(f"Ray: {_reason(str(error))}; the same command continues") from None
-
-
-def _reason(text: str) -> str:
-    """Of an error with a worker's traceback, the line that says what went wrong there."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it failed without a word"]
-    told = re.compile(r"(\w+\.)*(UserError|Damaged|\w*OSError|FileNotFoundError|PermissionError): (.+)")
-    said = [found[3] for line in lines if (found := told.match(line))]
-    return (said[-1] if said else lines[0]).rstrip(".")
+        raise UserError(f"Ray: {reason_of(str(error))}; the same command continues") from None
 
 
 @contextmanager

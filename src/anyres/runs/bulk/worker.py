@@ -64,6 +64,7 @@ Part = tuple[int, Sequence[ListedImage]]
 """Its number, and its images."""
 Answers = Sequence[Said | Unreadable]
 """Of some images, in their order."""
+AnsweredPart = tuple[int, Sequence[ListedImage], Answers]
 
 
 class Worker:
@@ -92,7 +93,7 @@ class Worker:
             self.gathered = self._through_cascade(engine)
         else:
             self.gathered = self._one_by_one(one)
-        self.side_by_side = self._thinks_in_threads()
+        self.side_by_side = self._is_eager_on_cpu()
         threads = torch.get_num_threads() if self.side_by_side else processors()
         count = min(MOST_THREADS, threads)
         each = threads // count if self.side_by_side else 1
@@ -126,18 +127,18 @@ class Worker:
         trained.model.check_sizes(self.sizes)
         check_sizes_fit(self.sizes, trained.recipe, self.options.batch)
 
-    def _thinks_in_threads(self) -> bool:
-        """Whether several threads can run the model at a time, and gain by it: eager PyTorch, on a CPU."""
+    def _is_eager_on_cpu(self) -> bool:
+        """Whether several threads can run the model at a time, and gain by it."""
         eager = all(each.backend.engine == "eager" and each.device.type == "cpu" for each in self.predictors.values())
         return self.batched and eager and torch.get_num_threads() > 1
 
-    def _side_by_side(self, parts: Iterable[Part]) -> Iterator[tuple[*Part, Answers]]:
+    def _side_by_side(self, parts: Iterable[Part]) -> Iterator[AnsweredPart]:
         """Each thread reads some images and answers them, so that none waits for another: small images cost more in
         Python, which one thread runs at a time, than in the model."""
         at_once = self.options.batch * len(self.sizes)
         begun: deque[tuple[int, Sequence[ListedImage], list[Future[Answers]]]] = deque()
 
-        def ended() -> tuple[*Part, Answers]:
+        def ended() -> AnsweredPart:
             number, images, some = begun.popleft()
             return number, images, [found for each in some for found in each.result()]
 
@@ -152,7 +153,7 @@ class Worker:
     def _answer_some(self, images: Sequence[ListedImage]) -> Answers:
         return _in_order(self._in_batches(map(self._read, images)))
 
-    def _in_turn(self, parts: Iterable[Part]) -> Iterator[tuple[*Part, Answers]]:
+    def _in_turn(self, parts: Iterable[Part]) -> Iterator[AnsweredPart]:
         """This thread runs the model, and others decode for it."""
         for number, images, seen in self._read_ahead(parts):
             yield number, images, _in_order(self._in_batches(seen) if self.batched else self._in_groups(seen))
