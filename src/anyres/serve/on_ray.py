@@ -81,9 +81,7 @@ def serve_on_ray(
         began(f"http://{host}:{options.port}", f"{trained.name}, {count} replicas on {len(nodes)} nodes")
         asked.wait()
         log.info("asked to end: what was accepted is answered")
-        serve.delete(NAME)
-        if where.address is None:
-            serve.shutdown()
+        serve.delete(NAME)  # waits for it
     return asked.signal
 
 
