@@ -62,6 +62,7 @@ def test_drop_a_photo_and_turn_the_dial(
         name = tab.inner_text(f"#sizes [data-size='{size}'] .name")
         assert python[name] == max(python.values()), size
         assert " ms of the model" in tab.inner_text(f"#sizes [data-size='{size}'] .ms")
+    assert tab.get_attribute("#sizes .best", "data-size") == "512", "also a size that had no card"
     rows = tab.query_selector_all("#guesses li")
     assert len(rows) == 5
     assert any("<b>odd</b>" in row.inner_text() for row in rows), "names are data"

@@ -134,12 +134,12 @@ async function answer(sizes) {
     let first = null;
     for (const size of sizes) {
       const found = await ask(state.image, size, state.token, asking.signal);
+      fill(found.size, found);
       if (!first) {
         show(found);
         mark(found.size);
         first = found;
       }
-      fill(found.size, found);
     }
     at("answer").dataset.done = String(Number(at("answer").dataset.done ?? 0) + 1);
     await showMap(first, asking.signal);
