@@ -1,5 +1,5 @@
 // Asks the server that sent this page.
-const TRIES = 5;
+const TRIES = 30; // for a map, which waits for another one, or for answers
 
 function headers(token) {
   return token ? { authorization: `Bearer ${token}` } : {};
