@@ -47,6 +47,9 @@ BACKEND = (
     "auto (measures once and remembers), eager, inductor, onnxruntime or openvino; with :bf16 for bf16; the last two "
     "also with :int8, whose ranges are read from a run's training images at every start."
 )
+RayAddress = Annotated[
+    str | None, typer.Option("--address", help="The Ray cluster's; without it one is started on this machine.")
+]
 HugePages = Annotated[
     bool,
     typer.Option("--huge-pages", help="Move the process's memory into huge pages (Linux): faster, more memory."),

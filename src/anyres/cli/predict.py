@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anyres.cli.app import app
-from anyres.cli.arguments import BACKEND, Classes, HugePages, Model, Weights
+from anyres.cli.arguments import BACKEND, Classes, HugePages, Model, RayAddress, Weights
 from anyres.config import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from anyres.runs.predict import PredictOptions
     from anyres.tasks import AnswerOptions
 
-log = logging.getLogger(__name__)
 NAMED = 3  # unreadable files that the last line names
 
 
@@ -69,9 +67,7 @@ def predict(
     engine: Annotated[
         str, typer.Option("--engine", help="With --out: local, or ray for a Ray cluster (pip install 'anyres[ray]').")
     ] = "local",
-    address: Annotated[
-        str | None, typer.Option("--address", help="The Ray cluster's; without it one is started on this machine.")
-    ] = None,
+    address: RayAddress = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Of the Ray cluster, at most; as many as fit if not given.")
     ] = None,
@@ -190,8 +186,7 @@ def _tell_drift(trained: TrainedModel, size: Size, answers: Sequence[FileAnswer]
     drift = DriftCounter(trained)
     for answer in answers:
         drift.add(size, answer.values)
-    if drift.line:
-        log.info(drift.line)
+    drift.tell()
 
 
 def _check_readable(answers: Sequence[FileAnswer]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from anyres.cli.app import app
-from anyres.cli.arguments import BACKEND, Classes, Model, Weights
+from anyres.cli.arguments import BACKEND, Classes, Model, RayAddress, Weights
 
 
 @app.command()
@@ -49,9 +49,7 @@ def serve(
     engine: Annotated[
         str, typer.Option("--engine", help="local, or ray for Ray Serve on a cluster (pip install 'anyres[ray]').")
     ] = "local",
-    address: Annotated[
-        str | None, typer.Option("--address", help="The Ray cluster's; without it one is started on this machine.")
-    ] = None,
+    address: RayAddress = None,
     replicas: Annotated[
         int | None,
         typer.Option("--replicas", min=1, help="Servers of the Ray cluster; one for each node if not given."),

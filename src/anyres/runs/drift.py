@@ -66,6 +66,11 @@ class DriftCounter:
         """In a sentence; "" for fewer than FEWEST images."""
         return told(self._monitor.drifts(), self._monitor.held_out) if self._monitor else ""
 
+    def tell(self) -> None:
+        """Log the sentence, where there is one."""
+        if line := self.line:
+            log.info(line)
+
 
 def confidence_in(values: Any) -> float:
     """The probability of the likeliest class in an answer's values; NaN where there is none."""

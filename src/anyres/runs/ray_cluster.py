@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import signal
 import threading
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from anyres.config import UserError, first_line, need
-from anyres.runs.opened import ModelSpec
+from anyres.models.state_files import digest_of
+from anyres.runs.opened import ModelSpec, TrainedModel, open_model
 
 
 def everywhere(spec: ModelSpec) -> ModelSpec:
@@ -23,6 +25,14 @@ def everywhere(spec: ModelSpec) -> ModelSpec:
         return None if what is None else str(Path(what).absolute()) if Path(what).exists() else str(what)
 
     return ModelSpec(full(spec.what) or spec.what, full(spec.weights), full(spec.classes))
+
+
+def open_there(spec: ModelSpec, digest: str) -> TrainedModel:
+    """``spec``'s model, in a process of the cluster. Raises UserError where its weights are not those of ``digest``."""
+    trained = open_model(spec)
+    if digest_of(trained.model.state_dict()) != digest:
+        raise UserError(f"{spec.what} has other weights on the node {platform.node()}: copy the run there")
+    return trained
 
 
 @contextmanager

@@ -7,7 +7,6 @@ a request to the replica with fewer in flight.
 from __future__ import annotations
 
 import logging
-import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Any
 from anyres.config import UserError
 from anyres.models.state_files import digest_of
 from anyres.runs.opened import ModelSpec, open_model
-from anyres.runs.ray_cluster import cluster, everywhere, reason_of
+from anyres.runs.ray_cluster import cluster, everywhere, open_there, reason_of
 from anyres.serve.app import make_app
 from anyres.serve.model import ServedModel
 from anyres.serve.options import ServeOptions
@@ -41,10 +40,7 @@ class Replica:
 
     def __init__(self, spec: ModelSpec, options: ServeOptions, digest: str) -> None:
         ignore_warnings()
-        trained = open_model(spec)
-        if digest_of(trained.model.state_dict()) != digest:
-            raise UserError(f"{spec.what} has other weights on the node {platform.node()}: copy the run there")
-        self.served = ServedModel(trained, options)
+        self.served = ServedModel(open_there(spec, digest), options)
 
     def __serve_build_asgi_app__(self) -> Any:
         return make_app(self.served)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,12 +24,11 @@ import numpy as np
 
 from anyres.config import UserError
 from anyres.data.image_list import StoredList
-from anyres.models.state_files import digest_of
 from anyres.runs.bulk.job import Job
 from anyres.runs.bulk.options import BulkOptions, Engine
 from anyres.runs.bulk.worker import AnswerRow, Worker
 from anyres.runs.opened import ModelSpec
-from anyres.runs.ray_cluster import cluster, everywhere, reason_of
+from anyres.runs.ray_cluster import cluster, everywhere, open_there, reason_of
 
 log = logging.getLogger(__name__)
 SPARE = 2
@@ -63,9 +61,7 @@ class RayWorker:
     """``Worker`` as Ray Data calls it: a block with the number of one part -> the number, and its rows as JSON."""
 
     def __init__(self, spec: ModelSpec, options: BulkOptions, listed: StoredList, digest: str) -> None:
-        self.worker, self.listed = Worker(spec, options), listed
-        if digest_of(self.worker.trained.model.state_dict()) != digest:
-            raise UserError(f"{spec.what} has other weights on the node {platform.node()}: copy the run there")
+        self.worker, self.listed = Worker(spec, options, open_there(spec, digest)), listed
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         parts = [int(part) for part in block["part"]]

@@ -91,8 +91,7 @@ def predict_into(
         drift = DriftCounter(trained, cascade=options.cascade)
         done = Done(out, len(job), join(job, kind_of(trained), drift))
         job.remove()
-    if drift.line:
-        log.info(drift.line)
+    drift.tell()
     return done
 
 
